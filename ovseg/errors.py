@@ -1,0 +1,51 @@
+"""A user's mistake, told in one sentence."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+
+class InputError(ValueError):
+    """Bad input. The message says what is wrong and where, what was expected and found, and what to do.
+
+    The command line prints it alone, without a traceback, and exits with 2.
+    """
+
+
+def first_five(names: Iterable[object]) -> str:
+    """`a, b, c, d, e and 3 more`: the offenders of an error message."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+    """The entry `name` of `table`.
+
+    Raises:
+        InputError: there is no such entry; the message lists the choices.
+    """
+    if name not in table:
+        raise InputError(f"Unknown {kind} {name!r}. Choose one of: {', '.join(sorted(table))}.")
+    return table[name]
+
+
+def check_arguments(kind: str, function: Callable, arguments: Mapping[str, object], given: int = 0) -> None:
+    """Refuse arguments that `function` does not take, before it runs.
+
+    Args:
+        kind: what the function builds, for the message.
+        function: a callable whose signature lists its arguments; those it would take as `**kwargs` are not known.
+        arguments: what will be passed by keyword.
+        given: number of leading parameters that the caller passes itself.
+
+    Raises:
+        InputError: unknown or missing arguments; the message lists the known ones.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[given:]
+    known = {p.name: p.default is p.empty for p in parameters if p.kind is not p.VAR_KEYWORD}
+    unknown = [name for name in arguments if name not in known]
+    missing = [name for name, needed in known.items() if needed and name not in arguments]
+    if unknown or missing:
+        what = f"does not take {first_five(unknown)}" if unknown else f"needs {first_five(missing)}"
+        raise InputError(f"{kind} {what}. Its arguments are: {', '.join(known) or 'none'}.")
