@@ -1,0 +1,253 @@
+"""Batches of pairs for training and evaluation.
+
+The batch contract, everywhere in ovseg: a dict of `image` uint8 (N, 3, H, W), RGB 0..255; `mask` uint8 (N, 1, H, W),
+0 or 1; `stem` list of N str. Scaling to the network's range is the network's own first layer.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import rank_zero_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from ovseg.data.geometry import FITS, place
+from ovseg.data.pairs import Pair, find_pairs, list_images, read_image, read_mask, verify_pairs
+from ovseg.data.phantoms import write_phantoms
+from ovseg.data.transforms import augment, build_transform
+from ovseg.errors import InputError, choose, first_five
+
+SPLITS = ("train", "valid", "test")
+
+
+class PairDataset(Dataset):
+    """Pairs as dicts of tensors, placed in a square of `image_size`; item (index, seed) is augmented with that seed."""
+
+    def __init__(self, pairs: list[Pair], image_size: int, fit: str, mask_threshold: int, augmentation: str = "none"):
+        self.pairs, self.image_size, self.fit, self.mask_threshold = pairs, image_size, fit, mask_threshold
+        self.transform = build_transform(augmentation)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, seed = key if isinstance(key, tuple) else (key, 0)
+        pair = self.pairs[index]
+        image = place(read_image(pair.image_path), self.image_size, self.fit)
+        mask = place(read_mask(pair.mask_path, self.mask_threshold), self.image_size, self.fit)
+        if self.transform is not None:
+            image, mask = augment(self.transform, image, mask, seed)
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return {"image": image, "mask": torch.from_numpy(np.ascontiguousarray(mask))[None], "stem": pair.stem}
+
+
+class TrainSampler(DistributedSampler):
+    """Yields (index, augmentation seed), both a function of (seed, epoch, index) alone.
+
+    So what an epoch sees depends neither on the number of workers, nor on whether they persist, nor on a resume, and
+    with several processes each image keeps its augmentation. A DistributedSampler, so Lightning leaves it as it is and
+    calls `set_epoch`.
+    """
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        for index in super().__iter__():
+            yield index, int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0])
+
+
+class WholeBatchSampler(DistributedSampler):
+    """Deals whole batches to the processes in turn, without repeating an image to even the shares.
+
+    The batches are those of one process, so batch-wide scores and their means do not depend on the number of processes.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, num_replicas: int, rank: int):
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+        starts = range(rank * batch_size, len(dataset), num_replicas * batch_size)
+        self.indices = [i for start in starts for i in range(start, min(start + batch_size, len(dataset)))]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def init_worker(_: int) -> None:
+    """Keep OpenCV to the worker's own thread: its pool can hang a forked worker."""
+    cv2.setNumThreads(0)
+
+
+class OvarianTumorDataModule(LightningDataModule):
+    """The dataset tree `root/{train,valid,test}/{images,masks}`, pairs matched by stem.
+
+    It is what `prepare_data` writes, and the TensorFlow baseline's own layout (JPEG masks, any picture format). Every
+    pair is decoded and checked once before the first epoch.
+
+    Args:
+        root: the dataset's folder.
+        image_size: side of the square that images and masks are placed in, pixels, 16..8192.
+        batch_size: images a batch and process.
+        num_workers: loader processes; 0 loads in the main process.
+        augmentation: for training: `none`, `flips`, `standard`, or an albumentations YAML/JSON file.
+        shuffle: new order of the training images in each epoch (the baseline has none).
+        drop_last: leave out a short last training batch; batch normalisation fails on a batch of one pixel.
+        seed: order and augmentation follow from (seed, epoch, image).
+        fit: how a picture that is not square fills the square: `letterbox` or `stretch`.
+        mask_threshold: grey values above it are lesion, 0..254.
+        exclude: stems to leave out of every split.
+        mini_test: folder of images for the snapshots of every epoch; by default images of `test`.
+        phantoms: where `root` does not exist, write this many synthetic pairs there; 0 never does.
+
+    Raises:
+        InputError: a value out of range, an unknown `augmentation` or `fit`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 512,
+        batch_size: int = 2,
+        num_workers: int = 2,
+        augmentation: str = "none",
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 42,
+        fit: str = "letterbox",
+        mask_threshold: int = 127,
+        exclude: list[str] | None = None,
+        mini_test: str | None = None,
+        phantoms: int = 0,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        _check_range("image_size", image_size, 16, 8192)
+        _check_range("batch_size", batch_size, 1, 65536)
+        _check_range("num_workers", num_workers, 0, 1024)
+        _check_range("mask_threshold", mask_threshold, 0, 254)
+        choose("fit", fit, FITS)
+        build_transform(augmentation)
+        self.root = Path(root)
+        self._pairs: dict[str, list[Pair]] = {}
+        self._verified = False
+
+    def prepare_data(self) -> None:
+        """Write the phantoms where asked for, then verify every pair of every split; runs once a machine.
+
+        Raises:
+            InputError: the tree is missing or incomplete, or pairs can't be used (see `verify_pairs`).
+        """
+        if self._verified:
+            return
+        if self.hparams.phantoms and not self.root.exists():
+            write_phantoms(self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed)
+        self.verify(SPLITS)
+        if self.hparams.mini_test:
+            list_images(Path(self.hparams.mini_test))
+        self._verified = True
+
+    def verify(self, splits: Iterable[str]) -> None:
+        """Decode and check every pair of some splits; empty masks are counted and named.
+
+        Raises:
+            InputError: see `prepare_data`.
+        """
+        self._check_manifest()
+        for split in splits:
+            pairs = self.pairs(split)
+            empty = verify_pairs(pairs, self.hparams.mask_threshold)
+            if empty:
+                rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {split} are empty: {first_five(empty)}")
+
+    def _check_manifest(self) -> None:
+        """A dataset that was prepared stretched must be used stretched, or inference would place pictures otherwise."""
+        path = self.root / "manifest.json"
+        if not path.is_file():
+            return
+        try:
+            prepared = json.loads(path.read_text(encoding="utf-8")).get("fit", self.hparams.fit)
+        except (ValueError, AttributeError):
+            raise InputError(f"{path} is not the JSON that prepare_data writes. Prepare the dataset again.") from None
+        if prepared != self.hparams.fit:
+            raise InputError(
+                f"{self.root} was prepared with --fit {prepared}, but data.fit is {self.hparams.fit}. "
+                f"Set data.fit: {prepared}."
+            )
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The pairs of `train`, `valid` or `test`, in natural order of their stems.
+
+        Raises:
+            InputError: the split's folders are missing, or pairs are incomplete.
+        """
+        if split not in self._pairs:
+            choose("split", split, dict.fromkeys(SPLITS))
+            if not self.root.is_dir():
+                raise InputError(
+                    f"There is no dataset folder {self.root}. Set data.root, or make it: "
+                    "python scripts/prepare_data.py --source OTU_2d --output FOLDER."
+                )
+            folder = self.root / split
+            exclude = self.hparams.exclude or ()
+            self._pairs[split] = find_pairs(folder / "images", folder / "masks", exclude)
+        return self._pairs[split]
+
+    def mini_test_paths(self, count: int) -> list[tuple[Path, Path | None]]:
+        """Image and mask (None in a folder without masks) of the `count` pictures that snapshots show."""
+        if self.hparams.mini_test:
+            return [(path, None) for path in list_images(Path(self.hparams.mini_test)).values()][:count]
+        return [(pair.image_path, pair.mask_path) for pair in self.pairs("test")[:count]]
+
+    def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
+        """The dataset of a split."""
+        settings = self.hparams
+        return PairDataset(self.pairs(split), settings.image_size, settings.fit, settings.mask_threshold, augmentation)
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.dataset("train", self.hparams.augmentation)
+        replicas, rank = self._world()
+        options = {"shuffle": self.hparams.shuffle, "seed": self.hparams.seed, "drop_last": self.hparams.drop_last}
+        sampler = TrainSampler(dataset, replicas, rank, **options)
+        if self.hparams.drop_last and len(sampler) < self.hparams.batch_size:
+            raise InputError(
+                f"{len(sampler)} training images do not fill one batch of {self.hparams.batch_size}, and "
+                "data.drop_last leaves out short batches. Lower data.batch_size."
+            )
+        return self._loader(dataset, sampler, self.hparams.drop_last)
+
+    def val_dataloader(self) -> DataLoader:
+        return self.eval_dataloader("valid")
+
+    def test_dataloader(self) -> DataLoader:
+        return self.eval_dataloader("test")
+
+    def eval_dataloader(self, split: str) -> DataLoader:
+        """Every image of a split once, in order, whatever the number of processes."""
+        dataset = self.dataset(split)
+        return self._loader(dataset, WholeBatchSampler(dataset, self.hparams.batch_size, *self._world()))
+
+    def _world(self) -> tuple[int, int]:
+        """Number of processes and this one's rank."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _loader(self, dataset: PairDataset, sampler: DistributedSampler, drop_last: bool = False) -> DataLoader:
+        workers = self.hparams.num_workers
+        return DataLoader(
+            dataset,
+            self.hparams.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=init_worker,
+            generator=torch.Generator(),  # its own, or each iterator would draw from the numbers that dropout gets
+        )
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise InputError(f"data.{name} is {value}, expected {low}..{high}.")

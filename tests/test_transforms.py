@@ -1,0 +1,60 @@
+import albumentations as A
+import numpy as np
+import pytest
+
+from ovseg.data.phantoms import make_phantom
+from ovseg.data.transforms import PIPELINES, augment, build_transform
+from ovseg.errors import InputError
+
+
+def test_none_is_no_transform():
+    assert build_transform("none") is None
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "none"])
+def test_pipeline_is_a_function_of_the_seed(name):
+    image, mask = make_phantom(1, 64)
+    first, again, other = (augment(build_transform(name), image, mask, seed) for seed in (4, 4, 5))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not np.array_equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "none"])
+def test_pipeline_keeps_the_mask_binary_and_the_dtype(name):
+    transform = build_transform(name)
+    for seed in range(20):
+        image, mask = augment(transform, *make_phantom(seed, 64), seed)
+        assert image.dtype == mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 1}
+
+
+def test_image_and_mask_move_together():
+    image, mask = make_phantom(2, 64)
+    image = np.repeat(mask[..., None] * 255, 3, 2)
+    moved, moved_mask = augment(build_transform("flips"), image, mask, 8)
+    assert np.array_equal(moved[..., 0] // 255, moved_mask)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_pipeline_is_read_from_a_file(tmp_path, suffix):
+    path = tmp_path / f"mine.{suffix}"
+    A.save(A.Compose([A.HorizontalFlip(p=1)]), path, data_format=suffix)
+    image, mask = make_phantom(2, 64)
+    assert np.array_equal(augment(build_transform(str(path)), image, mask, 0)[0], image[:, ::-1])
+
+
+def test_bad_pipelines_are_errors(tmp_path):
+    with pytest.raises(InputError, match="Unknown augmentation 'heavy'. Choose one of: flips, none, standard"):
+        build_transform("heavy")
+    with pytest.raises(InputError, match="There is no augmentation file"):
+        build_transform(str(tmp_path / "gone.yaml"))
+    (tmp_path / "odd.json").write_text("[1]")
+    with pytest.raises(InputError, match="is not an albumentations pipeline"):
+        build_transform(str(tmp_path / "odd.json"))
+    A.save(A.HorizontalFlip(), tmp_path / "flip.json")
+    with pytest.raises(InputError, match="expected an albumentations Compose"):
+        build_transform(str(tmp_path / "flip.json"))
+
+
+def test_pipeline_that_changes_the_size_is_an_error():
+    with pytest.raises(InputError, match="must keep size and dtype"):
+        augment(A.Compose([A.Resize(32, 32)]), *make_phantom(2, 64), 0)
