@@ -1,0 +1,32 @@
+"""The registry of architectures: a new one is one file, one line here and one YAML."""
+
+from torch import nn
+
+from ovseg.errors import check_arguments, choose
+from ovseg.models.pretrained import SmpNetwork
+from ovseg.models.unet import FlexibleUNet
+
+ARCHITECTURES: dict[str, type[nn.Module]] = {
+    "flexible_unet": FlexibleUNet,
+    "smp": SmpNetwork,
+}
+
+
+def build_model(arch: str, **arch_args: object) -> nn.Module:
+    """A network by name: plain pixels (N, 3, H, W), 0..255 RGB, to logits (N, classes, H, W).
+
+    Args:
+        arch: a name of `list_models()`.
+        arch_args: constructor arguments of that architecture.
+
+    Raises:
+        InputError: unknown architecture or argument, or a value that gives no network.
+    """
+    architecture = choose("arch", arch, ARCHITECTURES)
+    check_arguments(f"arch {arch}", architecture, arch_args)
+    return architecture(**arch_args)
+
+
+def list_models() -> list[str]:
+    """Names of all architectures."""
+    return list(ARCHITECTURES)
