@@ -1,0 +1,118 @@
+"""Losses and metrics: hand-worked numbers, both edges, and the baseline's own values."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ovseg import metrics
+from ovseg.errors import InputError
+from ovseg.losses import LOSSES, build_loss
+from ovseg.metrics import OnlineScores, count_images, dice_coef, hard_scores, iou_coef
+
+MASK = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 2, 2)
+PROBS = torch.tensor([0.8, 0.6, 0.4, 0.2]).view(1, 1, 2, 2)
+
+
+def test_soft_dice_by_hand():
+    assert dice_coef(PROBS, MASK) == pytest.approx((2 * 1.4 + 1) / (2 + 2.0 + 1))
+
+
+def test_soft_iou_by_hand():
+    assert iou_coef(PROBS, MASK) == pytest.approx(1.4 / 2.6)
+
+
+def test_soft_scores_of_two_empty_maps():
+    empty = torch.zeros(1, 1, 4, 4)
+    assert dice_coef(empty, empty) == 1 and iou_coef(empty, empty) == 0
+
+
+def test_hard_scores_by_hand():
+    pred = torch.tensor([[1, 1, 0, 0]], dtype=torch.bool).view(1, 1, 1, 4)
+    mask = torch.tensor([[1, 0, 1, 0]], dtype=torch.bool).view(1, 1, 1, 4)
+    expected = {"dice": 0.5, "iou": 1 / 3, "sensitivity": 0.5, "specificity": 0.5, "precision": 0.5}
+    assert {name: value.item() for name, value in hard_scores(pred, mask).items()} == pytest.approx(expected)
+
+
+def test_empty_masks_score_nan_or_zero():
+    empty, full = torch.zeros(1, 1, 2, 2, dtype=torch.bool), torch.ones(1, 1, 2, 2, dtype=torch.bool)
+    both = hard_scores(empty, empty)
+    assert math.isnan(both["dice"]) and math.isnan(both["iou"]) and both["specificity"] == 1
+    extra = hard_scores(full, empty)
+    assert extra["dice"] == 0 and extra["iou"] == 0 and math.isnan(extra["sensitivity"]) and extra["precision"] == 0
+    missed = hard_scores(empty, full)
+    assert missed["dice"] == 0 and math.isnan(missed["precision"]) and math.isnan(missed["specificity"])
+
+
+def test_shapes_that_differ_are_an_error():
+    with pytest.raises(ValueError, match="expected one shape"):
+        hard_scores(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 3))
+
+
+def test_online_scores_average_images_and_leave_nan_out():
+    scores = OnlineScores()
+    logits = torch.tensor([5.0, 5, -5, -5]).repeat(3, 1).view(3, 1, 2, 2)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.uint8).view(3, 1, 2, 2)
+    logits[2] = -5
+    scores.update(torch.tensor(0.5), logits[:2], mask[:2])
+    scores.update(torch.tensor(0.2), logits[2:], mask[2:])
+    values = scores.compute()
+    assert values["dice"] == pytest.approx((1 + 2 / 3) / 2)
+    assert values["iou_pooled"] == pytest.approx(3 / 4)
+    assert values["loss"] == pytest.approx((2 * 0.5 + 0.2) / 3)
+    soft = [dice_coef(logits[part].sigmoid(), mask[part]).item() for part in (slice(0, 2), slice(2, 3))]
+    assert values["dice_coef"] == pytest.approx(sum(soft) / 2)
+
+
+def test_online_scores_forget():
+    scores = OnlineScores()
+    for value in (1.0, -1.0):
+        scores.reset()
+        scores.update(torch.tensor(1.0), torch.full((1, 1, 2, 2), value), torch.ones(1, 1, 2, 2, dtype=torch.uint8))
+    assert scores.compute()["dice"] == 0
+
+
+def test_count_leaves_nan_out():
+    assert count_images(torch.tensor([0.5, torch.nan, 1])) == 2
+
+
+def test_unknown_loss_lists_the_choices():
+    with pytest.raises(InputError, match="Unknown loss 'hope'. Choose one of: basnet_hybrid_loss, "):
+        build_loss("hope")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("size", [0.0, 20.0, 1e4])
+@pytest.mark.parametrize("value", [0, 1])
+def test_loss_and_gradient_are_finite(name, size, value):
+    logits = (torch.randn(2, 1, 16, 16) * size).requires_grad_()
+    loss = build_loss(name)(logits, torch.full((2, 1, 16, 16), value, dtype=torch.uint8))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_cross_entropy_is_clipped_but_its_gradient_lives():
+    logits = torch.full((1, 1, 2, 2), -500.0, requires_grad=True)
+    loss = build_loss("binary_crossentropy")(logits, torch.ones(1, 1, 2, 2))
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(1e-7), rel=1e-6) and (logits.grad < 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_is_float32_under_autocast(name):
+    logits = (torch.randn(2, 1, 32, 32) * 4).bfloat16()
+    mask = (torch.rand(2, 1, 32, 32) > 0.5).to(torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = build_loss(name)(logits, mask)
+    assert loss.dtype == torch.float32 and loss == build_loss(name)(logits.float(), mask)
+
+
+def test_losses_and_metrics_equal_the_baseline(shared_file):
+    expected = json.loads(shared_file("keras_fixtures/training/losses.json").read_text())
+    arrays = np.load(shared_file("keras_fixtures/training/losses.npz"))
+    mask, probs = (torch.from_numpy(arrays[name]).permute(0, 3, 1, 2) for name in ("y_true", "y_pred"))
+    for name, value in expected.items():
+        found = build_loss(name)(probs.logit(), mask) if name in LOSSES else getattr(metrics, name)(probs, mask)
+        assert found.item() == pytest.approx(value, abs=1e-5), name
