@@ -1,0 +1,215 @@
+"""What happens around training: checkpoints, snapshots, curves, progress, stopping."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.utilities import rank_zero_info
+
+from ovseg.data.geometry import place
+from ovseg.data.pairs import read_image, read_mask
+from ovseg.drawing import case_row, contact_sheet, outline
+from ovseg.errors import InputError
+from ovseg.files import atomic_path, write_image
+from ovseg.metrics import lesion
+from ovseg.plots import draw_curves
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/best.ckpt`, the epoch with the best monitored value.
+
+    A resumed run has a folder of its own; the best checkpoint so far is copied into it, with its score.
+
+    Args:
+        monitor: logged name.
+        mode: `min` or `max`.
+    """
+
+    def __init__(self, monitor: str = "val_loss", mode: str = "min"):
+        super().__init__(
+            filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True, enable_version_counter=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        old, new = Path(state_dict["best_model_path"]), Path(self.dirpath) / "best.ckpt"
+        if not old.is_file():
+            rank_zero_info(f"The best checkpoint so far, {old}, is gone: the best is looked for from here on.")
+            return
+        if old != new:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(new) as temporary:
+                shutil.copyfile(old, temporary)
+        score = state_dict["best_model_score"]
+        kept = {"best_k_models": {str(new): score}, "kth_best_model_path": str(new), "best_model_path": str(new)}
+        super().load_state_dict({**state_dict, **kept, "dirpath": self.dirpath, "last_model_path": ""})
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/last.ckpt`, the last complete epoch: a resume from it equals an uninterrupted run."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take over: the resumed run writes its own file."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """On Ctrl-C keep the unfinished epoch too, as `interrupted.ckpt`; with several processes only `last.ckpt`."""
+        if not isinstance(exception, KeyboardInterrupt) or trainer.fast_dev_run or trainer.sanity_checking:
+            return
+        path = Path(self.dirpath) / "interrupted.ckpt"
+        if trainer.world_size == 1:
+            trainer.save_checkpoint(path)
+        kept = [p for p in (Path(self.best_model_path or "-"), path) if p.is_file()]
+        rank_zero_info(
+            f"Stopped in epoch {trainer.current_epoch + 1}. Go on with --ckpt_path {kept[0] if kept else '-'}"
+        )
+
+
+class EpochSeed(Callback):
+    """Seeds torch at each epoch from (seed, epoch, process), so dropout after a resume is what it would have been."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        torch.manual_seed(self.seed + 1_000_003 * trainer.current_epoch + 7919 * trainer.global_rank)
+
+
+class BreakTraining(Callback):
+    """Ends training after the epoch in which a file `break_training` appears in the run folder, and removes it."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        path = Path(trainer.log_dir) / "break_training"
+        if trainer.strategy.reduce_boolean_decision(path.exists(), all=False):
+            trainer.should_stop = True
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                path.unlink(missing_ok=True)
+            rank_zero_info(f"{path} found: training ends after epoch {trainer.current_epoch + 1}.")
+
+
+class HistoryPlots(Callback):
+    """Curves as CSV and PNG, drawn again each epoch: `train_losses` and `train_metrics`, epochs counted from 1.
+
+    The rows travel in the checkpoint, so the curves of a resumed run begin with epoch 1.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = list(state_dict["rows"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        names = {"loss": "train_loss", "val_loss": "val_loss", "dice_coef": "train_dice_coef"}
+        names |= {name: name for name in ("val_dice_coef", "val_dice", "val_iou", "val_iou_pooled")}
+        row = {name: values[logged] for name, logged in names.items() if logged in values}
+        self.rows.append({"epoch": trainer.current_epoch + 1, **row})
+        folder = Path(trainer.log_dir)
+        if trainer.is_global_zero:
+            history = pd.DataFrame(self.rows)
+            self._write(history, folder / "train_losses", ["loss", "val_loss"])
+            self._write(
+                history, folder / "train_metrics", [c for c in history if c not in ("epoch", "loss", "val_loss")]
+            )
+
+    def _write(self, history: pd.DataFrame, path: Path, columns: list[str]) -> None:
+        table = history[["epoch", *(c for c in columns if c in history)]]
+        with atomic_path(path.with_suffix(".csv")) as temporary:
+            table.to_csv(temporary, index=False)
+        draw_curves(table, path.with_suffix(".png"))
+
+
+class EpochSnapshots(Callback):
+    """What the network predicts for a few images after every epoch, on the training device.
+
+    Writes `epoch_change_infer/Epoch_<n>_<stem>.png` (the prediction over the image) and the contact sheet
+    `epoch_change_infer/Epoch_<n>.png` (image, reference, prediction); epochs are counted from 1.
+
+    Args:
+        num_infer_images: how many; 0 writes none.
+    """
+
+    def __init__(self, num_infer_images: int = 6):
+        if num_infer_images < 0:
+            raise InputError(f"snapshots.num_infer_images is {num_infer_images}, expected 0 or more.")
+        self.num_infer_images = num_infer_images
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = Path(trainer.log_dir or ".") / "epoch_change_infer"  # log_dir asks all processes
+        if trainer.fast_dev_run or not self.num_infer_images or not trainer.is_global_zero:
+            return
+        settings, rows = trainer.datamodule.hparams, []
+        for image_path, mask_path in trainer.datamodule.mini_test_paths(self.num_infer_images):
+            image = place(read_image(image_path), settings.image_size, settings.fit)
+            mask = None if mask_path is None else read_mask(mask_path, settings.mask_threshold)
+            mask = None if mask is None else place(mask, settings.image_size, settings.fit)
+            pred = self._predict(trainer, pl_module, image)
+            name = f"Epoch_{trainer.current_epoch + 1}"
+            write_image(folder / f"{name}_{image_path.stem}.png", outline(image, pred, tint=0.3))
+            rows.append(case_row(image, mask, pred, image_path.stem))
+        write_image(folder / f"{name}.png", contact_sheet(rows))
+
+    @torch.no_grad()
+    def _predict(self, trainer: Trainer, pl_module: LightningModule, image: Any) -> Any:
+        """Lesion of one RGB square, uint8 (S, S, 3) -> bool (S, S)."""
+        was_training = pl_module.training
+        pl_module.eval()
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(pl_module.device)
+        with trainer.precision_plugin.val_step_context():
+            pred = lesion(pl_module(pixels))[0, 0].cpu().numpy()
+        pl_module.train(was_training)
+        return pred
+
+
+class LineProgress(ProgressBar):
+    """Progress for a log file: one line an epoch, and one each half minute while an epoch goes on."""
+
+    def __init__(self, every_seconds: float = 30.0):
+        super().__init__()
+        self.every_seconds = every_seconds
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.epoch_began = self.last_line = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+        self._line_if_due(trainer, f"batch {arguments[-1] + 1}/{self.total_train_batches}")
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._line_if_due(trainer, f"validation batch {arguments[2] + 1}/{sum(trainer.num_val_batches)}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        shown = ("train_loss", "val_loss", "val_dice_coef", "val_dice", "val_iou_pooled")
+        values = {name: trainer.callback_metrics[name] for name in shown if name in trainer.callback_metrics}
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        text = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())
+        self._print(trainer, f"{text}  lr {rate:.2e}  {time.monotonic() - self.epoch_began:.1f} s")
+
+    def _line_if_due(self, trainer: Trainer, text: str) -> None:
+        if time.monotonic() - self.last_line > self.every_seconds:
+            self._print(trainer, f"{text}  {time.monotonic() - self.epoch_began:.0f} s")
+
+    def _print(self, trainer: Trainer, text: str) -> None:
+        self.last_line = time.monotonic()
+        if self.enabled and trainer.is_global_zero:
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,153 @@
+"""The commands. `ovseg NAME ...` and `python scripts/NAME.py ...` are the same functions."""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from ovseg.errors import InputError, choose
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        return command(sys.argv[1:] if arguments is None else arguments)
+    except (InputError, argparse.ArgumentError, MisconfigurationException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as `head`, went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _train(arguments: list[str]) -> int:
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's own calls
+    from ovseg.training import train_from_command_line
+
+    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="pytorch_lightning")  # its own code
+    return train_from_command_line(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parser = _parser("evaluate", "Score a run on a split: evaluation.csv, per_image.csv, summary.json and pictures.")
+    parser.add_argument("--run", type=Path, required=True, help="run folder or checkpoint")
+    parser.add_argument("--split", default="test", help="train, valid or test (default)")
+    parser.add_argument("--data", type=Path, help="dataset folder, if it is not the one of training")
+    parser.add_argument("--output", type=Path, help="folder to write (default: in the run folder)")
+    parser.add_argument("--batch-size", type=int, default=4, help="images at a time (default: 4, as the baseline)")
+    _add_common(parser)
+    options = parser.parse_args(arguments)
+    from ovseg.evaluation import Evaluation
+    from ovseg.report import evaluation_dir, print_summary, report_evaluation
+
+    output = options.output or evaluation_dir(options.run, options.split)
+    evaluation = Evaluation(options.run, options.split, options.data, options.batch_size, options.device)
+    print_summary(report_evaluation(evaluation, output, options.overwrite))
+    print(f"Written to {output}")
+    return 0
+
+
+def _infer(arguments: list[str]) -> int:
+    parser = _parser("infer", "Segment every picture of a folder: one mask each, at the picture's own size.")
+    parser.add_argument("--run", type=Path, required=True, help="run folder or checkpoint")
+    parser.add_argument("--images", type=Path, required=True, help="folder of jpg, png, bmp or tif pictures")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--overlays", action="store_true", help="also write the masks over the images")
+    parser.add_argument("--probabilities", action="store_true", help="also write 16-bit probability maps")
+    parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: 4)")
+    _add_common(parser)
+    options = vars(parser.parse_args(arguments))
+    from ovseg.inference import infer_folder
+
+    count, failures = infer_folder(**options)
+    return _conclude(f"{count} masks written to {options['output']}", failures)
+
+
+def _prepare_data(arguments: list[str]) -> int:
+    parser = _parser("prepare_data", "Make a dataset of squares from the official OTU_2d download.")
+    parser.add_argument("--source", type=Path, required=True, help="folder with images and annotations")
+    parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
+    parser.add_argument("--size", type=int, default=512, help="side of the squares in pixels (default: 512)")
+    parser.add_argument("--fit", default="letterbox", help="letterbox (default) or stretch")
+    parser.add_argument("--split", default="auto", help="blocks, official, or auto (official where listed; default)")
+    parser.add_argument("--seed", type=int, default=42, help="of the split (default: 42)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
+    options = vars(parser.parse_args(arguments))
+    from ovseg.data.prepare import prepare_dataset
+
+    manifest = prepare_dataset(**options)
+    splits = [item["split"] for item in manifest["items"]]
+    counts = ", ".join(f"{splits.count(name)} {name}" for name in ("train", "valid", "test"))
+    return _conclude(f"{len(splits)} pairs in {options['output']}: {counts}", manifest["failures"])
+
+
+def _phantoms(arguments: list[str]) -> int:
+    parser = _parser("phantoms", "Make a dataset of synthetic ultrasound pairs.")
+    parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
+    parser.add_argument("--count", type=int, default=400, help="number of pairs (default: 400)")
+    parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
+    options = vars(parser.parse_args(arguments))
+    from ovseg.data.phantoms import write_phantoms
+
+    write_phantoms(**options)
+    return _conclude(f"{options['count']} phantoms in {options['output']}", [])
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. `{self.prog} --help` tells the options.")
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return _Parser(prog=command, description=description, allow_abbrev=False)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the GPU, if any)")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier output")
+
+
+def _conclude(text: str, failures: list[str]) -> int:
+    """Print the result; name the files that failed, and exit with 1 for them."""
+    print(text)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} files failed.", file=sys.stderr)
+    return 1 if failures else 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "infer": _infer,
+    "prepare_data": _prepare_data,
+    "phantoms": _phantoms,
+}
+
+
+def run_script(command: str) -> int:
+    """A command with the arguments of this process; the body of `scripts/<command>.py`."""
+    return _run(COMMANDS[command])
+
+
+def main() -> int:
+    """The console command `ovseg NAME ...`."""
+    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in ("-h", "--help"):
+        print(f"usage: ovseg {{{','.join(COMMANDS)}}} ...\n`ovseg NAME --help` tells the options of a command.")
+        return 0
+    if name == "--version":
+        from ovseg import __version__
+
+        print(f"ovseg {__version__}")
+        return 0
+    return _run(lambda rest: choose("command", name.replace("-", "_"), COMMANDS)(rest), arguments)

@@ -1,0 +1,175 @@
+"""A trained run on new pictures of any size; nothing but its checkpoint is needed."""
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ovseg.data.geometry import place, restore
+from ovseg.data.pairs import list_images, read_image
+from ovseg.drawing import outline
+from ovseg.errors import InputError
+from ovseg.files import atomic_dir, write_image
+from ovseg.task import SegmentationTask
+
+
+def find_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run folder (`best`, else `last`), or the .ckpt itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = Path(run)
+    if run.is_file():
+        return run
+    for name in ("best", "last"):
+        path = run / "checkpoints" / f"{name}.ckpt"
+        if path.is_file():
+            return path
+    what = "no checkpoints/best.ckpt or last.ckpt" if run.is_dir() else "not there"
+    raise InputError(f"{run}: {what}. Name a run folder such as runs/unet/version_0, or a .ckpt.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint as a dict, without running code from the file.
+
+    Raises:
+        InputError: missing, truncated, or not a checkpoint of ovseg.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"There is no checkpoint {path}. Check the path.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        wanted = {"state_dict", "hyper_parameters", "datamodule_hyper_parameters"}
+        if not wanted <= checkpoint.keys() or "arch" not in checkpoint["hyper_parameters"]:
+            raise KeyError("arch")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} is not a whole checkpoint of ovseg ({type(error).__name__}).") from error
+    return checkpoint
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` is the GPU where there is one (CUDA, then Apple's), else the CPU; other names are torch's.
+
+    Raises:
+        InputError: torch does not know the device or it is not there.
+    """
+    if device == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"Device {device!r} cannot be used ({str(error).splitlines()[0]}). Try auto or cpu.") from None
+
+
+@dataclass
+class Predictor:
+    """A network with the placement of pictures that it was trained with.
+
+    Attributes:
+        network: from plain pixels (N, 3, S, S) to logits, in evaluation mode on `device`.
+        image_size: S, side of the square that pictures are placed in.
+        fit: see `ovseg.data.geometry.fit_box`.
+        device: where the network runs.
+    """
+
+    network: torch.nn.Module
+    image_size: int
+    fit: str
+    device: torch.device
+
+    @classmethod
+    def from_run(cls, run: Path, device: str = "auto") -> "Predictor":
+        """From a run folder or a checkpoint.
+
+        Raises:
+            InputError: no such run, a broken checkpoint, or no such device.
+        """
+        path, device = find_checkpoint(run), choose_device(device)
+        data = read_checkpoint(path)["datamodule_hyper_parameters"]
+        task = SegmentationTask.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
+        return cls(task.network, data["image_size"], data["fit"], device)
+
+    @torch.inference_mode()
+    def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Lesion probabilities of pictures at their own sizes.
+
+        Args:
+            images: RGB, uint8 (H, W, 3), sizes may differ.
+
+        Returns:
+            float32 (H, W) in 0..1, one of each image.
+        """
+        squares = np.stack([place(image, self.image_size, self.fit) for image in images])
+        batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
+        probs = self.network(batch).float().sigmoid()[:, 0].cpu().numpy()
+        return [restore(p, *image.shape[:2], self.fit) for p, image in zip(probs, images, strict=True)]
+
+
+def predict_files(
+    predictor: Predictor, paths: list[Path], batch_size: int, failures: list[str]
+) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+    """(path, image, probabilities) of every readable file; the messages of the others are added to `failures`."""
+    for start in tqdm(range(0, len(paths), batch_size), "Predicting", disable=None):
+        images = {}
+        for path in paths[start : start + batch_size]:
+            try:
+                images[path] = read_image(path)
+            except InputError as error:
+                failures.append(str(error))
+        if images:
+            yield from zip(images, images.values(), predictor.predict(list(images.values())), strict=True)
+
+
+def infer_folder(
+    run: Path,
+    images: Path,
+    output: Path,
+    overlays: bool = False,
+    probabilities: bool = False,
+    batch_size: int = 4,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> tuple[int, list[str]]:
+    """Write a mask `<stem>.png`, 0/255 at the image's own size, for every picture of a folder.
+
+    Args:
+        run: run folder or checkpoint.
+        images: folder of pictures.
+        output: folder to make; it appears when all masks are written.
+        overlays: also `overlays/<stem>.png`, the mask over the image.
+        probabilities: also `probabilities/<stem>.png`, 16 bits, 65535 is 1.
+        batch_size: pictures at a time.
+        device: see `choose_device`.
+        overwrite: replace masks that this function wrote before.
+
+    Returns:
+        How many masks were written, and the message of every picture that could not be read.
+
+    Raises:
+        InputError: run, images or output can't be used.
+    """
+    paths, failures, count = list(list_images(images).values()), [], 0
+    if batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
+    with atomic_dir(output, overwrite, marker=".ovseg_masks") as folder:
+        (folder / ".ovseg_masks").touch()
+        predictor = Predictor.from_run(run, device)
+        for path, image, probs in predict_files(predictor, paths, batch_size, failures):
+            pred = probs > 0.5
+            write_image(folder / f"{path.stem}.png", pred.astype(np.uint8) * 255)
+            if overlays:
+                write_image(folder / "overlays" / f"{path.stem}.png", outline(image, pred, tint=0.3))
+            if probabilities:
+                scaled = np.round(probs.clip(0, 1) * 65535).astype(np.uint16)
+                write_image(folder / "probabilities" / f"{path.stem}.png", scaled)
+            count += 1
+        if not count:
+            raise InputError(f"None of the {len(paths)} pictures in {images} can be read: {failures[0]}")
+    return count, failures

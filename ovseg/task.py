@@ -1,0 +1,109 @@
+"""The LightningModule: it wires network, loss, scores and optimiser together and knows nothing of files."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from ovseg.losses import build_loss
+from ovseg.metrics import OnlineScores, dice_coef
+from ovseg.models import build_model
+from ovseg.optim import build_optimizer, build_scheduler
+
+
+class SegmentationTask(LightningModule):
+    """A network in training: `SegmentationTask.load_from_checkpoint(path)` needs no other file, and no download.
+
+    Args:
+        arch: architecture, see `ovseg.models.list_models()`.
+        arch_args: its constructor arguments.
+        loss: see `ovseg.losses.LOSSES`.
+        optimizer: see `ovseg.optim.OPTIMIZERS`.
+        optimizer_args: its arguments (`lr`, ...).
+        scheduler: see `ovseg.optim.SCHEDULERS`; null keeps the rate constant.
+        scheduler_args: its arguments.
+        monitor: logged name that a plateau schedule watches, lower is better.
+
+    Raises:
+        InputError: an unknown name or argument.
+    """
+
+    def __init__(
+        self,
+        arch: str = "flexible_unet",
+        arch_args: dict[str, Any] | None = None,
+        loss: str = "bce_dice_loss",
+        optimizer: str = "adam",
+        optimizer_args: dict[str, Any] | None = None,
+        scheduler: str | None = None,
+        scheduler_args: dict[str, Any] | None = None,
+        monitor: str = "val_loss",
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = build_model(arch, **(arch_args or {}))
+        self.loss = build_loss(loss)
+        self.scores = torch.nn.ModuleDict({"val": OnlineScores(), "test": OnlineScores()})
+        self.configure_optimizers()  # a wrong name or argument shows here, not after the data are verified
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the name of downloaded weights out of the hyper-parameters: a reload brings its own."""
+        arguments = checkpoint["hyper_parameters"].get("arch_args") or {}
+        if arguments.get("encoder_weights"):
+            checkpoint["hyper_parameters"]["arch_args"] = {**arguments, "encoder_weights": None}
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Plain pixels (N, 3, H, W), 0..255 RGB -> logits (N, classes, H, W)."""
+        return self.network(image)
+
+    def training_step(self, batch: dict, _: int) -> Tensor:
+        loss, logits = self._step(batch, "train")
+        options = {"on_step": False, "on_epoch": True, "batch_size": len(logits), "sync_dist": True}
+        self.log("train_loss", loss, **options)
+        self.log("train_dice_coef", dice_coef(logits.detach().float().sigmoid(), batch["mask"]), **options)
+        return loss
+
+    def validation_step(self, batch: dict, _: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: dict, _: int) -> None:
+        self._step(batch, "test")
+
+    def on_train_epoch_end(self) -> None:
+        """Step plateau schedules: Lightning does so after the checkpoints are written, so a resume lost a step."""
+        for config in self.trainer.lr_scheduler_configs:
+            if config.reduce_on_plateau and config.monitor in self.trainer.callback_metrics:
+                config.scheduler.step(self.trainer.callback_metrics[config.monitor].item())
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Lightning's own step, for schedules that watch no metric."""
+        if metric is None:
+            scheduler.step()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _step(self, batch: dict, stage: str) -> tuple[Tensor, Tensor]:
+        logits = self(batch["image"])
+        loss = self.loss(logits, batch["mask"])
+        if stage != "train":
+            self.scores[stage].update(loss, logits, batch["mask"])
+        return loss, logits
+
+    def _log_scores(self, stage: str) -> None:
+        scores = self.scores[stage]
+        self.log_dict({f"{stage}_{name}": value.float() for name, value in scores.compute().items()}, sync_dist=True)
+        scores.reset()
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and the schedule stepped at each epoch's end on `monitor`."""
+        settings = self.hparams
+        optimizer = build_optimizer(settings.optimizer, self.parameters(), **(settings.optimizer_args or {}))
+        if settings.scheduler is None:
+            return optimizer
+        scheduler = build_scheduler(settings.scheduler, optimizer, **(settings.scheduler_args or {}))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": settings.monitor}}

@@ -1,0 +1,281 @@
+"""Whole runs on tiny phantoms: the run folder, resuming, stopping, several processes, and every shipped YAML."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY
+from PIL import Image
+
+from ovseg.cli import COMMANDS, _run
+from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.task import SegmentationTask
+
+SETTINGS = {
+    "model": {
+        "arch": "flexible_unet",
+        "arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 3, "dilation": 2, "dropout_rate": 0.2},
+        "optimizer": "keras_adam",
+        "optimizer_args": {"lr": 0.003},
+        "scheduler": "keras_plateau",
+        "scheduler_args": {"factor": 0.5, "patience": 1, "min_delta": 10.0},
+    },
+    "data": {"image_size": 32, "batch_size": 4, "num_workers": 0, "augmentation": "standard"},
+    "trainer": {"max_epochs": 4, "accelerator": "cpu", "num_sanity_val_steps": 0},
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, phantom_root, monkeypatch):
+    """A folder to work in, with tiny.yaml."""
+    settings = {**SETTINGS, "data": {**SETTINGS["data"], "root": str(phantom_root)}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(*arguments: str) -> int:
+    before = sys.argv[:]
+    try:
+        return _run(COMMANDS["train"], ["--config", "tiny.yaml", *arguments])
+    finally:
+        sys.argv = before
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name.startswith("network")}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder_is_complete(tiny, capsys):
+    assert train("--trainer.max_epochs", "2") == 0
+    run = tiny / "runs" / "tiny" / "version_0"
+    expected = {"config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"}
+    expected |= {f"{name}.{kind}" for name in ("train_losses", "train_metrics") for kind in ("csv", "png")}
+    expected |= {
+        f"epoch_change_infer/Epoch_{n}{stem}.png" for n in (1, 2) for stem in ("", "_phantom_17", "_phantom_19")
+    }
+    expected |= {f"evaluation/{name}" for name in ("evaluation.csv", "per_image.csv", "summary.json", "cases.png")}
+    assert expected <= {str(path.relative_to(run)) for path in run.rglob("*")}
+    assert [row["epoch"] for row in read_csv(run / "train_losses.csv")] == ["1", "2"]
+    assert list(read_csv(run / "train_losses.csv")[0]) == ["epoch", "loss", "val_loss"]
+    assert list(read_csv(run / "train_metrics.csv")[0])[:3] == ["epoch", "dice_coef", "val_dice_coef"]
+    output = capsys.readouterr()
+    assert "dice per image" in output.out and "evaluation" in output.out and "epoch 2/2" in output.err
+    assert np.array(Image.open(run / "epoch_change_infer" / "Epoch_1.png")).shape[2] == 3
+
+
+def test_second_run_gets_its_own_folder(tiny):
+    for _ in range(2):
+        assert train("--trainer.max_epochs", "1") == 0
+    assert sorted(path.name for path in (tiny / "runs" / "tiny").iterdir()) == ["version_0", "version_1"]
+
+
+def test_checkpoint_loads_alone(tiny):
+    train("--trainer.max_epochs", "1")
+    path = tiny / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    task = SegmentationTask.load_from_checkpoint(path, weights_only=True)
+    assert task.hparams.arch == "flexible_unet" and task.hparams.arch_args["num_layers"] == 3
+
+
+def test_resume_equals_an_uninterrupted_run(tiny):
+    assert train() == 0
+    assert train("--trainer.max_epochs", "2") == 0
+    half = "runs/tiny/version_1/checkpoints/last.ckpt"
+    assert train("--ckpt_path", half) == 0
+    whole, resumed = (tiny / "runs" / "tiny" / f"version_{n}" for n in (0, 2))
+    for name in ("last", "best"):
+        first, second = (weights(run / "checkpoints" / f"{name}.ckpt") for run in (whole, resumed))
+        assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first), name
+    assert read_csv(whole / "train_losses.csv") == read_csv(resumed / "train_losses.csv")
+    rates = [torch.load(r / "checkpoints/last.ckpt", weights_only=True)["optimizer_states"] for r in (whole, resumed)]
+    assert rates[0][0]["param_groups"][0]["lr"] == rates[1][0]["param_groups"][0]["lr"] < 0.003
+
+
+def test_same_seed_gives_the_same_weights(tiny):
+    for _ in range(2):
+        train("--trainer.max_epochs", "1")
+    first, second = (weights(tiny / f"runs/tiny/version_{n}/checkpoints/last.ckpt") for n in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_break_training_stops_after_the_epoch(tiny, monkeypatch):
+    from ovseg import callbacks
+
+    on_epoch_end = callbacks.HistoryPlots.on_train_epoch_end
+
+    def ask_to_stop(self, trainer, module):
+        on_epoch_end(self, trainer, module)
+        (Path(trainer.log_dir) / "break_training").touch()
+
+    monkeypatch.setattr(callbacks.HistoryPlots, "on_train_epoch_end", ask_to_stop)
+    assert train() == 0
+    run = tiny / "runs" / "tiny" / "version_0"
+    assert len(read_csv(run / "train_losses.csv")) == 1 and (run / "checkpoints" / "last.ckpt").exists()
+    assert not (run / "break_training").exists()
+
+
+def test_ctrl_c_keeps_a_checkpoint(tiny):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", "tiny.yaml"]
+    process = subprocess.Popen(
+        [*command, "--trainer.max_epochs", "1000", "--early_stopping.patience", "999"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    last = tiny / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert "Stopped in epoch" in errors and "Go on with --ckpt_path runs" in errors
+    assert weights(last) and not list(last.parent.glob(".*tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.arch", "unet9000"], "Unknown arch 'unet9000'. Choose one of: flexible_unet, "),
+        (["--model.loss", "hope"], "Unknown loss 'hope'"),
+        (["--model.arch_args.depth", "3"], "arch flexible_unet does not take depth"),
+        (["--model.colour", "3"], "model.colour|colour"),
+        (["--data.image_size", "3"], r"data.image_size is 3"),
+        (["--data.image_size", "wide"], "image_size"),
+        (["--data.root", "gone"], "There is no dataset folder gone"),
+        (["--ckpt_path", "gone.ckpt"], "There is no checkpoint gone.ckpt"),
+        (["--config", "gone.yaml"], "gone.yaml"),
+        (["--early_stopping.patience", "1"], "Raise early_stopping.patience above 1"),
+        (["--snapshots.num_infer_images", "-1"], "num_infer_images is -1"),
+        (["--trainer.accelerator", "cuda"], "CUDA|cuda|accelerator"),
+        (["--runs_dir", "tiny.yaml"], "Cannot write|is not a folder"),
+    ],
+)
+def test_mistake_is_one_line_and_leaves_nothing(tiny, capsys, arguments, message):
+    import re
+
+    assert train(*arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ") and re.search(message, error[-1])
+    assert not (tiny / "runs").exists()
+
+
+def test_checkpoint_of_another_architecture_is_an_error(tiny, capsys):
+    train("--trainer.max_epochs", "1")
+    path = "runs/tiny/version_0/checkpoints/last.ckpt"
+    assert train("--ckpt_path", path, "--model.arch_args.num_layers", "4") == 2
+    assert "was trained with model.arch_args" in capsys.readouterr().err
+    assert train("--ckpt_path", path, "--model.arch", "smp", "--model.arch_args", "{}") == 2
+    assert "was trained with model.arch flexible_unet" in capsys.readouterr().err
+    (tiny / "cut.ckpt").write_bytes((tiny / path).read_bytes()[:3000])
+    assert train("--ckpt_path", "cut.ckpt") == 2
+    assert "cut.ckpt is not a whole checkpoint" in capsys.readouterr().err
+
+
+def test_no_pretrained_name_stays_in_a_checkpoint():
+    checkpoint = {"hyper_parameters": {"arch_args": {"encoder_name": "resnet18", "encoder_weights": "imagenet"}}}
+    SegmentationTask(arch_args={"base_filters": 2, "num_layers": 2}).on_save_checkpoint(checkpoint)
+    assert checkpoint["hyper_parameters"]["arch_args"] == {"encoder_name": "resnet18", "encoder_weights": None}
+
+
+def test_print_config_shows_every_default(tiny, capsys):
+    with pytest.raises(SystemExit):
+        train("--print_config")
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["data"]["mask_threshold"] == 127 and config["model"]["loss"] == "bce_dice_loss"
+
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+SHRUNK = {
+    "flexible_unet": ["--model.arch_args.base_filters", "1", "--model.arch_args.num_layers", "4"],
+    "smp": ["--model.arch_args.encoder_name", "resnet18", "--model.arch_args.encoder_weights", "null"],
+}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains(tiny, phantom_root, path):
+    (tiny / "tiny.yaml").write_text(path.read_text())
+    arch = yaml.safe_load(path.read_text())["model"]["arch"]
+    small = [
+        "--data.root",
+        str(phantom_root),
+        "--data.image_size",
+        "64",
+        "--data.num_workers",
+        "0",
+        "--data.batch_size",
+        "2",
+    ]
+    assert train(*small, *SHRUNK[arch], "--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu") == 0
+
+
+VALIDATE = """
+import sys, json
+from pytorch_lightning import Trainer
+from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.task import SegmentationTask
+path, root, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if __name__ == "__main__":
+    task = SegmentationTask.load_from_checkpoint(path, weights_only=True)
+    data = OvarianTumorDataModule(root, image_size=32, batch_size=2, num_workers=0)
+    trainer = Trainer(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+                      enable_progress_bar=False)
+    scores = trainer.test(task, data, verbose=False)[0]
+    if trainer.is_global_zero:
+        print("SCORES", json.dumps(scores))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_train_and_score_as_one(tiny, phantom_root):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", "tiny.yaml"]
+    ddp = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *ddp], check=True, env=environment, capture_output=True, timeout=200)
+    runs = list((tiny / "runs" / "tiny").iterdir())
+    assert [run.name for run in runs] == ["version_0"] and len(read_csv(runs[0] / "train_losses.csv")) == 1
+    (tiny / "validate.py").write_text(VALIDATE)
+    scores = []
+    for devices in "12":
+        arguments = ["validate.py", str(runs[0] / "checkpoints" / "last.ckpt"), str(phantom_root), devices]
+        result = subprocess.run(
+            [sys.executable, *arguments], check=True, env=environment, capture_output=True, text=True
+        )
+        line = next(line for line in result.stdout.splitlines() if line.startswith("SCORES"))
+        scores.append(json.loads(line.removeprefix("SCORES")))
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6, nan_ok=True)
+
+
+def test_validation_score_is_the_evaluated_one(tiny, phantom_root):
+    """The number shown in training is the number reported, on the same split."""
+    train("--trainer.max_epochs", "1")
+    run = tiny / "runs" / "tiny" / "version_0"
+    assert _run(COMMANDS["evaluate"], ["--run", str(run), "--split", "valid", "--device", "cpu"]) == 0
+    summary = json.loads((run / "evaluation_valid" / "summary.json").read_text())
+    shown = read_csv(run / "train_metrics.csv")[-1]
+    assert summary["scores"]["dice"]["mean"] == pytest.approx(float(shown["val_dice"]), abs=1e-6, nan_ok=True)
+    assert summary["scores"]["iou_pooled"] == pytest.approx(float(shown["val_iou_pooled"]), abs=1e-6)
+
+
+def test_library_use_without_the_command_line(phantom_root, tmp_path):
+    from pytorch_lightning import Trainer
+
+    data = OvarianTumorDataModule(str(phantom_root), image_size=32, num_workers=0)
+    task = SegmentationTask(arch_args={"base_filters": 2, "num_layers": 3}, optimizer_args={"lr": 1e-3})
+    trainer = Trainer(fast_dev_run=True, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.fit(task, data)
+    assert torch.isfinite(trainer.callback_metrics["val_loss"])
