@@ -15,10 +15,26 @@ from pytorch_lightning.utilities import rank_zero_info
 from ovseg.data.geometry import place
 from ovseg.data.pairs import read_image, read_mask
 from ovseg.drawing import case_row, contact_sheet, outline
-from ovseg.errors import InputError
+from ovseg.errors import InputError, choose
 from ovseg.files import atomic_path, write_image
-from ovseg.metrics import lesion
+from ovseg.metrics import HARD_SCORES, lesion
 from ovseg.plots import draw_curves
+
+LOGGED = (
+    "train_loss",
+    "train_dice_coef",
+    *(f"val_{name}" for name in ("loss", "dice_coef", *HARD_SCORES, "iou_pooled")),
+)
+
+
+def best_mode(monitor: str) -> str:
+    """`min` for a loss, `max` for a score.
+
+    Raises:
+        InputError: nothing of that name is logged.
+    """
+    choose("monitor", monitor, dict.fromkeys(LOGGED))
+    return "min" if monitor.endswith("loss") else "max"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -27,17 +43,17 @@ class BestCheckpoint(ModelCheckpoint):
     A resumed run has a folder of its own; the best checkpoint so far is copied into it, with its score.
 
     Args:
-        monitor: logged name.
-        mode: `min` or `max`.
+        monitor: logged name; a loss is best low, a score high.
     """
 
-    def __init__(self, monitor: str = "val_loss", mode: str = "min"):
-        super().__init__(
-            filename="best", monitor=monitor, mode=mode, save_on_train_epoch_end=True, enable_version_counter=False
-        )
+    def __init__(self, monitor: str = "val_loss"):
+        options = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        super().__init__(filename="best", monitor=monitor, mode=best_mode(monitor), **options)
+        self.resume_dir = Path()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         old, new = Path(state_dict["best_model_path"]), Path(self.dirpath) / "best.ckpt"
+        old = old if old.is_file() else self.resume_dir / "best.ckpt"  # the run was moved
         if not old.is_file():
             rank_zero_info(f"The best checkpoint so far, {old}, is gone: the best is looked for from here on.")
             return
@@ -59,17 +75,23 @@ class LastCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to take over: the resumed run writes its own file."""
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """An epoch that max_time or max_steps cut short is not kept: a resume could not finish it."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: the last complete epoch is kept."""
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """On Ctrl-C keep the unfinished epoch too, as `interrupted.ckpt`; with several processes only `last.ckpt`."""
+        """On Ctrl-C keep the unfinished epoch's weights as `interrupted.ckpt`, for evaluate and infer (one process)."""
         if not isinstance(exception, KeyboardInterrupt) or trainer.fast_dev_run or trainer.sanity_checking:
             return
-        path = Path(self.dirpath) / "interrupted.ckpt"
         if trainer.world_size == 1:
-            trainer.save_checkpoint(path)
-        kept = [p for p in (Path(self.best_model_path or "-"), path) if p.is_file()]
-        rank_zero_info(
-            f"Stopped in epoch {trainer.current_epoch + 1}. Go on with --ckpt_path {kept[0] if kept else '-'}"
-        )
+            trainer.save_checkpoint(Path(self.dirpath) / "interrupted.ckpt")
+        last = Path(self.dirpath) / "last.ckpt"
+        remedy = f"Go on with --ckpt_path {last}" if last.is_file() else "No epoch is complete yet"
+        rank_zero_info(f"Stopped in epoch {trainer.current_epoch + 1}. {remedy}.")
 
 
 class EpochSeed(Callback):
@@ -184,6 +206,7 @@ class LineProgress(ProgressBar):
         super().__init__()
         self.every_seconds = every_seconds
         self.enabled = True
+        self.epoch_began = self.last_line = time.monotonic()
 
     def disable(self) -> None:
         self.enabled = False

@@ -1,5 +1,6 @@
 """A run and a split to a table with a row for each image, and their summary."""
 
+import hashlib
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +41,14 @@ class Evaluation:
             raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
         self.split, self.device, self.checkpoint_path = split, choose_device(device), find_checkpoint(run)
         checkpoint = read_checkpoint(self.checkpoint_path)
-        settings = {**checkpoint["datamodule_hyper_parameters"], "batch_size": batch_size}
+        unused = {"augmentation": "none", "mini_test": None, "phantoms": 0}  # files of training may be gone
+        settings = {**checkpoint["datamodule_hyper_parameters"], **unused, "batch_size": batch_size}
         settings["root"] = str(root or settings["root"])
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
-        self.epoch = checkpoint["epoch"] + 1
+        self.epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        with open(self.checkpoint_path, "rb") as file:
+            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
         task = SegmentationTask.load_from_checkpoint(self.checkpoint_path, map_location=self.device, weights_only=True)
         self.task = task.eval()
 
@@ -75,6 +79,7 @@ class Evaluation:
         packages = ("torch", "torchmetrics", "numpy")
         return {
             "checkpoint": self.checkpoint_path.name,
+            "checkpoint_sha256": self.digest,
             "epoch": self.epoch,
             "data": str(self.datamodule.root),
             "split": self.split,

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,18 +39,26 @@ def write_json(path: Path, content: object) -> None:
 
 
 @contextmanager
-def atomic_dir(output: Path, overwrite: bool = False, marker: str | None = None) -> Iterator[Path]:
+def atomic_dir(
+    output: Path, overwrite: bool = False, marker: str | None = None, inputs: Iterable[Path] = ()
+) -> Iterator[Path]:
     """A temporary folder beside `output`, renamed to `output` when the block succeeds.
 
     Args:
         output: the folder to make.
         overwrite: replace an existing folder, which stays as it is until the new one is whole.
         marker: a file that an earlier run of the same command left; a folder without it is never replaced.
+        inputs: what the block reads; none of it may lie in `output`, which would delete it.
 
     Raises:
         InputError: the folder exists and may not be replaced, or its parent can't be written.
     """
-    output = Path(output)
+    output = Path(output).resolve()
+    for path in inputs:
+        if Path(path).resolve().is_relative_to(output):
+            raise InputError(
+                f"{path} lies in the output folder {output}, which would replace it. Choose another --output."
+            )
     check_output_dir(output, overwrite, marker)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:

@@ -19,7 +19,7 @@ from ovseg.task import SegmentationTask
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run folder (`best`, else `last`), or the .ckpt itself.
+    """The checkpoint of a run folder (`best`, else `last`, else `interrupted`), or the .ckpt itself.
 
     Raises:
         InputError: there is none.
@@ -27,7 +27,7 @@ def find_checkpoint(run: Path) -> Path:
     run = Path(run)
     if run.is_file():
         return run
-    for name in ("best", "last"):
+    for name in ("best", "last", "interrupted"):
         path = run / "checkpoints" / f"{name}.ckpt"
         if path.is_file():
             return path
@@ -63,9 +63,10 @@ def choose_device(device: str = "auto") -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator or torch.device("cpu")
     try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"Device {device!r} cannot be used ({str(error).splitlines()[0]}). Try auto or cpu.") from None
+        return torch.empty(1, device=device).cpu() is not None and torch.device(device)
+    except (RuntimeError, AssertionError, ImportError, NotImplementedError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"Device {device!r} cannot be used ({reason}). Try auto or cpu.") from None
 
 
 @dataclass
@@ -158,7 +159,7 @@ def infer_folder(
     paths, failures, count = list(list_images(images).values()), [], 0
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
-    with atomic_dir(output, overwrite, marker=".ovseg_masks") as folder:
+    with atomic_dir(output, overwrite, ".ovseg_masks", inputs=(run, images)) as folder:
         (folder / ".ovseg_masks").touch()
         predictor = Predictor.from_run(run, device)
         for path, image, probs in predict_files(predictor, paths, batch_size, failures):

@@ -84,16 +84,23 @@ class OnlineScores(nn.Module):
     def __init__(self, sync: bool = True) -> None:
         super().__init__()
         names = ("loss", "dice_coef", *HARD_SCORES)
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="ignore", sync_on_compute=sync) for name in names})
+        self.means = nn.ModuleDict(
+            {
+                name: MeanMetric(nan_strategy="ignore" if name in HARD_SCORES else "disable", sync_on_compute=sync)
+                for name in names
+            }
+        )
         self.pooled = BinaryJaccardIndex(
             threshold=0.5, ignore_index=None, validate_args=False, zero_division=0, sync_on_compute=sync
         )
 
-    def update(self, loss: Tensor, logits: Tensor, mask: Tensor) -> None:
-        """Add a batch: its loss, logits (N, 1, H, W) and mask 0/1 of the same shape."""
-        logits, pred = logits.detach().float(), lesion(logits.detach())
-        self.means["loss"].update(loss.detach(), weight=len(logits))
-        self.means["dice_coef"].update(dice_coef(logits.sigmoid(), mask))
+    def update(self, loss: Tensor, logits: Tensor, mask: Tensor, counted: bool = True) -> None:
+        """Add a batch: its loss, logits (N, 1, H, W) and mask 0/1 of the same shape; uncounted ones weigh nothing."""
+        loss, coef = loss.detach(), dice_coef(logits.detach().float().sigmoid(), mask)
+        logits, mask = (logits.detach(), mask) if counted else (logits.detach()[:0], mask[:0])
+        self.means["loss"].update(loss.expand(len(logits)))  # "disable" drops weights (torchmetrics 1.9)
+        self.means["dice_coef"].update(coef.expand(int(counted)))
+        pred = lesion(logits)
         for name, values in hard_scores(pred, mask).items():
             self.means[name].update(values)
         self.pooled.update(pred.long(), mask.long())

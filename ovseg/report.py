@@ -1,6 +1,7 @@
 """An evaluation as files: tables for machines, pictures and a terminal table for people."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def report_evaluation(evaluation: Evaluation, output: Path, overwrite: bool = Fa
         InputError: `output` holds something else.
     """
     same = _is_same(output, evaluation.describe())
-    with atomic_dir(output, overwrite or same, marker="summary.json") as folder:
+    with atomic_dir(output, overwrite or same, "summary.json", inputs=[evaluation.checkpoint_path]) as folder:
         table, summary = evaluation.run()
         baseline = pd.DataFrame([{name: summary["scores"][name] for name in ("loss", "dice_coef")}])
         baseline.to_csv(folder / "evaluation.csv", index=False)
@@ -52,7 +53,7 @@ def _is_same(output: Path, description: dict[str, Any]) -> bool:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    names = ("checkpoint", "epoch", "data", "split")
+    names = ("checkpoint_sha256", "data", "split", "batch_size")
     return isinstance(earlier, dict) and all(earlier.get(name) == description[name] for name in names)
 
 
@@ -74,20 +75,29 @@ def _case(evaluation: Evaluation, dataset: PairDataset, table: pd.DataFrame, ind
     return case_row(item["image"].permute(1, 2, 0).numpy(), item["mask"][0].numpy(), pred, title, side=200)
 
 
+def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
+    """A table of texts on the terminal."""
+    table = Table(*head, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary as a table on the terminal."""
     title = f"{summary['split']}: {summary['images']} images of {summary['data']}, {summary['checkpoint']}, epoch "
-    table = Table("score", "value", "95 % interval", "median", "images", title=f"{title}{summary['epoch']}")
+    rows = []
     for name, value in summary["scores"].items():
         if name not in HARD_SCORES:
-            table.add_row(_FULL_NAMES[name], f"{value:.4f}", "", "", "")
+            rows.append((_FULL_NAMES[name], f"{value:.4f}", "", "", ""))
         elif value["mean"] is None:
-            table.add_row(f"{name} per image", "none", "", "", "0")
+            rows.append((f"{name} per image", "none", "", "", "0"))
         else:
             interval = "" if value["ci95"] is None else "{:.4f} .. {:.4f}".format(*value["ci95"])
-            row = (f"{value['mean']:.4f}", interval, f"{value['median']:.4f}", str(value["images"]))
-            table.add_row(f"{name} per image", *row)
-    Console(width=110).print(table)
+            rows.append(
+                (f"{name} per image", f"{value['mean']:.4f}", interval, f"{value['median']:.4f}", str(value["images"]))
+            )
+    print_rows(("score", "value", "95 % interval", "median", "images"), rows, f"{title}{summary['epoch']}")
 
 
 _FULL_NAMES = {"loss": "loss", "dice_coef": "dice_coef (soft, per batch)", "iou_pooled": "IoU pooled"}

@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
+from ovseg.errors import InputError
 from ovseg.losses import build_loss
 from ovseg.metrics import OnlineScores, dice_coef
 from ovseg.models import build_model
@@ -42,6 +43,8 @@ class SegmentationTask(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters()
+        if (arch_args or {}).get("classes", 1) != 1:
+            raise InputError(f"model.arch_args.classes is {arch_args['classes']}, expected 1: the losses are binary.")
         self.network = build_model(arch, **(arch_args or {}))
         self.loss = build_loss(loss)
         self.scores = torch.nn.ModuleDict({"val": OnlineScores(), "test": OnlineScores()})
@@ -91,7 +94,7 @@ class SegmentationTask(LightningModule):
         logits = self(batch["image"])
         loss = self.loss(logits, batch["mask"])
         if stage != "train":
-            self.scores[stage].update(loss, logits, batch["mask"])
+            self.scores[stage].update(loss, logits, batch["mask"], counted=batch["stem"][0] != "")
         return loss, logits
 
     def _log_scores(self, stage: str) -> None:

@@ -2,11 +2,11 @@
 
 import os
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -22,11 +22,14 @@ from ovseg.callbacks import (
     HistoryPlots,
     LastCheckpoint,
     LineProgress,
+    best_mode,
 )
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.errors import InputError
+from ovseg.errors import InputError, fill_defaults
 from ovseg.evaluation import Evaluation
 from ovseg.inference import read_checkpoint
+from ovseg.models import ARCHITECTURES
+from ovseg.optim import SCHEDULERS
 from ovseg.report import evaluation_dir, print_summary, report_evaluation
 from ovseg.task import SegmentationTask
 
@@ -40,59 +43,94 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
-        parser.set_defaults({"early_stopping.monitor": "val_loss", "early_stopping.patience": 10})
+        # not strict: a run that max_steps cuts short has no validation to watch, and the name is checked beforehand
+        defaults = {"monitor": "val_loss", "patience": 10, "strict": False}
+        parser.set_defaults({f"early_stopping.{name}": value for name, value in defaults.items()})
 
     def before_instantiate_classes(self) -> None:
-        """A resume brings its weights: nothing is downloaded for it."""
+        """Refuse what would fail or do nothing after hours; a resume brings its weights, so it downloads nothing."""
+        self._check_monitors()
         self._check_patience()
         if self.config.ckpt_path is None:
             return
-        self._check_checkpoint(read_checkpoint(Path(self.config.ckpt_path))["hyper_parameters"])
+        self._check_checkpoint(read_checkpoint(Path(self.config.ckpt_path)))
         if (self.config.model.arch_args or {}).get("encoder_weights"):
             self.config.model.arch_args["encoder_weights"] = None
 
+    def _check_monitors(self) -> None:
+        """Monitored names must be logged, and validation must run at every epoch's end."""
+        config = self.config
+        config.early_stopping.mode = best_mode(config.early_stopping.monitor)
+        best_mode(config.best_checkpoint.monitor)
+        if best_mode(config.model.monitor) == "max":
+            raise InputError(
+                f"model.monitor is {config.model.monitor}, expected a loss: the schedule watches for lower."
+            )
+        if config.trainer.limit_val_batches == 0 or (config.trainer.check_val_every_n_epoch or 0) != 1:
+            raise InputError(
+                "Best checkpoint, early stopping and schedule need a validation every epoch: leave "
+                "trainer.check_val_every_n_epoch at 1 and trainer.limit_val_batches above 0."
+            )
+
     def _check_patience(self) -> None:
         """Stopping before the rate can fall makes the schedule a dead option."""
-        wanted = (self.config.model.scheduler_args or {}).get("patience", 0)
-        if self.config.model.scheduler and self.config.early_stopping.patience <= wanted:
+        scheduler = self.config.model.scheduler
+        if scheduler not in SCHEDULERS:
+            return  # none, or the task's own error lists the choices
+        wanted = fill_defaults(SCHEDULERS[scheduler], self.config.model.scheduler_args).get("patience")
+        if isinstance(wanted, int) and self.config.early_stopping.patience <= wanted:
             raise InputError(
                 f"early_stopping.patience {self.config.early_stopping.patience} ends training before the schedule's "
                 f"patience {wanted} can lower the rate. Raise early_stopping.patience above {wanted}."
             )
 
-    def _check_checkpoint(self, saved: dict[str, Any]) -> None:
-        """Resuming needs the network, and the optimiser, of the checkpoint."""
-        for name in ("arch", "arch_args", "optimizer"):
-            here, there = self.config.model[name], saved[name]
-            if isinstance(here, dict | Namespace):
-                here, there = ({**dict(value or {}), "encoder_weights": None} for value in (here, there))
-            if here != there:
+    def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resume goes on with the network, optimiser and schedule of the checkpoint, at the end of an epoch."""
+        path, here, there = self.config.ckpt_path, self.config.model, checkpoint["hyper_parameters"]
+        for name in ("arch", "arch_args", "optimizer", "optimizer_args", "scheduler", "scheduler_args"):
+            ours, theirs = here[name], there[name]
+            if name == "arch_args" and here["arch"] in ARCHITECTURES:
+                ours, theirs = (fill_defaults(ARCHITECTURES[here["arch"]], value) for value in (ours, theirs))
+                ours["encoder_weights"] = theirs["encoder_weights"] = None
+            if (ours or {}) != (theirs or {}):
                 raise InputError(
-                    f"{self.config.ckpt_path} was trained with model.{name} {there}, but the configuration has {here}. "
-                    "Resume with the run's own config.yaml."
+                    f"{path} was trained with model.{name} {there[name]}, but the configuration has {here[name]}, "
+                    "which a resume would ignore. Resume with the run's own config.yaml."
                 )
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        if progress["current"]["ready"] and not progress["is_last_batch"]:
+            raise InputError(f"{path} was stopped inside an epoch, which cannot be finished. Resume from last.ckpt.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Verify the data, then claim the run folder, then build the trainer."""
         trainer = self.config_init["trainer"]
         if rank_zero_only.rank == 0:
             self.datamodule.prepare_data()
+        if trainer["enable_progress_bar"] is not False:
+            kwargs["callbacks"] = [*(trainer["callbacks"] or []), _progress_bar()]
         if trainer["fast_dev_run"]:
             return super().instantiate_trainer(logger=False, **kwargs)
         folder = Path(self.config.runs_dir) / self._config_name()
         version = claim_version(folder) if rank_zero_only.rank == 0 else "elsewhere"  # rank 0's is broadcast
         given = [] if trainer["logger"] in (None, True, False) else trainer["logger"]
         loggers = [CSVLogger(folder.parent, folder.name, version), *(given if isinstance(given, list) else [given])]
+        root = trainer["default_root_dir"] or folder / version  # where Lightning looks for SLURM's own checkpoints
         try:
-            return super().instantiate_trainer(logger=loggers, **kwargs)
-        except MisconfigurationException:
+            return super().instantiate_trainer(logger=loggers, default_root_dir=root, **kwargs)
+        except (MisconfigurationException, ValueError, ImportError) as error:
             with suppress(OSError):  # give the claimed folder back, and parents that nothing else is in
                 os.removedirs(folder / version)
-            raise
+            raise InputError(f"Lightning's Trainer refuses its settings: {error}") from error
 
     def _config_name(self) -> str:
-        """The name of the last --config file without its suffix."""
-        return Path(str(self.config.config[-1])).stem if self.config.config else "run"
+        """The name of the last --config file without its suffix; for a run's own config.yaml, the run's name."""
+        if not self.config.config:
+            return "run"
+        path = Path(str(self.config.config[-1]))
+        if path.name != "config.yaml":
+            return path.stem
+        folder = path.absolute().parent
+        return folder.parent.name if folder.name.startswith("version_") else folder.name
 
 
 def claim_version(folder: Path) -> str:
@@ -127,26 +165,34 @@ def train_from_command_line(arguments: list[str]) -> int:
     Raises:
         InputError: a mistake in the configuration or the data, before training starts.
     """
-    sys.argv[1:] = arguments  # LightningCLI warns when it is given arguments beside the process' own
+    # Lightning warns of arguments beside the process' own, which a several-process launch repeats as they are.
+    warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     cli = TrainCLI(
         SegmentationTask,
         OvarianTumorDataModule,
+        args=arguments,
         run=False,
         seed_everything_default=42,
         parser_kwargs={"exit_on_error": False},
         trainer_defaults={
             "log_every_n_steps": 1,
-            "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining(), _progress_bar()],
+            "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining()],
         },
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,  # it saves an "_instantiator" that only LightningCLI understands
     )
     trainer = cli.trainer
     trainer.callbacks.insert(0, EpochSeed(cli.datamodule.hparams.seed))
+    if cli.config.ckpt_path:
+        trainer.checkpoint_callback.resume_dir = Path(cli.config.ckpt_path).parent
     trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     run = trainer.log_dir  # asks all processes
-    if trainer.is_global_zero and not trainer.fast_dev_run:
-        _evaluate_best(Path(run))
+    if not trainer.is_global_zero or trainer.fast_dev_run:
+        return 0
+    if not any(Path(run, "checkpoints").glob("*.ckpt")):
+        print(f"No epoch came to its end, so nothing was kept but the configuration in {run}.")
+        return 0
+    _evaluate_best(Path(run))
     return 0
 
 

@@ -118,7 +118,8 @@ def test_broken_files_are_named_and_stop_nothing_else(source, save_png):
     save_png(source / "annotations" / "5.PNG", annotation(45, 85, (1, 2, 3)))
     manifest = prepare(source)
     assert len(manifest["items"]) == 27
-    assert [text.split(" ")[0].split("/")[-1] for text in manifest["failures"]] == ["3.JPG", "4.JPG", "5.PNG"]
+    named = [text.split(" ")[0].split("/")[-1].rstrip(",") for text in manifest["failures"]]
+    assert named == ["3.JPG", "4.JPG", "5.PNG"]
 
 
 def test_nothing_usable_leaves_nothing(source):
@@ -129,9 +130,27 @@ def test_nothing_usable_leaves_nothing(source):
     assert not (source.parent / "out").exists()
 
 
-def test_missing_annotation_is_an_error(source):
+def test_files_without_partner_are_named_and_stop_nothing_else(source):
     (source / "annotations" / "7.PNG").unlink()
-    with pytest.raises(InputError, match="1 stems in .* not both: 7"):
+    (source / "images" / "9.JPG").unlink()
+    manifest = prepare(source)
+    assert len(manifest["items"]) == 28
+    assert [text.rpartition("/")[2] for text in manifest["failures"]] == [
+        "7.JPG has no annotation of its stem.",
+        "9.PNG has no image of its stem.",
+    ]
+
+
+def test_nothing_that_matches_is_an_error(source):
+    for path in (source / "images").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    with pytest.raises(InputError, match="No image in .* has an annotation of its stem"):
+        prepare(source)
+
+
+def test_one_list_without_the_other_is_an_error(source):
+    (source / "train.txt").write_text("1\n")
+    with pytest.raises(InputError, match="has train.txt but not the other"):
         prepare(source)
 
 

@@ -66,6 +66,21 @@ def test_online_scores_average_images_and_leave_nan_out():
     assert values["dice_coef"] == pytest.approx(sum(soft) / 2)
 
 
+def test_a_loss_that_is_not_a_number_is_shown():
+    scores, logits, mask = OnlineScores(), torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.uint8)
+    for loss in (0.5, math.nan):
+        scores.update(torch.tensor(loss), logits, mask)
+    assert scores.compute()["loss"].isnan()
+
+
+def test_repeated_pairs_weigh_nothing():
+    scores, logits, mask = OnlineScores(), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.uint8)
+    scores.update(torch.tensor(0.5), logits, mask)
+    before = {name: float(value) for name, value in scores.compute().items()}
+    scores.update(torch.tensor(9.0), -logits, mask, counted=False)
+    assert {name: float(value) for name, value in scores.compute().items()} == pytest.approx(before, nan_ok=True)
+
+
 def test_online_scores_forget():
     scores = OnlineScores()
     for value in (1.0, -1.0):

@@ -1,11 +1,13 @@
 """Batches of pairs for training and evaluation.
 
 The batch contract, everywhere in ovseg: a dict of `image` uint8 (N, 3, H, W), RGB 0..255; `mask` uint8 (N, 1, H, W),
-0 or 1; `stem` list of N str. Scaling to the network's range is the network's own first layer.
+0 or 1; `stem` list of N str, empty for a repeated pair that is not to be counted. Scaling to the network's range is the
+network's own first layer.
 """
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -37,6 +39,8 @@ class PairDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         index, seed = key if isinstance(key, tuple) else (key, 0)
         pair = self.pairs[index]
+        if index < 0:
+            pair = replace(pair, stem="")
         image = place(read_image(pair.image_path), self.image_size, self.fit)
         mask = place(read_mask(pair.mask_path, self.mask_threshold), self.image_size, self.fit)
         if self.transform is not None:
@@ -62,12 +66,13 @@ class WholeBatchSampler(DistributedSampler):
     """Deals whole batches to the processes in turn, without repeating an image to even the shares.
 
     The batches are those of one process, so batch-wide scores and their means do not depend on the number of processes.
+    A process for which no batch is left gets the last pair as index -1, whose stem is empty: it is not to be counted.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, num_replicas: int, rank: int):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         starts = range(rank * batch_size, len(dataset), num_replicas * batch_size)
-        self.indices = [i for start in starts for i in range(start, min(start + batch_size, len(dataset)))]
+        self.indices = [i for start in starts for i in range(start, min(start + batch_size, len(dataset)))] or [-1]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
@@ -118,7 +123,7 @@ class OvarianTumorDataModule(LightningDataModule):
         seed: int = 42,
         fit: str = "letterbox",
         mask_threshold: int = 127,
-        exclude: list[str] | None = None,
+        exclude: list[str | int] | None = None,
         mini_test: str | None = None,
         phantoms: int = 0,
     ):
@@ -128,6 +133,7 @@ class OvarianTumorDataModule(LightningDataModule):
         _check_range("batch_size", batch_size, 1, 65536)
         _check_range("num_workers", num_workers, 0, 1024)
         _check_range("mask_threshold", mask_threshold, 0, 254)
+        _check_range("seed", seed, 0, 2**32 - 1)
         choose("fit", fit, FITS)
         build_transform(augmentation)
         self.root = Path(root)
@@ -145,8 +151,9 @@ class OvarianTumorDataModule(LightningDataModule):
         if self.hparams.phantoms and not self.root.exists():
             write_phantoms(self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed)
         self.verify(SPLITS)
-        if self.hparams.mini_test:
-            list_images(Path(self.hparams.mini_test))
+        for path, _ in self.mini_test_paths(count=64) if self.hparams.mini_test else ():
+            read_image(path)
+        _ = self.dataset("train", self.hparams.augmentation)[0, 0]  # an augmentation that fails does so here
         self._verified = True
 
     def verify(self, splits: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ class Pair:
 
 def natural_key(stem: str) -> list[tuple[bool, int | str]]:
     """Sort key that puts 2 before 10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else part) for part in re.findall(r"\d+|\D+", stem)]
+    return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.findall(r"\d+|\D+", stem)]
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -62,6 +62,11 @@ def find_pairs(images_dir: Path, masks_dir: Path, exclude: Iterable[str] = ()) -
         InputError: a folder is missing or empty, or some stems have no partner.
     """
     images, masks, excluded = list_images(images_dir), list_images(masks_dir), set(map(str, exclude))
+    unknown = sorted(excluded - images.keys() - masks.keys(), key=natural_key)
+    if unknown:
+        raise InputError(
+            f"data.exclude names {len(unknown)} stems that {images_dir} does not have: {first_five(unknown)}."
+        )
     for name, here, there, folder in [("images", images, masks, masks_dir), ("masks", masks, images, images_dir)]:
         alone = [stem for stem in here if stem not in there and stem not in excluded]
         if alone:
@@ -96,7 +101,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a picture as RGB, uint8 (H, W, 3); raises as `open_picture`."""
+    """Read a picture as RGB, uint8 (H, W, 3), without its EXIF orientation; raises as `open_picture`."""
     return np.array(open_picture(path).convert("RGB"))
 
 
@@ -116,16 +121,19 @@ def read_mask(path: Path, threshold: int = 127) -> np.ndarray:
 def mask_problem(grey: np.ndarray, threshold: int, lossy: bool) -> str:
     """Why grey values, uint8 (H, W), are not a binary mask; empty where they are.
 
-    A lossless mask has at most two values. A JPEG mask is blurred by compression, so up to a quarter of its pixels
-    may lie in the middle of the range (an outline of a lesion of 20 pixels across, the smallest seen, makes 0.2).
+    A lossless mask has at most two values. A JPEG mask is blurred by compression: most of what is not black must still
+    be near its brightest value.
     """
     values = np.unique(grey)
-    middle = np.mean(np.abs(grey.astype(int) - 128) < 64)
-    if (middle > 0.25) if lossy else (len(values) > 2):
+    bright = grey[grey > 32]
+    spread = lossy and len(bright) and np.mean(bright > np.percentile(bright, 90) - 64) < 0.6
+    if spread or (not lossy and len(values) > 2):
         return (
             f"holds {len(values)} grey values ({first_five(values)}), expected a binary mask of two. "
             "Save the lesion as one value on black."
         )
+    if len(values) == 2 and values.min() > threshold:
+        return f"has two values above the threshold {threshold} ({first_five(values)}), so all of it would be lesion."
     noise = 32 if lossy else 0
     if values.max() > noise and values.max() <= threshold:
         return (

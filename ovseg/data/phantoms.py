@@ -176,6 +176,8 @@ def write_phantoms(output: Path, count: int, size: int = 256, seed: int = 0, ove
     Raises:
         InputError: `count` or `size` too small, or `output` exists.
     """
+    if seed < 0:
+        raise InputError(f"The seed of phantoms is {seed}, expected 0 or more.")
     if count < 10:
         raise InputError(f"{count} phantoms are too few to split, expected at least 10.")
     train_end, valid_end = round(count * SPLITS["train"]), round(count * (SPLITS["train"] + SPLITS["valid"]))

@@ -25,6 +25,7 @@ CATEGORIES = {
     (0, 0, 128): "high-grade serous cystadenoma",
 }
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
+KINDS = ("images", "masks", "categories")
 BLOCK = 20  # neighbouring numbers kept together: three quarters of the near-duplicates are at most 2 apart
 
 
@@ -72,31 +73,36 @@ def prepare_dataset(
     source, output = Path(source), Path(output)
     if not 16 <= size <= 8192:
         raise InputError(f"--size is {size}, expected 16..8192.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed is {seed}, expected 0..{2**32 - 1}.")
     choose("fit", fit, FITS)
-    items = find_sources(source)
+    items, alone = find_sources(source)
     split = split if split != "auto" else "official" if _has_lists(source) else "blocks"
     splits = choose("split", split, SPLITTERS)(source, [item.stem for item in items], seed)
     settings = {"size": size, "fit": fit, "split": split, "seed": seed, "source_files": _fingerprint(items)}
     if not overwrite and _settings_of(output) == settings:
         return json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     check_output_dir(output, overwrite, marker="manifest.json")
-    with atomic_dir(output, overwrite, marker="manifest.json") as folder:
+    with atomic_dir(output, overwrite, "manifest.json", inputs=[source]) as folder:
         results = map_with_progress(_writer(folder, splits, size, fit), items, "Preparing pairs")
         entries = [result for result in results if isinstance(result, dict)]
         if not entries:
             raise InputError(f"None of the {len(items)} pairs in {source} can be used: {first_five(results)}")
-        failures = [result for result in results if isinstance(result, str)]
+        failures = [*alone, *(result for result in results if isinstance(result, str))]
         manifest = {"made_by": "prepare_data", **settings, "categories": list(CATEGORIES.values())}
         manifest.update(failures=failures, items=entries)
         write_json(folder / "manifest.json", manifest)
     return manifest
 
 
-def find_sources(source: Path) -> list[Source]:
-    """Match images and annotations of the download by stem, in natural order.
+def find_sources(source: Path) -> tuple[list[Source], list[str]]:
+    """Match images and annotations of the download by stem.
+
+    Returns:
+        The pairs in natural order, and a message for each file without its partner.
 
     Raises:
-        InputError: a folder is missing or empty, or stems have no partner.
+        InputError: a folder is missing or empty, or nothing matches.
     """
     if not source.is_dir():
         raise InputError(
@@ -105,13 +111,12 @@ def find_sources(source: Path) -> list[Source]:
     images, annotations = list_images(source / "images"), list_images(source / "annotations")
     binary = {stem.removesuffix("_binary"): path for stem, path in annotations.items() if stem.endswith("_binary")}
     colour = {stem: path for stem, path in annotations.items() if not stem.endswith("_binary")}
-    alone = sorted(images.keys() ^ colour.keys(), key=natural_key)
-    if alone:
-        raise InputError(
-            f"{len(alone)} stems in {source} have an image or an annotation, but not both: {first_five(alone)}. "
-            "Add or remove their files."
-        )
-    return [Source(stem, path, colour[stem], binary.get(stem)) for stem, path in images.items()]
+    alone = [f"{path} has no annotation of its stem." for stem, path in images.items() if stem not in colour]
+    alone += [f"{path} has no image of its stem." for stem, path in colour.items() if stem not in images]
+    items = [Source(stem, path, colour[stem], binary.get(stem)) for stem, path in images.items() if stem in colour]
+    if not items:
+        raise InputError(f"No image in {source} has an annotation of its stem: {first_five(alone)}")
+    return items, alone
 
 
 def read_categories(path: Path) -> tuple[np.ndarray, int]:
@@ -149,7 +154,7 @@ def _writer(folder: Path, splits: dict[str, str], size: int, fit: str) -> Callab
             sizes = f"{image.shape[:2]}, {categories.shape}, {mask.shape}"
             return f"{item.image_path}, its annotation and its mask differ in size ({sizes}). Mend or remove them."
         split = splits[item.stem]
-        for kind, picture in {"images": image, "masks": mask * np.uint8(255), "categories": categories}.items():
+        for kind, picture in zip(KINDS, (image, mask * np.uint8(255), categories), strict=True):
             write_image(folder / split / kind / f"{item.stem}.png", place(picture, size, fit))
         return {
             "stem": item.stem,
@@ -171,16 +176,22 @@ def _fingerprint(items: list[Source]) -> dict[str, int]:
 
 
 def _settings_of(output: Path) -> dict[str, Any] | None:
-    """The settings that an earlier dataset was made with, or None."""
+    """The settings that an earlier, undamaged dataset was made with, or None."""
     try:
         manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+        items = [(output / item["split"], f"{item['stem']}.png") for item in manifest["items"]]
+        if not all((folder / kind / name).is_file() for folder, name in items for kind in KINDS):
+            return None
         return {name: manifest[name] for name in ("size", "fit", "split", "seed", "source_files")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _has_lists(source: Path) -> bool:
-    return (source / "train.txt").is_file() and (source / "val.txt").is_file()
+    found = [name for name in ("train.txt", "val.txt") if (source / name).is_file()]
+    if len(found) == 1:
+        raise InputError(f"{source} has {found[0]} but not the other of train.txt and val.txt. Add it or remove both.")
+    return bool(found)
 
 
 def _deal_blocks(stems: list[str], fractions: dict[str, float], seed: int) -> dict[str, str]:

@@ -82,10 +82,13 @@ def augment(transform: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int
     """Apply a pipeline to a pair; the same seed gives the same result in any process.
 
     Raises:
-        InputError: the pipeline changed the size or the dtype of the pair.
+        InputError: the pipeline fails, or changed the size or the dtype of the pair.
     """
     transform.set_random_seed(seed)
-    result = transform(image=image, mask=mask)
+    try:
+        result = transform(image=image, mask=mask)
+    except ValueError as error:  # albumentations' own errors are ValueErrors
+        raise InputError(f"The augmentation fails on an image of {image.shape[:2]}: {error}") from error
     if result["image"].shape != image.shape or result["image"].dtype != np.uint8:
         raise InputError(
             f"The augmentation turned uint8 {image.shape} into {result['image'].dtype} {result['image'].shape}. "
