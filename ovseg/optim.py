@@ -33,6 +33,7 @@ class KerasAdam(torch.optim.Adam):
         fused: bool = True,
     ):
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
+        self._step_supports_amp_scaling = False  # or Lightning refuses to clip under mixed precision
 
     def step(self, closure: Callable | None = None) -> Any:
         """One step; the closure, where given, computes the gradients first, as in torch."""
@@ -86,6 +87,8 @@ def keras_plateau(
 
     torch's waits one epoch longer for the same number, and compares relatively by default.
     """
+    if patience < 1:
+        raise ValueError(f"patience is {patience}, expected at least 1")
     return ReduceLROnPlateau(
         optimizer,
         mode="min",

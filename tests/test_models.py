@@ -9,6 +9,12 @@ from ovseg.models.layers import ACTIVATIONS, build_activation, init_he_normal_
 
 SMALL = {
     "flexible_unet": {"base_filters": 2, "num_layers": 4},
+    "attention_unet": {"base_filters": 2, "num_layers": 3},
+    "multires_unet": {"base_filters": 4, "num_layers": 3},
+    "unet3plus": {"base_filters": 2},
+    "swin_unet": {"filter_num_begin": 8, "depth": 2, "num_heads": [2, 2], "window_size": [4, 2], "image_size": 160},
+    "efficient_unet": {"drop_connect_rate": 0.0},
+    "deeplabv3plus": {},
     "smp": {"encoder_name": "resnet18", "decoder_args": {"decoder_channels": [16, 8, 8, 4, 4]}},
 }
 

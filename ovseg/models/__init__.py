@@ -3,11 +3,23 @@
 from torch import nn
 
 from ovseg.errors import check_arguments, choose
+from ovseg.models.attention_unet import AttentionUNet
+from ovseg.models.deeplabv3plus import DeepLabV3Plus
+from ovseg.models.efficient_unet import EfficientUNet
+from ovseg.models.multires_unet import MultiResUNet
 from ovseg.models.pretrained import SmpNetwork
+from ovseg.models.swin_unet import SwinUNet
 from ovseg.models.unet import FlexibleUNet
+from ovseg.models.unet3plus import UNet3Plus
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {
     "flexible_unet": FlexibleUNet,
+    "attention_unet": AttentionUNet,
+    "multires_unet": MultiResUNet,
+    "unet3plus": UNet3Plus,
+    "swin_unet": SwinUNet,
+    "efficient_unet": EfficientUNet,
+    "deeplabv3plus": DeepLabV3Plus,
     "smp": SmpNetwork,
 }
 

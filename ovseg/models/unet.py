@@ -1,5 +1,7 @@
 """The baseline's flexible UNet: large, dilated kernels at the top that shrink towards the bridge."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,12 @@ class ConvBlock(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         features = self.dropout(self.norm1(self.activation(self.conv1(features))))
         return self.norm2(self.activation(self.conv2(features)))
+
+    def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """See `ovseg.models.keras_weights`."""
+        yield from (("conv2d", self.conv1), ("conv2d", self.conv2))
+        if isinstance(self.norm1, nn.BatchNorm2d):
+            yield from (("batch_normalization", self.norm1), ("batch_normalization", self.norm2))
 
 
 class FlexibleUNet(nn.Module):
@@ -112,6 +120,15 @@ class FlexibleUNet(nn.Module):
         for upsample, block, skip in reversed(list(zip(self.upsample, self.decoder, skips, strict=True))):
             features = block(torch.cat([upsample(features), skip], dim=1))
         return self.head(features)[..., : image.shape[-2], : image.shape[-1]]
+
+    def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        for block in self.encoder:
+            yield from block.keras_layers()
+        for upsample, block in reversed(list(zip(self.upsample, self.decoder, strict=True))):
+            yield "conv2d_transpose", upsample
+            yield from block.keras_layers()
+        yield "conv2d", self.head
 
 
 def _check(classes: int, base_filters: int, base_kernel: int, num_layers: int, dilation: int, dropout_rate: float):
