@@ -1,6 +1,7 @@
 """The commands. `ovseg NAME ...` and `python scripts/NAME.py ...` are the same functions."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -17,9 +18,12 @@ def _run(command: Callable[[list[str]], int], arguments: list[str] | None = None
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
-    except (InputError, argparse.ArgumentError, MisconfigurationException) as error:
+    except (InputError, argparse.ArgumentError, MisconfigurationException, UnicodeDecodeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: stopped by Ctrl-C", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -101,13 +105,66 @@ def _phantoms(arguments: list[str]) -> int:
     return _conclude(f"{options['count']} phantoms in {options['output']}", [])
 
 
+def _import_baseline(arguments: list[str]) -> int:
+    parser = _parser("import_baseline", "Turn a configuration of the TensorFlow baseline, and its weights, into a run.")
+    parser.add_argument("--config", type=Path, required=True, help="train_eval_infer.config")
+    parser.add_argument("--weights", type=Path, help="best_model.h5, .weights.h5 or .keras")
+    parser.add_argument("--output", type=Path, required=True, help="run folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier import")
+    options = parser.parse_args(arguments)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    from ovseg.baseline_import import import_baseline
+    from ovseg.report import print_rows
+
+    rows = import_baseline(options.config, options.weights, options.output, options.overwrite)
+    print_rows(("key", "value", "becomes"), rows, title=str(options.config))
+    return _conclude(f"Written to {options.output}", [])
+
+
+def _compare_baseline(arguments: list[str]) -> int:
+    parser = _parser(
+        "compare_baseline",
+        "Train the flexible UNet in TensorFlow and in ovseg from the same weights on the same data; or, with "
+        "--predictions, score another tool's masks against ours.",
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/unet.yaml"), help="(default: configs/unet.yaml)")
+    parser.add_argument("--data", help="dataset folder, if it is not the configuration's")
+    parser.add_argument("--arch-args", nargs="*", default=[], metavar="KEY=VALUE", help="such as num_layers=6")
+    parser.add_argument("--lr", type=float, help="learning rate, if it is not the configuration's")
+    parser.add_argument("--image-size", type=int, default=128, help="side of the squares in pixels (default: 128)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps (default: 200)")
+    parser.add_argument("--predictions", type=Path, help="folder of another tool's masks")
+    parser.add_argument("--ours", type=Path, help="with --predictions: folder of our masks, as infer writes them")
+    parser.add_argument("--masks", type=Path, help="with --predictions: folder of reference masks")
+    parser.add_argument("--threshold", type=int, default=127, help="of --predictions' grey values (default: 127)")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier comparison")
+    options = parser.parse_args(arguments)
+    if options.predictions:
+        from ovseg.compare_masks import compare_masks
+
+        if not (options.ours and options.masks):
+            raise InputError("--predictions needs --ours and --masks: the folders of our masks and of the reference.")
+        paths = (options.predictions, options.ours, options.masks, options.output)
+        summary = compare_masks(*paths, options.threshold, options.overwrite)
+        print("\n".join(f"{name}: {value}" for name, value in summary.items()))
+    else:
+        from ovseg.compare_training import compare_training, read_settings
+
+        config = read_settings(options.config, options.data, options.arch_args, options.lr)
+        print(
+            compare_training(config, options.output, options.steps, options.image_size, options.overwrite).to_string()
+        )
+    return _conclude(f"Written to {options.output}", [])
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. `{self.prog} --help` tells the options.")
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return _Parser(prog=command, description=description, allow_abbrev=False)
+    return _Parser(prog=f"ovseg {command}", description=description, allow_abbrev=False)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +188,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "infer": _infer,
     "prepare_data": _prepare_data,
     "phantoms": _phantoms,
+    "import_baseline": _import_baseline,
+    "compare_baseline": _compare_baseline,
 }
 
 

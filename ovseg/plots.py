@@ -36,6 +36,16 @@ def draw_histogram(values: np.ndarray, name: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_paired(theirs: np.ndarray, ours: np.ndarray, path: Path) -> None:
+    """Two tools' scores of the same images against each other, as PNG; above the diagonal ours is better."""
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    axes.scatter(theirs, ours, s=14)
+    axes.set(xlabel="Dice, other tool", ylabel="Dice, ours", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG at 110 dots an inch."""
     with atomic_path(path) as temporary:

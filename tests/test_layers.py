@@ -9,15 +9,23 @@ from conftest import REPOSITORY
 LAYERS = [
     [
         *("errors", "files", "plots", "drawing", "data.geometry", "data.pairs", "data.transforms", "data.phantoms"),
-        *("models.layers", "models.unet", "models.pretrained", "metrics", "losses", "optim"),
+        *("models.layers", "models.unet", "models.attention_unet", "models.multires_unet", "models.unet3plus"),
+        *("models.swin_unet", "models.efficient_unet", "models.deeplabv3plus", "models.pretrained"),
+        *("metrics", "losses", "optim", "keras_unet"),
     ],
-    ["data.prepare", "data.datamodule", "models"],
+    ["data.prepare", "data.datamodule", "models", "models.keras_weights"],
     ["task", "callbacks", "inference"],
-    ["evaluation", "report"],
+    ["evaluation", "report", "baseline_config", "baseline_import", "compare_training", "compare_masks"],
     ["training", "cli"],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
-ONLY_IN = {"albumentations": "data.transforms", "segmentation_models_pytorch": "models.pretrained"}
+ONLY_IN = {
+    "albumentations": "data.transforms",
+    "segmentation_models_pytorch": "models.pretrained",
+    "h5py": "models.keras_weights",
+    "tensorflow": "keras_unet",
+    "keras": "keras_unet",
+}
 
 
 def module_name(path) -> str:

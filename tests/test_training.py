@@ -150,7 +150,7 @@ def test_ctrl_c_keeps_a_checkpoint(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.arch", "unet9000"], "Unknown arch 'unet9000'. Choose one of: flexible_unet, "),
+        (["--model.arch", "unet9000"], "Unknown arch 'unet9000'. Choose one of: attention_unet, "),
         (["--model.loss", "hope"], "Unknown loss 'hope'"),
         (["--model.arch_args.depth", "3"], "arch flexible_unet does not take depth"),
         (["--model.colour", "3"], "model.colour|colour"),
@@ -202,6 +202,12 @@ def test_print_config_shows_every_default(tiny, capsys):
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 SHRUNK = {
     "flexible_unet": ["--model.arch_args.base_filters", "1", "--model.arch_args.num_layers", "4"],
+    "attention_unet": ["--model.arch_args.base_filters", "1"],
+    "multires_unet": ["--model.arch_args.base_filters", "4"],
+    "unet3plus": ["--model.arch_args.base_filters", "2"],
+    "swin_unet": ["--model.arch_args.filter_num_begin", "8", "--model.arch_args.image_size", "64"],
+    "efficient_unet": [],
+    "deeplabv3plus": [],
     "smp": ["--model.arch_args.encoder_name", "resnet18", "--model.arch_args.encoder_weights", "null"],
 }
 
@@ -276,6 +282,7 @@ def test_library_use_without_the_command_line(phantom_root, tmp_path):
 
     data = OvarianTumorDataModule(str(phantom_root), image_size=32, num_workers=0)
     task = SegmentationTask(arch_args={"base_filters": 2, "num_layers": 3}, optimizer_args={"lr": 1e-3})
-    trainer = Trainer(fast_dev_run=True, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
+    options = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False, "default_root_dir": tmp_path}
+    trainer = Trainer(fast_dev_run=True, **options)
     trainer.fit(task, data)
     assert torch.isfinite(trainer.callback_metrics["val_loss"])
