@@ -133,6 +133,7 @@ def _compare_baseline(arguments: list[str]) -> int:
     parser.add_argument("--lr", type=float, help="learning rate, if it is not the configuration's")
     parser.add_argument("--image-size", type=int, default=128, help="side of the squares in pixels (default: 128)")
     parser.add_argument("--steps", type=int, default=200, help="training steps (default: 200)")
+    parser.add_argument("--epochs", type=int, help="passes over the training split, in place of --steps")
     parser.add_argument("--predictions", type=Path, help="folder of another tool's masks")
     parser.add_argument("--ours", type=Path, help="with --predictions: folder of our masks, as infer writes them")
     parser.add_argument("--masks", type=Path, help="with --predictions: folder of reference masks")
@@ -152,9 +153,8 @@ def _compare_baseline(arguments: list[str]) -> int:
         from ovseg.compare_training import compare_training, read_settings
 
         config = read_settings(options.config, options.data, options.arch_args, options.lr)
-        print(
-            compare_training(config, options.output, options.steps, options.image_size, options.overwrite).to_string()
-        )
+        how = (options.output, options.steps, options.image_size, options.overwrite, options.epochs)
+        print(compare_training(config, *how).to_string())
     return _conclude(f"Written to {options.output}", [])
 
 

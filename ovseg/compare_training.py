@@ -59,12 +59,17 @@ def read_settings(path: Path, root: str | None, arch_args: list[str], lr: float 
 
 
 def compare_training(
-    config: dict[str, Any], output: Path, steps: int = 200, image_size: int = 128, overwrite: bool = False
+    config: dict[str, Any],
+    output: Path,
+    steps: int = 200,
+    image_size: int = 128,
+    overwrite: bool = False,
+    epochs: int | None = None,
 ) -> pd.DataFrame:
     """Train the flexible UNet in TensorFlow and in ovseg from the same weights on the same batches, without dropout.
 
     Each runs in a process of its own, one after the other, on the same number of threads. Writes `steps.csv`,
-    `comparison.csv`, `comparison.json` and `comparison.png`.
+    `epochs.csv`, `comparison.csv`, `comparison.json` and `comparison.png`.
 
     Args:
         config: `model` and `data` as in `configs/unet.yaml`; loss `bce_dice_loss`, optimiser `keras_adam`.
@@ -72,6 +77,7 @@ def compare_training(
         steps: training steps; the training images are gone through in order, again and again.
         image_size: side of the squares, pixels; a multiple of 2**(num_layers - 1).
         overwrite: replace an earlier comparison.
+        epochs: train this often on the whole training split, in place of `steps`.
 
     Returns:
         A row each for TensorFlow and ovseg: last loss, test loss, test dice_coef, seconds a step (median without the
@@ -80,7 +86,7 @@ def compare_training(
     Raises:
         InputError: another network, loss or optimiser, a size that Keras can't halve often enough, no TensorFlow.
     """
-    settings = _settings(config, steps, image_size)
+    settings = _settings(config, steps, image_size, epochs)
     with atomic_dir(output, overwrite, marker="comparison.json") as folder, tempfile.TemporaryDirectory() as scratch:
         weights, data = Path(scratch) / "initial.weights.h5", Path(scratch) / "data.npz"
         _save_batches(settings, data)
@@ -94,7 +100,7 @@ def compare_training(
     return table
 
 
-def _settings(config: dict[str, Any], steps: int, image_size: int) -> dict[str, Any]:
+def _settings(config: dict[str, Any], steps: int, image_size: int, epochs: int | None = None) -> dict[str, Any]:
     model, data = config["model"], {**config["data"], "image_size": image_size}
     wanted = {"arch": "flexible_unet", "loss": "bce_dice_loss", "optimizer": "keras_adam"}
     for name, value in wanted.items():
@@ -104,21 +110,28 @@ def _settings(config: dict[str, Any], steps: int, image_size: int) -> dict[str, 
     network = {**defaults, "normalization": False, "input_scale": 1 / 255, **(model.get("arch_args") or {})}
     network.pop("dropout_rate", None)  # its random numbers can't be the same in both
     stride = 2 ** (network["num_layers"] - 1)
-    if image_size % stride or steps < 3:
-        raise InputError(f"--image-size {image_size} must be a multiple of {stride}, and --steps {steps} at least 3.")
+    if image_size % stride or steps < 3 or (epochs is not None and epochs < 1):
+        raise InputError(
+            f"--image-size {image_size} must be a multiple of {stride}, --steps {steps} at least 3 and --epochs "
+            f"{epochs} at least 1."
+        )
     trainer, given = config.get("trainer") or {}, model.get("optimizer_args") or {}
     optimizer = {"lr": given.get("lr", 1e-3), "eps": given.get("eps", 1e-7)}
     optimizer["clip_value"] = trainer.get("gradient_clip_val") or 1e9
-    threads = torch.get_num_threads()
-    return {"network": network, "data": data, "optimizer": optimizer, "steps": steps, "threads": threads}
+    length = {"steps": steps, "epochs": epochs, "threads": torch.get_num_threads()}
+    return {"network": network, "data": data, "optimizer": optimizer, **length}
 
 
 def _save_batches(settings: dict[str, Any], path: Path) -> None:
-    """The first images of the training split that the steps need, and up to 40 of the test split."""
+    """The first images of the training split that the steps need (all for epochs), and the test split."""
     data = OvarianTumorDataModule(**{**settings["data"], "augmentation": "none", "shuffle": False, "num_workers": 0})
     data.verify(("train", "test"))
-    arrays = {}
-    for split, count in (("train", settings["steps"] * data.hparams.batch_size), ("test", 40)):
+    arrays, size = {}, data.hparams.batch_size
+    per_epoch = -(-len(data.pairs("train")) // size)
+    if settings["epochs"]:
+        settings["steps"] = settings["epochs"] * per_epoch
+    settings["steps_per_epoch"] = per_epoch
+    for split, count in (("train", settings["steps"] * size), ("test", len(data.pairs("test")))):
         dataset = data.dataset(split)
         items = [dataset[i] for i in tqdm(range(min(count, len(dataset))), f"Reading {split}", disable=None)]
         for name in ("image", "mask"):
@@ -229,16 +242,19 @@ def _write(folder: Path, results: dict[str, dict[str, Any]], table: pd.DataFrame
     for name, result in results.items():
         steps[f"{name} loss"], steps[f"{name} dice_coef"] = zip(*result["values"], strict=True)
     steps.to_csv(folder / "steps.csv", index=False)
+    epochs = steps.drop(columns="step").groupby((steps["step"] - 1) // settings["steps_per_epoch"] + 1).mean()
+    epochs.rename_axis("epoch").to_csv(folder / "epochs.csv")
     table.to_csv(folder / "comparison.csv")
     versions = {name: importlib.metadata.version(name) for name in ("torch", "tensorflow-cpu", "keras", "ovseg")}
     content = {"settings": settings, "versions": versions, "cpus": os.cpu_count(), "table": table.to_dict("index")}
     gap = (steps["ovseg loss"] - steps["TensorFlow loss"]).abs()
     write_json(folder / "comparison.json", {**content, "largest_loss_difference": float(gap.max())})
+    curves, unit = (epochs, "epoch") if len(epochs) > 1 else (steps.set_index("step"), "step")
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("loss", "dice_coef"), strict=True):
-        axes.plot(steps["step"], steps[f"TensorFlow {what}"], color="tab:orange", linewidth=3, label="TensorFlow")
-        axes.plot(steps["step"], steps[f"ovseg {what}"], color="black", linewidth=1, label="ovseg")
-        axes.set(xlabel="step", title=f"{what} of each step")
+        axes.plot(curves[f"TensorFlow {what}"], color="tab:orange", linewidth=3, label="TensorFlow")
+        axes.plot(curves[f"ovseg {what}"], color="black", linewidth=1, label="ovseg")
+        axes.set(xlabel=unit, title=f"{what} of each {unit}")
         axes.grid(alpha=0.3)
         axes.legend()
     save_figure(figure, folder / "comparison.png")

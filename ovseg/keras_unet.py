@@ -92,7 +92,7 @@ def train_keras(
     model = build_keras_unet(**network)
     model.load_weights(weights)
     adam = keras.optimizers.Adam(optimizer["lr"], epsilon=optimizer["eps"], clipvalue=optimizer["clip_value"])
-    model.compile(adam, bce_dice_loss, [dice_coef])
+    model.compile(adam, bce_dice_loss, metrics=[dice_coef])
     for image, mask in batches:
         scores = model.train_on_batch(image.astype(np.float32), mask.astype(np.float32), return_dict=True)
         model.reset_metrics()

@@ -96,7 +96,8 @@ def test_without_tensorflow_it_says_what_to_install(config, tmp_path, capsys):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs the extra tensorflow")
 def test_both_trainings_follow_the_same_losses(config, tmp_path):
-    assert compare(config, tmp_path / "out", "--steps", "12", "--image-size", "32") == 0
+    assert compare(config, tmp_path / "out", "--epochs", "2", "--image-size", "32") == 0
+    assert len((tmp_path / "out" / "epochs.csv").read_text().splitlines()) == 3
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert content["largest_loss_difference"] < 1e-4 and (tmp_path / "out" / "comparison.png").exists()
     test = [row["test loss"] for row in content["table"].values()]
