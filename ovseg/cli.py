@@ -79,7 +79,12 @@ def _prepare_data(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
     parser.add_argument("--size", type=int, default=512, help="side of the squares in pixels (default: 512)")
     parser.add_argument("--fit", default="letterbox", help="letterbox (default) or stretch")
-    parser.add_argument("--split", default="auto", help="blocks, official, or auto (official where listed; default)")
+    parser.add_argument(
+        "--split", default="groups", help="groups (of near-duplicates; default) or official (train.txt, val.txt)"
+    )
+    parser.add_argument("--split-file", type=Path, help="a split to use instead: JSON {stem: split} or CSV stem,split")
+    parser.add_argument("--folds", type=int, default=0, help="also deal train and valid to so many folds")
+    parser.add_argument("--allow-leakage", action="store_true", help="accept near-duplicates in two splits")
     parser.add_argument("--seed", type=int, default=42, help="of the split (default: 42)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
     options = vars(parser.parse_args(arguments))
@@ -88,7 +93,10 @@ def _prepare_data(arguments: list[str]) -> int:
     manifest = prepare_dataset(**options)
     splits = [item["split"] for item in manifest["items"]]
     counts = ", ".join(f"{splits.count(name)} {name}" for name in ("train", "valid", "test"))
-    return _conclude(f"{len(splits)} pairs in {options['output']}: {counts}", manifest["failures"])
+    groups = len({item["group"] for item in manifest["items"]})
+    leakage = f" with leakage: {len(manifest['leaking_pairs'])} pairs are in two splits" if manifest["leakage"] else ""
+    text = f"{len(splits)} pairs in {options['output']}: {counts}, {groups} groups of near-duplicates{leakage}"
+    return _conclude(text, manifest["failures"])
 
 
 def _phantoms(arguments: list[str]) -> int:

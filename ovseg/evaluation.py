@@ -83,6 +83,7 @@ class Evaluation:
             "epoch": self.epoch,
             "data": str(self.datamodule.root),
             "split": self.split,
+            "leakage": self.datamodule.leakage,
             "images": len(self.datamodule.pairs(self.split)),
             "image_size": self.datamodule.hparams.image_size,
             "threshold": 0.5,

@@ -40,9 +40,13 @@ def report_evaluation(evaluation: Evaluation, output: Path, overwrite: bool = Fa
     with atomic_dir(output, overwrite or same, "summary.json", inputs=[evaluation.checkpoint_path]) as folder:
         table, summary = evaluation.run()
         baseline = pd.DataFrame([{name: summary["scores"][name] for name in ("loss", "dice_coef")}])
+        if summary["leakage"]:
+            baseline["leakage"] = True
         baseline.to_csv(folder / "evaluation.csv", index=False)
         table.to_csv(folder / "per_image.csv", index=False)
-        draw_histogram(table["dice"].to_numpy(), "Dice", folder / "dice.png")
+        draw_histogram(
+            table["dice"].to_numpy(), "Dice (leakage)" if summary["leakage"] else "Dice", folder / "dice.png"
+        )
         write_image(folder / "cases.png", _draw_cases(evaluation, table))
         write_json(folder / "summary.json", summary)
     return summary
@@ -53,7 +57,7 @@ def _is_same(output: Path, description: dict[str, Any]) -> bool:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    names = ("checkpoint_sha256", "data", "split", "batch_size")
+    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size")
     return isinstance(earlier, dict) and all(earlier.get(name) == description[name] for name in names)
 
 
@@ -86,6 +90,8 @@ def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary as a table on the terminal."""
     title = f"{summary['split']}: {summary['images']} images of {summary['data']}, {summary['checkpoint']}, epoch "
+    if summary["leakage"]:
+        title = f"LEAKAGE, near-duplicates in two splits: {title}"
     rows = []
     for name, value in summary["scores"].items():
         if name not in HARD_SCORES:

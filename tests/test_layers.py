@@ -9,6 +9,7 @@ from conftest import REPOSITORY
 LAYERS = [
     [
         *("errors", "files", "plots", "drawing", "data.geometry", "data.pairs", "data.transforms", "data.phantoms"),
+        *("data.duplicates", "data.splits"),
         *("models.layers", "models.unet", "models.attention_unet", "models.multires_unet", "models.unet3plus"),
         *("models.swin_unet", "models.efficient_unet", "models.deeplabv3plus", "models.pretrained"),
         *("metrics", "losses", "optim", "keras_unet"),
@@ -21,6 +22,7 @@ LAYERS = [
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
 ONLY_IN = {
     "albumentations": "data.transforms",
+    "imagehash": "data.duplicates",
     "segmentation_models_pytorch": "models.pretrained",
     "h5py": "models.keras_weights",
     "tensorflow": "keras_unet",

@@ -51,14 +51,6 @@ def test_tree_holds_squares_masks_and_categories(source):
     OvarianTumorDataModule(str(source.parent / "out"), image_size=32).prepare_data()
 
 
-def test_blocks_keep_neighbours_together_and_fill_all_splits(source):
-    items = prepare(source)["items"]
-    splits = {int(item["stem"]): item["split"] for item in items}
-    assert set(splits.values()) == {"train", "valid", "test"}
-    assert all(splits[n] == splits[n + 1] for n in range(1, 31, 3))  # 30 pairs make blocks of 3
-    assert sum(split == "train" for split in splits.values()) == 24
-
-
 def test_split_follows_the_seed(source):
     first = {i["stem"]: i["split"] for i in prepare(source)["items"]}
     other = {i["stem"]: i["split"] for i in prepare(source, seed=1, overwrite=True)["items"]}
@@ -80,27 +72,6 @@ def test_other_settings_need_overwrite(source):
 
 def test_stretch_fills_the_square(source):
     assert prepare(source, fit="stretch")["items"][0]["box"] == {"top": 0, "left": 0, "height": 32, "width": 32}
-
-
-def test_official_lists_are_used_where_present(source):
-    (source / "train.txt").write_text("\n".join(str(n) for n in range(1, 21)))
-    (source / "val.txt").write_text("\n".join(str(n) for n in range(21, 31)))
-    manifest = prepare(source)
-    test = {int(item["stem"]) for item in manifest["items"] if item["split"] == "test"}
-    assert manifest["split"] == "official" and test == set(range(21, 31))
-    assert {item["split"] for item in manifest["items"]} == {"train", "valid", "test"}
-
-
-def test_lists_that_miss_an_image_are_an_error(source):
-    (source / "train.txt").write_text("1\n2\n99")
-    (source / "val.txt").write_text("3")
-    with pytest.raises(InputError, match="28 stems in .* not in exactly one of train.txt and val.txt"):
-        prepare(source)
-
-
-def test_official_without_lists_is_an_error(source):
-    with pytest.raises(InputError, match="needs train.txt and val.txt"):
-        prepare(source, split="official")
 
 
 def test_binary_annotation_is_used_where_present(source, save_png):
@@ -148,18 +119,14 @@ def test_nothing_that_matches_is_an_error(source):
         prepare(source)
 
 
-def test_one_list_without_the_other_is_an_error(source):
-    (source / "train.txt").write_text("1\n")
-    with pytest.raises(InputError, match="has train.txt but not the other"):
-        prepare(source)
-
-
 def test_missing_source_and_bad_settings_are_errors(source, tmp_path):
     with pytest.raises(InputError, match="There is no folder"):
         prepare_dataset(tmp_path / "gone", tmp_path / "out")
     with pytest.raises(InputError, match="--size is 4"):
         prepare(source, size=4)
-    with pytest.raises(InputError, match="Unknown split 'random'. Choose one of: blocks, official"):
+    with pytest.raises(InputError, match="--seed is -1"):
+        prepare(source, seed=-1)
+    with pytest.raises(InputError, match="Unknown split 'random'. Choose one of: groups, official"):
         prepare(source, split="random")
 
 

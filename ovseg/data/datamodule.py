@@ -163,21 +163,32 @@ class OvarianTumorDataModule(LightningDataModule):
             InputError: see `prepare_data`.
         """
         self._check_manifest()
+        if self.leakage:
+            rank_zero_info(f"leakage: near-duplicates of one examination are in two splits of {self.root}.")
         for split in splits:
             pairs = self.pairs(split)
             empty = verify_pairs(pairs, self.hparams.mask_threshold)
             if empty:
                 rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {split} are empty: {first_five(empty)}")
 
-    def _check_manifest(self) -> None:
-        """A dataset that was prepared stretched must be used stretched, or inference would place pictures otherwise."""
+    @property
+    def leakage(self) -> bool:
+        """The dataset was prepared with near-duplicates in two splits, so its scores are too good."""
+        return bool(self._manifest().get("leakage"))
+
+    def _manifest(self) -> dict:
+        """What `prepare_data` wrote beside the splits; empty for a tree that it did not make."""
         path = self.root / "manifest.json"
         if not path.is_file():
-            return
+            return {}
         try:
-            prepared = json.loads(path.read_text(encoding="utf-8")).get("fit", self.hparams.fit)
-        except (ValueError, AttributeError):
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
             raise InputError(f"{path} is not the JSON that prepare_data writes. Prepare the dataset again.") from None
+
+    def _check_manifest(self) -> None:
+        """A dataset that was prepared stretched must be used stretched, or inference would place pictures otherwise."""
+        prepared = self._manifest().get("fit", self.hparams.fit)
         if prepared != self.hparams.fit:
             raise InputError(
                 f"{self.root} was prepared with --fit {prepared}, but data.fit is {self.hparams.fit}. "

@@ -1,15 +1,18 @@
 """The official OTU_2d download to a dataset tree: squares, binary masks, category ids, a split and a manifest."""
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ovseg.data.duplicates import THRESHOLDS, Fingerprint, find_near_duplicates, fingerprint, group_images
 from ovseg.data.geometry import FITS, fit_box, place
-from ovseg.data.pairs import list_images, map_with_progress, natural_key, open_picture, read_image, read_mask
+from ovseg.data.pairs import list_images, map_with_progress, open_picture, read_image, read_mask
+from ovseg.data.splits import FRACTIONS, check_leakage, deal_groups, read_official, read_split_file, stratify
 from ovseg.errors import InputError, choose, first_five
 from ovseg.files import atomic_dir, check_output_dir, write_image, write_json
 
@@ -24,9 +27,9 @@ CATEGORIES = {
     (0, 128, 0): "mucinous cystadenoma",
     (0, 0, 128): "high-grade serous cystadenoma",
 }
-FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 KINDS = ("images", "masks", "categories")
-BLOCK = 20  # neighbouring numbers kept together: three quarters of the near-duplicates are at most 2 apart
+SPLITTERS = {"groups": "80 : 10 : 10 by near-duplicate groups", "official": "train.txt and val.txt of the download"}
+MAX_FOLDS = 20
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,27 @@ class Source:
     binary_path: Path | None
 
 
+@dataclass(frozen=True)
+class Case:
+    """What the split needs to know of a usable pair; `lesion` is the share of the image that is lesion, 0..1."""
+
+    item: Source
+    height: int
+    width: int
+    category: int
+    lesion: float
+    fingerprint: Fingerprint
+
+
 def prepare_dataset(
     source: Path,
     output: Path,
     size: int = 512,
     fit: str = "letterbox",
-    split: str = "auto",
+    split: str = "groups",
+    split_file: Path | None = None,
+    folds: int = 0,
+    allow_leakage: bool = False,
     seed: int = 42,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -59,8 +77,12 @@ def prepare_dataset(
             done and the manifest is returned.
         size: side of the squares, pixels, 16..8192.
         fit: see `ovseg.data.geometry.fit_box`.
-        split: `blocks` deals blocks of neighbouring numbers 80 : 10 : 10; `official` takes val.txt as test and an
-            eighth of train.txt, in blocks, as valid; `auto` is official where both lists are present.
+        split: `groups` deals groups of near-duplicates 80 : 10 : 10, stratified by category and lesion size;
+            `official` takes val.txt as test and an eighth of train.txt, by groups, as valid.
+        split_file: a split to use instead, see `ovseg.data.splits.read_split_file`.
+        folds: also deal train and valid together to so many folds, by groups, for cross-validation: each entry's
+            `fold` is 0..folds-1, or null for a test image; 0 deals none.
+        allow_leakage: accept near-duplicates across splits; the manifest's `leakage` and every result tell of them.
         seed: of the dealing.
         overwrite: replace an earlier dataset.
 
@@ -68,29 +90,25 @@ def prepare_dataset(
         The manifest.
 
     Raises:
-        InputError: the source is not that layout, a setting is out of range, no pair is usable, or output exists.
+        InputError: the source is not that layout, a setting is out of range, near-duplicates are in two splits, a
+            split or fold would be empty, no pair is usable, or output exists.
     """
     source, output = Path(source), Path(output)
-    if not 16 <= size <= 8192:
-        raise InputError(f"--size is {size}, expected 16..8192.")
-    if not 0 <= seed < 2**32:
-        raise InputError(f"--seed is {seed}, expected 0..{2**32 - 1}.")
-    choose("fit", fit, FITS)
+    _check_settings(size, fit, split, split_file, folds, seed)
     items, alone = find_sources(source)
-    split = split if split != "auto" else "official" if _has_lists(source) else "blocks"
-    splits = choose("split", split, SPLITTERS)(source, [item.stem for item in items], seed)
-    settings = {"size": size, "fit": fit, "split": split, "seed": seed, "source_files": _fingerprint(items)}
-    if not overwrite and _settings_of(output) == settings:
+    listed = _read_listed(source, [item.stem for item in items], split, split_file)
+    settings = {"size": size, "fit": fit, "split": "file" if split_file else split, "seed": seed, "folds": folds}
+    settings |= {"allow_leakage": allow_leakage, "listed_sha256": _digest(listed), "source_files": _fingerprint(items)}
+    settings["near_duplicates"] = {str(reach): limit for reach, limit in THRESHOLDS.items()}
+    if not overwrite and _settings_of(output, settings) == settings:
         return json.loads((output / "manifest.json").read_text(encoding="utf-8"))
     check_output_dir(output, overwrite, marker="manifest.json")
+    cases, failures = _examine_all(source, items)
+    entries, leaks = _plan(cases, listed, split, folds, allow_leakage, seed)
     with atomic_dir(output, overwrite, "manifest.json", inputs=[source]) as folder:
-        results = map_with_progress(_writer(folder, splits, size, fit), items, "Preparing pairs")
-        entries = [result for result in results if isinstance(result, dict)]
-        if not entries:
-            raise InputError(f"None of the {len(items)} pairs in {source} can be used: {first_five(results)}")
-        failures = [*alone, *(result for result in results if isinstance(result, str))]
-        manifest = {"made_by": "prepare_data", **settings, "categories": list(CATEGORIES.values())}
-        manifest.update(failures=failures, items=entries)
+        results = map_with_progress(_writer(folder, size, fit), list(zip(cases, entries, strict=True)), "Writing pairs")
+        manifest = {"made_by": "prepare_data", **settings, "leakage": bool(leaks), "leaking_pairs": leaks}
+        manifest |= {"categories": list(CATEGORIES.values()), "failures": [*alone, *failures], "items": results}
         write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -141,32 +159,111 @@ def read_categories(path: Path) -> tuple[np.ndarray, int]:
     return (codes > 0).astype(np.uint8) * np.uint8(category), category
 
 
-def _writer(folder: Path, splits: dict[str, str], size: int, fit: str) -> Callable[[Source], dict[str, Any] | str]:
-    """A function that writes one pair and returns its manifest entry, or why the pair can't be used."""
+def _check_settings(size: int, fit: str, split: str, split_file: Path | None, folds: int, seed: int) -> None:
+    if not 16 <= size <= 8192:
+        raise InputError(f"--size is {size}, expected 16..8192.")
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed is {seed}, expected 0..{2**32 - 1}.")
+    if folds and not 2 <= folds <= MAX_FOLDS:
+        raise InputError(f"--folds is {folds}, expected 2..{MAX_FOLDS}, or 0 for none.")
+    choose("fit", fit, FITS)
+    choose("split", split, SPLITTERS)
+    if split_file and split != "groups":
+        raise InputError(f"--split {split} and --split-file {split_file} are two splits. Leave out one of them.")
 
-    def write(item: Source) -> dict[str, Any] | str:
-        try:
-            image, (categories, category) = read_image(item.image_path), read_categories(item.annotation_path)
-            mask = read_mask(item.binary_path, 0) if item.binary_path else (categories > 0).astype(np.uint8)
-        except InputError as error:
-            return str(error)
-        if not image.shape[:2] == categories.shape == mask.shape:
-            sizes = f"{image.shape[:2]}, {categories.shape}, {mask.shape}"
-            return f"{item.image_path}, its annotation and its mask differ in size ({sizes}). Mend or remove them."
-        split = splits[item.stem]
+
+def _read_listed(source: Path, stems: list[str], split: str, split_file: Path | None) -> dict[str, str] | None:
+    """The split that a file gives, or None where the groups are to be dealt."""
+    if split_file:
+        return read_split_file(split_file, stems)
+    return read_official(source, stems) if split == "official" else None
+
+
+def _read_pair(item: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Image, mask of 0 and 1, category map and category of a pair; raises InputError where it can't be used."""
+    image, (categories, category) = read_image(item.image_path), read_categories(item.annotation_path)
+    mask = read_mask(item.binary_path, 0) if item.binary_path else (categories > 0).astype(np.uint8)
+    if not image.shape[:2] == categories.shape == mask.shape:
+        sizes = f"{image.shape[:2]}, {categories.shape}, {mask.shape}"
+        raise InputError(
+            f"{item.image_path}, its annotation and its mask differ in size ({sizes}). Mend or remove them."
+        )
+    return image, mask, categories, category
+
+
+def _examine(item: Source) -> Case | str:
+    """A pair as the split sees it, or why it can't be used."""
+    try:
+        image, mask, _, category = _read_pair(item)
+    except InputError as error:
+        return str(error)
+    return Case(item, *image.shape[:2], category, float(mask.mean()), fingerprint(image))
+
+
+def _examine_all(source: Path, items: list[Source]) -> tuple[list[Case], list[str]]:
+    """The usable pairs, and why the others are not."""
+    results = map_with_progress(_examine, items, "Examining pairs")
+    cases = [result for result in results if isinstance(result, Case)]
+    failures = [result for result in results if isinstance(result, str)]
+    if not cases:
+        raise InputError(f"None of the {len(items)} pairs in {source} can be used: {first_five(failures)}")
+    return cases, failures
+
+
+def _plan(
+    cases: list[Case], listed: dict[str, str] | None, split: str, folds: int, allow_leakage: bool, seed: int
+) -> tuple[list[dict[str, Any]], list[list]]:
+    """Group, split and fold of every case, and the near-duplicates that are in two splits."""
+    stems = [case.item.stem for case in cases]
+    pairs = find_near_duplicates([case.fingerprint for case in cases], stems)
+    groups = group_images(len(cases), pairs)
+    strata = stratify([case.category for case in cases], [case.lesion for case in cases])
+
+    def deal(among: list[int], fractions: dict) -> dict[int, Any]:
+        dealt = deal_groups([groups[i] for i in among], [strata[i] for i in among], fractions, seed)
+        empty = [name for name in fractions if name not in dealt]
+        if empty:
+            raise InputError(
+                f"{len(among)} images in {len({groups[i] for i in among})} groups of near-duplicates leave split or "
+                f"fold {first_five(empty)} empty. Add images, or ask for fewer folds."
+            )
+        return dict(zip(among, dealt, strict=True))
+
+    everyone = list(range(len(cases)))
+    splits = {i: listed[stems[i]] for i in everyone} if listed else deal(everyone, FRACTIONS)
+    if split == "official":
+        splits |= deal([i for i in everyone if splits[i] == "train"], {"train": 7 / 8, "valid": 1 / 8})
+    leaks = check_leakage(pairs, [splits[i] for i in everyone], stems, allow_leakage)
+    in_folds = [i for i in everyone if splits[i] != "test"] if folds else []
+    fold = deal(in_folds, dict.fromkeys(range(folds), 1 / folds)) if folds else {}
+    return [{"split": splits[i], "group": int(groups[i]), "fold": fold.get(i)} for i in everyone], leaks
+
+
+def _writer(folder: Path, size: int, fit: str) -> Callable[[tuple[Case, dict[str, Any]]], dict[str, Any]]:
+    """A function that writes one pair where its entry says, and returns the entry with what the manifest adds."""
+
+    def write(planned: tuple[Case, dict[str, Any]]) -> dict[str, Any]:
+        case, entry = planned
+        image, mask, categories, category = _read_pair(case.item)
         for kind, picture in zip(KINDS, (image, mask * np.uint8(255), categories), strict=True):
-            write_image(folder / split / kind / f"{item.stem}.png", place(picture, size, fit))
+            write_image(folder / entry["split"] / kind / f"{case.item.stem}.png", place(picture, size, fit))
+        box = asdict(fit_box(case.height, case.width, size, fit))
         return {
-            "stem": item.stem,
-            "split": split,
-            "source": f"images/{item.image_path.name}",
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "box": asdict(fit_box(*image.shape[:2], size, fit)),
+            "stem": case.item.stem,
+            **entry,
+            "source": f"images/{case.item.image_path.name}",
+            "height": case.height,
+            "width": case.width,
+            "box": box,
             "category": category,
         }
 
     return write
+
+
+def _digest(listed: dict[str, str] | None) -> str | None:
+    """Changes when a given split does."""
+    return listed and hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(items: list[Source]) -> dict[str, int]:
@@ -175,62 +272,13 @@ def _fingerprint(items: list[Source]) -> dict[str, int]:
     return {"count": len(paths), "bytes": sum(path.stat().st_size for path in paths)}
 
 
-def _settings_of(output: Path) -> dict[str, Any] | None:
+def _settings_of(output: Path, names: Iterable[str]) -> dict[str, Any] | None:
     """The settings that an earlier, undamaged dataset was made with, or None."""
     try:
         manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
         items = [(output / item["split"], f"{item['stem']}.png") for item in manifest["items"]]
         if not all((folder / kind / name).is_file() for folder, name in items for kind in KINDS):
             return None
-        return {name: manifest[name] for name in ("size", "fit", "split", "seed", "source_files")}
+        return {name: manifest[name] for name in names}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _has_lists(source: Path) -> bool:
-    found = [name for name in ("train.txt", "val.txt") if (source / name).is_file()]
-    if len(found) == 1:
-        raise InputError(f"{source} has {found[0]} but not the other of train.txt and val.txt. Add it or remove both.")
-    return bool(found)
-
-
-def _deal_blocks(stems: list[str], fractions: dict[str, float], seed: int) -> dict[str, str]:
-    """Deal blocks of neighbouring stems to splits, seeded: always to the split that is furthest below its share."""
-    ordered = sorted(stems, key=natural_key)
-    size = min(BLOCK, max(1, len(ordered) // 10))
-    blocks = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    np.random.default_rng(seed).shuffle(blocks)
-    counts, result = dict.fromkeys(fractions, 0), {}
-    for block in blocks:
-        split = max(fractions, key=lambda name: fractions[name] * len(stems) - counts[name])
-        counts[split] += len(block)
-        result.update(dict.fromkeys(block, split))
-    return result
-
-
-def _split_blocks(source: Path, stems: list[str], seed: int) -> dict[str, str]:
-    return _deal_blocks(stems, FRACTIONS, seed)
-
-
-def _split_official(source: Path, stems: list[str], seed: int) -> dict[str, str]:
-    """val.txt is test; an eighth of train.txt, in blocks, is valid."""
-    if not _has_lists(source):
-        raise InputError(f"--split official needs train.txt and val.txt in {source}. Use --split blocks.")
-    lists = {name: (source / name).read_text(encoding="utf-8").split() for name in ("train.txt", "val.txt")}
-    listed = [Path(stem).stem if "." in stem else stem for names in lists.values() for stem in names]
-    wrong = sorted((set(listed) ^ set(stems)) | {stem for stem in listed if listed.count(stem) > 1}, key=natural_key)
-    if wrong:
-        raise InputError(
-            f"{len(wrong)} stems in {source} are not in exactly one of train.txt and val.txt, or have no image: "
-            f"{first_five(wrong)}. Mend the lists or use --split blocks."
-        )
-    train = [stem for stem in stems if stem in set(listed[: len(lists["train.txt"])])]
-    return _deal_blocks(train, {"train": 7 / 8, "valid": 1 / 8}, seed) | {
-        stem: "test" for stem in stems if stem not in set(train)
-    }
-
-
-SPLITTERS: dict[str, Callable[[Path, list[str], int], dict[str, str]]] = {
-    "blocks": _split_blocks,
-    "official": _split_official,
-}
