@@ -33,6 +33,8 @@ def _train(arguments: list[str]) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's own calls
     from ovseg.training import train_from_command_line
 
+    advertisement = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="pytorch_lightning")  # its own code
     return train_from_command_line(arguments)

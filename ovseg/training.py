@@ -11,7 +11,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
-from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ovseg.callbacks import (
@@ -24,7 +24,7 @@ from ovseg.callbacks import (
     LineProgress,
     best_mode,
 )
-from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.datamodule import SPLITS, OvarianTumorDataModule
 from ovseg.errors import InputError, fill_defaults
 from ovseg.evaluation import Evaluation
 from ovseg.inference import read_checkpoint
@@ -176,6 +176,7 @@ def train_from_command_line(arguments: list[str]) -> int:
         parser_kwargs={"exit_on_error": False},
         trainer_defaults={
             "log_every_n_steps": 1,
+            "enable_model_summary": False,  # `_announce` says it in a line
             "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining()],
         },
         auto_configure_optimizers=False,
@@ -185,6 +186,7 @@ def train_from_command_line(arguments: list[str]) -> int:
     trainer.callbacks.insert(0, EpochSeed(cli.datamodule.hparams.seed))
     if cli.config.ckpt_path:
         trainer.checkpoint_callback.resume_dir = Path(cli.config.ckpt_path).parent
+    _announce(cli.model, cli.datamodule)
     trainer.fit(cli.model, cli.datamodule, ckpt_path=cli.config.ckpt_path, weights_only=True)
     run = trainer.log_dir  # asks all processes
     if not trainer.is_global_zero or trainer.fast_dev_run:
@@ -194,6 +196,15 @@ def train_from_command_line(arguments: list[str]) -> int:
         return 0
     _evaluate_best(Path(run))
     return 0
+
+
+def _announce(task: SegmentationTask, data: OvarianTumorDataModule) -> None:
+    """What is trained on what."""
+    count = sum(parameter.numel() for parameter in task.parameters())
+    images = ", ".join(f"{len(data.pairs(split))} {split}" for split in SPLITS)
+    rank_zero_info(
+        f"{task.hparams.arch}: {count:,} parameters. {data.root}: {images} images of {data.hparams.image_size}."
+    )
 
 
 def _progress_bar() -> LineProgress | TQDMProgressBar:
