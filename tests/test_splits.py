@@ -198,6 +198,18 @@ def test_official_without_both_lists_is_an_error(prepare):
         prepare(split="official")
 
 
+@pytest.mark.slow
+def test_an_independent_detector_finds_no_leak_in_the_real_split(shared_file, tmp_path):
+    """Plain correlation of 32 x 32 thumbnails of the whole source images, which the grouping does not use."""
+    source = shared_file("data/OTU_2d")
+    items = prepare_dataset(source, tmp_path / "out", size=32)["items"]
+    grey = [np.array(Image.open(source / item["source"]).convert("L")) for item in items]
+    thumbnails = [cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).ravel() for image in grey]
+    splits = np.array([item["split"] for item in items])
+    similar = np.corrcoef(np.float32(thumbnails)) > 0.9
+    assert similar.sum() > len(items) + 200 and not (similar & (splits[:, None] != splits)).any()
+
+
 def test_no_near_duplicates_cross_the_prepared_splits(prepare, tmp_path):
     prepare(size=96)
     assert find_tree_leakage(tmp_path / "out") == []

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,16 @@ def test_run_folder_is_complete(tiny, capsys):
     output = capsys.readouterr()
     assert "dice per image" in output.out and "evaluation" in output.out and "epoch 2/2" in output.err
     assert np.array(Image.open(run / "epoch_change_infer" / "Epoch_1.png")).shape[2] == 3
+
+
+def test_every_result_of_a_leaking_split_says_leakage(tiny, phantom_root, capsys):
+    shutil.copytree(phantom_root, tiny / "leaking")
+    (tiny / "leaking" / "manifest.json").write_text(json.dumps({"leakage": True}))
+    assert train("--data.root", "leaking", "--trainer.max_epochs", "1") == 0
+    evaluation = tiny / "runs" / "tiny" / "version_0" / "evaluation"
+    assert json.loads((evaluation / "summary.json").read_text())["leakage"] is True
+    assert read_csv(evaluation / "evaluation.csv")[0]["leakage"] == "True"
+    assert "LEAKAGE" in capsys.readouterr().out
 
 
 def test_second_run_gets_its_own_folder(tiny):
