@@ -155,27 +155,6 @@ def test_network_that_is_no_port_is_an_error(tmp_path):
         load_keras_weights(torch.nn.Linear(1, 1), tmp_path / "w.h5")
 
 
-@pytest.mark.parametrize(
-    ("folder", "weights", "settings"),
-    [
-        ("unet9", "best_model.h5", {"base_kernel": 9, "num_layers": 4, "dilation": 3}),
-        ("unet9", "weights_only.h5", {"base_kernel": 9, "num_layers": 4, "dilation": 3}),
-        (
-            "unet_mish_bn",
-            "best_model.h5",
-            {"base_kernel": 5, "num_layers": 5, "dilation": 2, "activation": "mish", "normalization": True},
-        ),
-    ],
-)
-def test_flexible_unet_equals_keras(shared_file, folder, weights, settings):
-    network = build_model("flexible_unet", base_filters=2, **settings).eval()
-    load_keras_weights(network, shared_file(f"keras_fixtures/{folder}/{weights}"))
-    arrays = np.load(shared_file(f"keras_fixtures/{folder}/io.npz"))
-    with torch.inference_mode():
-        probs = network(torch.from_numpy(arrays["x"]).permute(0, 3, 1, 2)).sigmoid().permute(0, 2, 3, 1).numpy()
-    assert np.abs(probs - arrays["y"]).max() < 1e-5
-
-
 def test_eight_training_steps_follow_keras(shared_file):
     network = build_model("flexible_unet", base_filters=2, base_kernel=9, num_layers=4, dilation=3, dropout_rate=0.0)
     load_keras_weights(network, shared_file("keras_fixtures/unet9/best_model.h5"))
