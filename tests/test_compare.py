@@ -5,12 +5,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from ovseg.cli import COMMANDS, _run
 from ovseg.compare_masks import compare_masks
 from ovseg.compare_training import read_settings
 from ovseg.errors import InputError
+from ovseg.models import build_model
+from ovseg.models.keras_weights import load_keras_weights
 
 
 @pytest.fixture
@@ -102,3 +105,21 @@ def test_both_trainings_follow_the_same_losses(config, tmp_path):
     assert content["largest_loss_difference"] < 1e-4 and (tmp_path / "out" / "comparison.png").exists()
     test = [row["test loss"] for row in content["table"].values()]
     assert test[0] == pytest.approx(test[1], abs=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="needs the extra tensorflow")
+@pytest.mark.parametrize("name", ["model.keras", "model.weights.h5", "model.h5"])
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own
+def test_files_that_keras_3_writes_give_its_probabilities(name, tmp_path):
+    from ovseg.keras_unet import build_keras_unet
+
+    settings = {"base_filters": 2, "base_kernel": 5, "num_layers": 3, "dilation": 2, "activation": "mish"}
+    settings |= {"normalization": True, "input_scale": 1 / 255}
+    keras_model = build_keras_unet(32, **settings)
+    (keras_model.save_weights if "weights" in name else keras_model.save)(tmp_path / name)
+    network = build_model("flexible_unet", **settings).eval()
+    load_keras_weights(network, tmp_path / name)
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)).astype(np.float32)
+    with torch.inference_mode():
+        probs = network(torch.from_numpy(image).permute(0, 3, 1, 2)).sigmoid()[0, 0].numpy()
+    assert np.abs(probs - np.array(keras_model(image))[0, ..., 0]).max() < 1e-5

@@ -97,6 +97,32 @@ def test_keras3_weights_load_by_their_true_names(source, tmp_path):
     assert_same(network, source)
 
 
+def test_keras3_layers_of_layers_load_by_their_attributes(tmp_path):
+    settings = {"filter_num_begin": 8, "depth": 2, "num_heads": [2, 2], "window_size": [4, 2], "image_size": 32}
+    source, network = (build_model("swin_unet", **settings, num_mlp=16).eval() for _ in range(2))
+    attributes = {"attn_pos": "attn", "attn_qkv": "attn/qkv", "attn_proj": "attn/proj", "mlp_0": "mlp/fc1"}
+    attributes |= {"mlp_1": "mlp/fc2", "dense": "proj", "embedding": "pos_embed"}
+    with h5py.File(tmp_path / "w.weights.h5", "w") as file:
+        for name, weights in layers_of(source):
+            group = file.create_group(f"layers/{name}")
+            group.create_group("vars").attrs["name"] = name
+            group["attn_drop/seed_generator/vars/0"] = [1, 2]
+            for leaf, array in weights:
+                part = leaf.partition("/")[0]
+                if part in ("kernel", "bias"):
+                    group[f"vars/{len(group['vars'])}"] = array
+                elif part not in ("attn_pos_ind", "attn_mask"):
+                    inner = part if part.startswith("norm") else attributes.get(part, part[part.find("linear_trans") :])
+                    place = group.require_group(f"{inner}/vars")
+                    place[str(len(place))] = array
+    load_keras_weights(network, tmp_path / "w.weights.h5")
+    assert_same(network, source)
+    with h5py.File(tmp_path / "w.weights.h5", "a") as file:
+        file["layers/swin_transformer_block/attn/qkv/vars/2"] = [0.0]
+    with pytest.raises(InputError, match="layer swin_transformer_block holds .*attn/qkv/2"):
+        load_keras_weights(network, tmp_path / "w.weights.h5")
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_keras_archives_load(source, tmp_path, named):
     layers = layers_of(source, 3)

@@ -101,8 +101,10 @@ def _match(path: Path, layer: KerasLayer, module: nn.Module) -> Iterator[tuple[T
     """Pairs of a tensor of the network and its new values, for one layer."""
     targets = keras_targets(module)
     arrays = dict(layer.weights)
-    if all(name.isdigit() for name in arrays):  # Keras 3 numbers a layer's weights
-        arrays = dict(zip([target.name for target in targets], arrays.values(), strict=False))
+    if all(name.rpartition("/")[2].isdigit() for name in arrays):
+        if any("/" in name for name in arrays):
+            targets = [target for target in targets if not _is_computed(module, target)]
+        arrays = _name_weights(arrays, targets)
     found = {name: tuple(array.shape) for name, array in arrays.items()}
     wanted = {target.name: target.keras_shape for target in targets}
     if found != wanted or len(layer.weights) != len(targets):
@@ -110,6 +112,36 @@ def _match(path: Path, layer: KerasLayer, module: nn.Module) -> Iterator[tuple[T
     for target in targets:
         values = torch.from_numpy(np.array(arrays[target.name].transpose(target.axes), order="C"))
         yield target.tensor, values.to(target.tensor.dtype)
+
+
+def _is_computed(module: nn.Module, target: Target) -> bool:
+    """Positions and masks of a layer of layers follow from its settings; Keras 3 does not save them."""
+    return hasattr(module, "keras_parts") and any(target.tensor is buffer for buffer in module.buffers(recurse=False))
+
+
+def _name_weights(arrays: dict[str, np.ndarray], targets: list[Target]) -> dict[str, np.ndarray]:
+    """Keras 3 numbers the weights of a layer, `0`, and of each part of a layer of layers, `attn/qkv/0`: name them.
+
+    A part is known by its attribute in Keras; what cannot be told keeps its number, so the shapes' check names it.
+    """
+    named = {}
+    for name, array in arrays.items():
+        attribute, _, number = name.rpartition("/")
+        part = _KERAS3_PARTS.get(attribute, attribute)
+        of_part = [t.name for t in targets if not part or re.search(rf"(^|_){part}(/|$)", t.name)]
+        named[of_part[int(number)] if int(number) < len(of_part) else name] = array
+    return named
+
+
+_KERAS3_PARTS = {  # attributes of keras-unet-collection's layers -> names in the baseline's Keras 2 files
+    "attn": "attn_pos",
+    "attn/qkv": "attn_qkv",
+    "attn/proj": "attn_proj",
+    "mlp/fc1": "mlp_0",
+    "mlp/fc2": "mlp_1",
+    "proj": "dense",
+    "pos_embed": "embedding",
+}
 
 
 def keras_targets(module: nn.Module) -> list[Target]:
@@ -217,6 +249,8 @@ def _part_name(path: str) -> str:
 def _read_keras3(file: h5py.File, names: dict[str, str]) -> list[KerasLayer]:
     """Groups `layers/<class>_<n>/vars/<i>`, where n follows the order of layers; the true name is an attribute.
 
+    A part of a layer of layers stands between: `layers/<class>_<n>/<attribute>/vars/<i>`.
+
     Args:
         file: the open weights.
         names: group name -> layer name, for files of early Keras 3 whose weights do not tell it.
@@ -225,15 +259,16 @@ def _read_keras3(file: h5py.File, names: dict[str, str]) -> list[KerasLayer]:
     for group_name, group in file["layers"].items():
         found: list[str] = []
         group.visititems(lambda path, item: found.append(path) if isinstance(item, h5py.Dataset) else None)  # noqa: B023
-        if not found:
+        weights = {path: re.fullmatch(r"(.+/)?vars/(\d+)", path) for path in found if "seed_generator" not in path}
+        if not weights:
             continue
-        if any(not re.fullmatch(r"vars/\d+", path) for path in found):
-            raise ValueError(f"layer {group_name} is a layer of layers, which is read from Keras' .h5 only")
+        if None in weights.values():
+            raise ValueError(f"layer {group_name} is not laid out as Keras lays out layers")
         name = group["vars"].attrs.get("name", names.get(group_name))
         if name is None:
             raise ValueError("it does not name its layers: save it as .keras or .h5")
-        order = sorted(found, key=lambda path: int(path.split("/")[1]))
-        layers.append(KerasLayer(str(name), [(path.split("/")[1], group[path][()]) for path in order]))
+        arrays = [((match[1] or "") + match[2], group[path][()]) for path, match in weights.items()]
+        layers.append(KerasLayer(str(name), arrays))
     return layers
 
 
