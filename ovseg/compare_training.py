@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 import yaml
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.errors import InputError, first_five
@@ -27,6 +26,7 @@ from ovseg.models import build_model
 from ovseg.models.keras_weights import load_keras_weights
 from ovseg.optim import KerasAdam
 from ovseg.plots import save_figure
+from ovseg.progress import progress_bar
 
 
 def read_settings(path: Path, root: str | None, arch_args: list[str], lr: float | None) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _save_batches(settings: dict[str, Any], path: Path) -> None:
     settings["steps_per_epoch"] = per_epoch
     for split, count in (("train", settings["steps"] * size), ("test", len(data.pairs("test")))):
         dataset = data.dataset(split)
-        items = [dataset[i] for i in tqdm(range(min(count, len(dataset))), f"Reading {split}", disable=None)]
+        items = [dataset[i] for i in progress_bar(range(min(count, len(dataset))), f"Reading {split}")]
         for name in ("image", "mask"):
             arrays[f"{split}_{name}"] = torch.stack([item[name] for item in items]).permute(0, 2, 3, 1).numpy()
     np.savez(path, **arrays)
@@ -165,15 +165,15 @@ def _train_in_keras(settings: dict[str, Any], weights: Path, data: Path) -> dict
     from ovseg.keras_unet import evaluate_keras, train_keras
 
     network = {**settings["network"], "image_size": settings["data"]["image_size"]}
-    batches = _batches(settings, data, "train")
-    result = _record("TensorFlow", train_keras(network, weights, settings["optimizer"], settings["threads"], batches))
+    batches, how = _batches(settings, data, "train"), (settings["optimizer"], settings["threads"])
+    result = _record("TensorFlow", train_keras(network, weights, *how, batches), len(batches))
     result["test"] = evaluate_keras(result.pop("model"), _batches(settings, data, "test"))
     return result
 
 
 def _train_in_torch(settings: dict[str, Any], weights: Path, data: Path) -> dict[str, Any]:
     torch.set_num_threads(settings["threads"])
-    result = _record("ovseg", _torch_steps(settings, weights, _batches(settings, data, "train")))
+    result = _record("ovseg", _torch_steps(settings, weights, _batches(settings, data, "train")), settings["steps"])
     model, loss, losses, scores, counts = result.pop("model").eval(), build_loss("bce_dice_loss"), [], [], []
     with torch.inference_mode():
         for image, mask in (_to_torch(batch) for batch in _batches(settings, data, "test")):
@@ -206,10 +206,10 @@ def _to_torch(batch: tuple[np.ndarray, np.ndarray]) -> tuple[torch.Tensor, torch
     return tuple(torch.from_numpy(array).permute(0, 3, 1, 2).contiguous() for array in batch)
 
 
-def _record(name: str, steps: Any) -> dict[str, Any]:
+def _record(name: str, steps: Any, total: int) -> dict[str, Any]:
     """Run a generator of (loss, dice_coef) to its end: values, seconds of each step, peak memory in MiB, the model."""
     values, seconds, began = [], [], time.perf_counter()
-    with tqdm(desc=name, disable=None) as bar:
+    with progress_bar(None, name, total) as bar:
         while True:
             try:
                 values.append(next(steps))

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import bootstrap
-from tqdm import tqdm
 
 from ovseg import __version__
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.errors import InputError
 from ovseg.inference import choose_device, find_checkpoint, read_checkpoint
 from ovseg.metrics import HARD_SCORES, OnlineScores, hard_scores, lesion
+from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
 
 
@@ -55,7 +55,7 @@ class Evaluation:
     @torch.inference_mode()
     def batches(self) -> Iterator[tuple[dict, torch.Tensor]]:
         """Every batch of the split, on the device, with its logits (N, 1, S, S)."""
-        for batch in tqdm(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}", disable=None):
+        for batch in progress_bar(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}"):
             on_device = {name: batch[name].to(self.device) for name in ("image", "mask")}
             yield {**batch, **on_device}, self.task(on_device["image"])
 

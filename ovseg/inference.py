@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ovseg.data.geometry import place, restore
 from ovseg.data.pairs import list_images, read_image
 from ovseg.drawing import outline
 from ovseg.errors import InputError
 from ovseg.files import atomic_dir, write_image
+from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
 
 
@@ -117,7 +117,7 @@ def predict_files(
     predictor: Predictor, paths: list[Path], batch_size: int, failures: list[str]
 ) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
     """(path, image, probabilities) of every readable file; the messages of the others are added to `failures`."""
-    for start in tqdm(range(0, len(paths), batch_size), "Predicting", disable=None):
+    for start in progress_bar(range(0, len(paths), batch_size), "Predicting"):
         images = {}
         for path in paths[start : start + batch_size]:
             try:

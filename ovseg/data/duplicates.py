@@ -31,9 +31,9 @@ import numpy as np
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from tqdm import tqdm
 
 from ovseg.data.pairs import list_images, map_with_progress, read_image
+from ovseg.progress import progress_bar
 
 THRESHOLDS = {2: 0.36, 10: 0.42, math.inf: 0.55}  # largest difference of two numbers -> smallest similarity
 SIDE, SHIFT = 32, 3  # of thumbnails, pixels: shifts up to a tenth of the picture
@@ -81,7 +81,7 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint], stems: Sequence[st
     signs = np.stack([each.bits for each in fingerprints]).astype(np.float32) * 2 - 1
     numbers = np.array([float(stem) if stem.isdecimal() else math.nan for stem in stems])
     found = []
-    for start in tqdm(range(0, len(stems), ROWS), "Finding near-duplicates", leave=False, disable=None):
+    for start in progress_bar(range(0, len(stems), ROWS), "Finding near-duplicates"):
         rows = slice(start, start + ROWS)
         correlation, agreement = _correlation(thumbnails, rows), signs[rows] @ signs.T / signs.shape[1]
         similarity = np.maximum((correlation + agreement) / 2, correlation - ALONE)

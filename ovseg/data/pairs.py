@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ovseg.errors import InputError, first_five
+from ovseg.progress import progress_bar
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
@@ -181,4 +181,4 @@ def verify_pairs(pairs: list[Pair], threshold: int = 127) -> list[str]:
 def map_with_progress(function: Callable, items: list, title: str) -> list:
     """Apply `function` in 4 threads (Pillow decodes without the GIL), with a bar on a terminal."""
     with ThreadPoolExecutor(4) as pool:
-        return list(tqdm(pool.map(function, items), title, len(items), leave=False, disable=None))
+        return list(progress_bar(pool.map(function, items), title, len(items)))

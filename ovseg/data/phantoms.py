@@ -14,10 +14,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from tqdm import tqdm
 
 from ovseg.errors import InputError
 from ovseg.files import atomic_dir, write_image, write_json
+from ovseg.progress import progress_bar
 
 BEAMS, DEPTHS = 256, 384  # the polar grid, fine enough that speckle spans several cells at 512 pixels
 SPLITS = {"train": 0.7, "valid": 0.15, "test": 0.15}
@@ -182,7 +182,7 @@ def write_phantoms(output: Path, count: int, size: int = 256, seed: int = 0, ove
         raise InputError(f"{count} phantoms are too few to split, expected at least 10.")
     train_end, valid_end = round(count * SPLITS["train"]), round(count * (SPLITS["train"] + SPLITS["valid"]))
     with atomic_dir(output, overwrite, marker="manifest.json") as folder:
-        for number in tqdm(range(count), "Drawing phantoms", leave=False, disable=None):
+        for number in progress_bar(range(count), "Drawing phantoms"):
             split = "train" if number < train_end else "valid" if number < valid_end else "test"
             image, mask = make_phantom(seed * 1_000_003 + number, size)
             write_image(folder / split / "images" / f"phantom_{number}.png", image)
