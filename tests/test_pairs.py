@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovseg.data.pairs import find_pairs, list_images, mask_problem, read_image, read_mask, verify_pairs
+from ovseg.data.pairs import (
+    find_pairs,
+    list_images,
+    mask_problem,
+    read_category_map,
+    read_image,
+    read_mask,
+    verify_pairs,
+)
 from ovseg.errors import InputError
 
 
@@ -134,3 +142,28 @@ def test_all_bad_pairs_are_told_at_once(tree, save_png):
         InputError, match=r"2 of 3 pairs cannot be used: .*differ in size \(40 x 30 and 40 x 31\).*10\.png"
     ):
         verify_pairs(pairs_of(tree))
+
+
+def test_category_map_keeps_its_ids(tmp_path, save_png):
+    ids = np.array([[0, 1], [8, 3]], np.uint8)
+    assert read_category_map(save_png(tmp_path / "map.png", ids), classes=9).tolist() == ids.tolist()
+
+
+def test_id_out_of_range_is_an_error(tmp_path, save_png):
+    path = save_png(tmp_path / "map.png", np.array([[0, 9, 255]], np.uint8))
+    with pytest.raises(InputError, match=r"map\.png holds the ids 9, 255, expected 0 \(background\) to 8"):
+        read_category_map(path, classes=9)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("map.jpg", (8, 8)), ("map.png", (8, 8, 3))])
+def test_category_map_that_cannot_hold_ids_is_an_error(tmp_path, save_png, name, shape):
+    with pytest.raises(InputError, match="expected a PNG with one channel of category ids"):
+        read_category_map(save_png(tmp_path / name, np.ones(shape, np.uint8)), classes=9)
+
+
+def test_pairs_are_verified_as_category_maps(tree, save_png):
+    for stem, category in (("1", 3), ("2", 0), ("10", 7)):
+        save_png(tree / "masks" / f"{stem}.png", np.full((30, 40), category, np.uint8))
+    assert verify_pairs(pairs_of(tree), classes=8) == ["2"]
+    with pytest.raises(InputError, match=r"10\.png holds the ids 7"):
+        verify_pairs(pairs_of(tree), classes=7)

@@ -2,8 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ovseg.data.pairs import find_pairs, verify_pairs
-from ovseg.data.phantoms import make_phantom, write_phantoms
+from ovseg.data.manifest import category_names, image_categories
+from ovseg.data.pairs import find_pairs, read_category_map, read_mask, verify_pairs
+from ovseg.data.phantoms import make_phantom, make_phantom_with_category, write_phantoms
 from ovseg.errors import InputError
 
 
@@ -54,6 +55,22 @@ def test_phantom_tree_is_a_valid_dataset(phantom_root):
         assert verify_pairs(pairs) == []
         counts[split] = len(pairs)
     assert counts == {"train": 14, "valid": 3, "test": 3}
+
+
+def test_category_maps_are_the_masks_with_the_ids_of_the_manifest(phantom_root):
+    names = category_names(phantom_root, classes=5)
+    assert names == ["cyst", "haze", "solid", "mixed"]
+    for split in ("train", "valid", "test"):
+        for stem, name in image_categories(phantom_root, split).items():
+            ids = read_category_map(phantom_root / split / "categories" / f"{stem}.png", classes=5)
+            mask = read_mask(phantom_root / split / "masks" / f"{stem}.png")
+            assert np.array_equal(ids, mask * (names.index(name) + 1))
+
+
+def test_category_does_not_change_the_pixels():
+    image, mask, category = make_phantom_with_category(5, 64)
+    assert all(np.array_equal(a, b) for a, b in zip(make_phantom(5, 64), (image, mask), strict=True))
+    assert {make_phantom_with_category(seed, 32)[2] for seed in range(30)} == {1, 2, 3, 4} and category in (1, 2, 3, 4)
 
 
 def test_too_small_or_too_few_is_an_error(tmp_path):

@@ -17,7 +17,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Pair:
-    """One image and its mask, matched by stem."""
+    """One image and its mask (or category map), matched by stem."""
 
     stem: str
     image_path: Path
@@ -118,6 +118,33 @@ def read_mask(path: Path, threshold: int = 127) -> np.ndarray:
     return (grey > threshold).astype(np.uint8)
 
 
+def read_category_map(path: Path, classes: int) -> np.ndarray:
+    """Read a category map, uint8 (H, W) of ids 0 (background) to `classes` - 1.
+
+    Raises:
+        InputError: unreadable, several channels, a JPEG (compression changes ids), or an id out of range.
+    """
+    picture = open_picture(path)
+    ids = np.array(picture)
+    if ids.ndim != 2 or Path(path).suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(
+            f"{path} is {picture.format} of mode {picture.mode}, expected a PNG with one channel of category ids. "
+            "Prepare the dataset again."
+        )
+    strange = np.unique(ids[ids >= classes])
+    if len(strange):
+        raise InputError(
+            f"{path} holds the ids {first_five(strange)}, expected 0 (background) to {classes - 1}. "
+            "Prepare the dataset again."
+        )
+    return ids.astype(np.uint8)
+
+
+def read_labels(path: Path, threshold: int, classes: int) -> np.ndarray:
+    """A pair's mask for one class (see `read_mask`), or its category map for more (see `read_category_map`)."""
+    return read_mask(path, threshold) if classes == 1 else read_category_map(path, classes)
+
+
 def mask_problem(grey: np.ndarray, threshold: int, lossy: bool) -> str:
     """Why grey values, uint8 (H, W), are not a binary mask; empty where they are.
 
@@ -143,12 +170,13 @@ def mask_problem(grey: np.ndarray, threshold: int, lossy: bool) -> str:
     return ""
 
 
-def verify_pairs(pairs: list[Pair], threshold: int = 127) -> list[str]:
+def verify_pairs(pairs: list[Pair], threshold: int = 127, classes: int = 1) -> list[str]:
     """Decode every pair before any work starts.
 
     Args:
         pairs: what to read.
         threshold: see `read_mask`.
+        classes: 1 for masks, more for category maps.
 
     Returns:
         Stems of the pairs whose mask is empty: legal, to be counted and reported.
@@ -159,7 +187,7 @@ def verify_pairs(pairs: list[Pair], threshold: int = 127) -> list[str]:
 
     def check(pair: Pair) -> tuple[str, bool]:
         try:
-            image, mask = read_image(pair.image_path), read_mask(pair.mask_path, threshold)
+            image, mask = read_image(pair.image_path), read_labels(pair.mask_path, threshold, classes)
         except InputError as error:
             return str(error), False
         if image.shape[:2] != mask.shape:

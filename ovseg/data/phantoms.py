@@ -20,18 +20,25 @@ from ovseg.files import atomic_dir, write_image, write_json
 from ovseg.progress import progress_bar
 
 BEAMS, DEPTHS = 256, 384  # the polar grid, fine enough that speckle spans several cells at 512 pixels
+CATEGORIES = ("cyst", "haze", "solid", "mixed")  # what a lesion is inside; ids in category maps are one higher
 SPLITS = {"train": 0.7, "valid": 0.15, "test": 0.15}
 
 
 def make_phantom(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """One synthetic image and its mask.
+    """One synthetic image and its mask, uint8 (size, size) of 0 and 1; see `make_phantom_with_category`."""
+    return make_phantom_with_category(seed, size)[:2]
+
+
+def make_phantom_with_category(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray, int]:
+    """One synthetic image, its mask, and the category of its lesion.
 
     Args:
         seed: the same seed and size give the same pixels.
         size: side of the square picture, pixels, at least 32.
 
     Returns:
-        RGB image, uint8 (size, size, 3), and lesion mask, uint8 (size, size) of 0 and 1; there is always one lesion.
+        RGB image, uint8 (size, size, 3), lesion mask, uint8 (size, size) of 0 and 1, and id, 1..4 in the order of
+        `CATEGORIES`; there is always one lesion.
 
     Raises:
         InputError: `size` is below 32.
@@ -42,11 +49,11 @@ def make_phantom(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     half_angle, near = rng.uniform(0.55, 0.85), rng.uniform(0.08, 0.2)
     x, y = _polar_positions(half_angle, near)
     decibel = _tissue(rng, x, y)
-    decibel, distance = _add_lesion(rng, x, y, decibel)
+    decibel, distance, category = _add_lesion(rng, x, y, decibel)
     envelope = _speckle(rng, decibel + _attenuation(rng, near))
     image = _scan_convert(_compress(rng, envelope), size, half_angle, near)
     mask = _scan_convert((distance < 0).astype(np.float32), size, half_angle, near) > 0.5
-    return np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2), mask.astype(np.uint8)
+    return np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2), mask.astype(np.uint8), category
 
 
 def _polar_positions(half_angle: float, near: float) -> tuple[np.ndarray, np.ndarray]:
@@ -97,16 +104,17 @@ def _distance(
 
 
 def _add_lesion(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, decibel: np.ndarray) -> tuple:
-    """Draw the lesion into the echogenicity; returns it with the lesion's distance map."""
+    """Draw the lesion into the echogenicity; returns it with the lesion's distance map and category id."""
     radius = rng.uniform(0.09, 0.24)
     cx, cy = rng.uniform(0.35, 0.65), rng.uniform(0.36, 0.68)
     distance = _distance(rng, x, y, cx, cy, radius)
-    inside = _lesion_inside(rng, x, y, cx, cy, radius, str(rng.choice(["cyst", "haze", "solid", "mixed"])))
+    kind = str(rng.choice(CATEGORIES))
+    inside = _lesion_inside(rng, x, y, cx, cy, radius, kind)
     decibel = np.where(distance < 0, inside, decibel)
     decibel = decibel + rng.uniform(6, 12) * np.exp(-0.5 * (distance / 0.007) ** 2)
     fluid = max(0.0, -float(inside.mean()) - 8) / 4
     below = np.maximum.accumulate(distance < 0, axis=0) & (distance > 0.01)
-    return decibel + fluid * cv2.GaussianBlur(below.astype(float), (0, 0), 4), distance
+    return decibel + fluid * cv2.GaussianBlur(below.astype(float), (0, 0), 4), distance, CATEGORIES.index(kind) + 1
 
 
 def _lesion_inside(rng, x, y, cx: float, cy: float, radius: float, kind: str) -> np.ndarray:
@@ -164,7 +172,9 @@ def _scan_convert(polar: np.ndarray, size: int, half_angle: float, near: float) 
 
 
 def write_phantoms(output: Path, count: int, size: int = 256, seed: int = 0, overwrite: bool = False) -> None:
-    """Write a dataset tree of phantoms, `{train,valid,test}/{images,masks}/phantom_<n>.png`, and `manifest.json`.
+    """Write a dataset tree of phantoms as `prepare_data` writes one, and its `manifest.json`.
+
+    The pictures are `{train,valid,test}/{images,masks,categories}/phantom_<n>.png`.
 
     Args:
         output: folder to make; it appears only when it is whole.
@@ -182,9 +192,13 @@ def write_phantoms(output: Path, count: int, size: int = 256, seed: int = 0, ove
         raise InputError(f"{count} phantoms are too few to split, expected at least 10.")
     train_end, valid_end = round(count * SPLITS["train"]), round(count * (SPLITS["train"] + SPLITS["valid"]))
     with atomic_dir(output, overwrite, marker="manifest.json") as folder:
+        items = []
         for number in progress_bar(range(count), "Drawing phantoms"):
             split = "train" if number < train_end else "valid" if number < valid_end else "test"
-            image, mask = make_phantom(seed * 1_000_003 + number, size)
-            write_image(folder / split / "images" / f"phantom_{number}.png", image)
-            write_image(folder / split / "masks" / f"phantom_{number}.png", mask * 255)
-        write_json(folder / "manifest.json", {"made_by": "phantoms", "count": count, "size": size, "seed": seed})
+            image, mask, category = make_phantom_with_category(seed * 1_000_003 + number, size)
+            pictures = {"images": image, "masks": mask * 255, "categories": mask * np.uint8(category)}
+            for kind, picture in pictures.items():
+                write_image(folder / split / kind / f"phantom_{number}.png", picture)
+            items.append({"stem": f"phantom_{number}", "split": split, "category": category})
+        manifest = {"made_by": "phantoms", "count": count, "size": size, "seed": seed}
+        write_json(folder / "manifest.json", {**manifest, "categories": CATEGORIES, "items": items})

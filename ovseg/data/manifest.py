@@ -1,0 +1,83 @@
+"""What `manifest.json` says about a dataset: how it was prepared, and which category each image shows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ovseg.errors import InputError
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """The manifest of a dataset; empty where there is none, as in the baseline's layout.
+
+    Raises:
+        InputError: it is not the JSON that our commands write.
+    """
+    path = Path(root) / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path} is not the JSON that prepare_data writes. Prepare the dataset again.")
+    return manifest
+
+
+def check_manifest(root: Path, fit: str, classes: int) -> None:
+    """Refuse settings that do not go with a dataset.
+
+    Raises:
+        InputError: it has other categories, or was prepared with another `fit`: inference would place pictures
+            otherwise than training did.
+    """
+    category_names(root, classes)
+    prepared = read_manifest(root).get("fit", fit)
+    if prepared != fit:
+        raise InputError(f"{root} was prepared with --fit {prepared}, but data.fit is {fit}. Set data.fit: {prepared}.")
+
+
+def labels_dir(root: Path, split: str, classes: int) -> Path:
+    """The folder of a split's masks, or of its category maps.
+
+    Raises:
+        InputError: there are no category maps.
+    """
+    folder = Path(root) / split / ("masks" if classes == 1 else "categories")
+    if classes > 1 and not folder.is_dir():
+        raise InputError(
+            f"data.classes is {classes}, but there is no folder {folder} of category maps. Prepare the dataset again, "
+            "from colour annotations, or set data.classes: 1."
+        )
+    return folder
+
+
+def category_names(root: Path, classes: int) -> list[str]:
+    """The names of categories 1, 2, ... of a dataset that is used with this many classes; none for one class.
+
+    Raises:
+        InputError: the manifest does not name categories, or another number of them.
+    """
+    if classes == 1:
+        return []
+    names = read_manifest(root).get("categories")
+    if not names:
+        raise InputError(
+            f"data.classes is {classes}, but {root} has no manifest.json that names categories. Prepare the dataset "
+            "again, from colour annotations, or set data.classes: 1."
+        )
+    if len(names) != classes - 1:
+        raise InputError(
+            f"data.classes is {classes}, but {root} has {len(names)} categories. "
+            f"Set data.classes: {len(names) + 1} (background and categories) or 1 (lesion)."
+        )
+    return list(names)
+
+
+def image_categories(root: Path, split: str) -> dict[str, str]:
+    """Stem -> name of its lesion's category (`none` for an empty mask), of the images whose manifest tells it."""
+    manifest = read_manifest(root)
+    names = ["none", *manifest.get("categories", [])]
+    items = [item for item in manifest.get("items", []) if item["split"] == split and "category" in item]
+    return {item["stem"]: names[item["category"]] for item in items}
