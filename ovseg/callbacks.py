@@ -13,17 +13,19 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg.data.geometry import place
-from ovseg.data.pairs import read_image, read_mask
-from ovseg.drawing import case_row, contact_sheet, outline
+from ovseg.data.pairs import read_image, read_labels
+from ovseg.drawing import PALETTE, PRED, case_row, contact_sheet, paint
 from ovseg.errors import InputError, choose
 from ovseg.files import atomic_path, write_image
-from ovseg.metrics import HARD_SCORES, lesion
+from ovseg.metrics import HARD_SCORES, predict
 from ovseg.plots import draw_curves
 
+LOGGED_OF_CATEGORIES = ("val_dice_categories", "val_iou_pooled_categories")  # only where data.classes is above 1
 LOGGED = (
     "train_loss",
     "train_dice_coef",
     *(f"val_{name}" for name in ("loss", "dice_coef", *HARD_SCORES, "iou_pooled")),
+    *LOGGED_OF_CATEGORIES,
 )
 
 
@@ -140,6 +142,7 @@ class HistoryPlots(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         names = {"loss": "train_loss", "val_loss": "val_loss", "dice_coef": "train_dice_coef"}
         names |= {name: name for name in ("val_dice_coef", "val_dice", "val_iou", "val_iou_pooled")}
+        names["val_dice_categories"] = "val_dice_categories"
         row = {name: values[logged] for name, logged in names.items() if logged in values}
         self.rows.append({"epoch": trainer.current_epoch + 1, **row})
         folder = Path(trainer.log_dir)
@@ -161,7 +164,8 @@ class EpochSnapshots(Callback):
     """What the network predicts for a few images after every epoch, on the training device.
 
     Writes `epoch_change_infer/Epoch_<n>_<stem>.png` (the prediction over the image) and the contact sheet
-    `epoch_change_infer/Epoch_<n>.png` (image, reference, prediction); epochs are counted from 1.
+    `epoch_change_infer/Epoch_<n>.png` (image, reference, prediction; categories with a legend); epochs are counted
+    from 1.
 
     Args:
         num_infer_images: how many; 0 writes none.
@@ -176,25 +180,26 @@ class EpochSnapshots(Callback):
         folder = Path(trainer.log_dir or ".") / "epoch_change_infer"  # log_dir asks all processes
         if trainer.fast_dev_run or not self.num_infer_images or not trainer.is_global_zero:
             return
-        settings, rows = trainer.datamodule.hparams, []
-        for image_path, mask_path in trainer.datamodule.mini_test_paths(self.num_infer_images):
+        data, rows, name = trainer.datamodule, [], f"Epoch_{trainer.current_epoch + 1}"
+        settings = data.hparams
+        for image_path, mask_path in data.mini_test_paths(self.num_infer_images):
             image = place(read_image(image_path), settings.image_size, settings.fit)
-            mask = None if mask_path is None else read_mask(mask_path, settings.mask_threshold)
+            mask = None if mask_path is None else read_labels(mask_path, settings.mask_threshold, settings.classes)
             mask = None if mask is None else place(mask, settings.image_size, settings.fit)
             pred = self._predict(trainer, pl_module, image)
-            name = f"Epoch_{trainer.current_epoch + 1}"
-            write_image(folder / f"{name}_{image_path.stem}.png", outline(image, pred, tint=0.3))
-            rows.append(case_row(image, mask, pred, image_path.stem))
-        write_image(folder / f"{name}.png", contact_sheet(rows))
+            picture = paint(image, pred, PALETTE if data.categories else (PRED,))
+            write_image(folder / f"{name}_{image_path.stem}.png", picture)
+            rows.append(case_row(image, mask, pred, image_path.stem, classes=settings.classes))
+        write_image(folder / f"{name}.png", contact_sheet(rows, categories=data.categories))
 
     @torch.no_grad()
     def _predict(self, trainer: Trainer, pl_module: LightningModule, image: Any) -> Any:
-        """Lesion of one RGB square, uint8 (S, S, 3) -> bool (S, S)."""
+        """Lesion or ids of one RGB square, uint8 (S, S, 3) -> bool or uint8 (S, S)."""
         was_training = pl_module.training
         pl_module.eval()
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(pl_module.device)
         with trainer.precision_plugin.val_step_context():
-            pred = lesion(pl_module(pixels))[0, 0].cpu().numpy()
+            pred = predict(pl_module(pixels))[0, 0].cpu().numpy()
         pl_module.train(was_training)
         return pred
 
@@ -222,7 +227,7 @@ class LineProgress(ProgressBar):
             self._line_if_due(trainer, f"validation batch {arguments[2] + 1}/{sum(trainer.num_val_batches)}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shown = ("train_loss", "val_loss", "val_dice_coef", "val_dice", "val_iou_pooled")
+        shown = ("train_loss", "val_loss", "val_dice_coef", "val_dice", "val_iou_pooled", "val_dice_categories")
         values = {name: trainer.callback_metrics[name] for name in shown if name in trainer.callback_metrics}
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         text = "  ".join(f"{name} {float(value):.4f}" for name, value in values.items())

@@ -72,7 +72,9 @@ def _infer(arguments: list[str]) -> int:
     from ovseg.inference import infer_folder
 
     count, failures = infer_folder(**options)
-    return _conclude(f"{count} masks written to {options['output']}", failures)
+    ids = options["output"] / "categories.json"
+    kind = f"category ids, named in {ids.name}" if ids.exists() else "0 and 255"
+    return _conclude(f"{count} masks ({kind}) written to {options['output']}", failures)
 
 
 def _prepare_data(arguments: list[str]) -> int:

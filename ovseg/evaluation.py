@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ from scipy.stats import bootstrap
 
 from ovseg import __version__
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.manifest import image_categories
 from ovseg.errors import InputError
-from ovseg.inference import choose_device, find_checkpoint, read_checkpoint
-from ovseg.metrics import HARD_SCORES, OnlineScores, hard_scores, lesion
+from ovseg.inference import category_names_of, choose_device, find_checkpoint, read_checkpoint
+from ovseg.metrics import HARD_SCORES, OnlineScores, category_scores, confusion, hard_scores, main_category, predict
 from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
+
+POOLED_SCORES = ("loss", "dice_coef", "iou_pooled", "dice_categories", "iou_pooled_categories")  # not means over images
 
 
 class Evaluation:
@@ -46,6 +49,7 @@ class Evaluation:
         settings["root"] = str(root or settings["root"])
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
+        self.datamodule.load_state_dict({"categories": category_names_of(checkpoint)})
         self.epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         with open(self.checkpoint_path, "rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -54,7 +58,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def batches(self) -> Iterator[tuple[dict, torch.Tensor]]:
-        """Every batch of the split, on the device, with its logits (N, 1, S, S)."""
+        """Every batch of the split, on the device, with its logits (N, classes, S, S)."""
         for batch in progress_bar(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}"):
             on_device = {name: batch[name].to(self.device) for name in ("image", "mask")}
             yield {**batch, **on_device}, self.task(on_device["image"])
@@ -63,16 +67,26 @@ class Evaluation:
         """Score the split.
 
         Returns:
-            A table with a row for each image (`stem`, the hard scores, lesion and predicted area in pixels), and the
-            summary (see `summarise`).
+            A table with a row for each image (see `image_rows`; for one class, `category` where the dataset's manifest
+            tells it), and the summary (see `summarise` and `summarise_categories`).
         """
-        online, rows = OnlineScores(sync=False).to(self.device), []
+        names = self.datamodule.categories
+        online, rows = OnlineScores(self.task.classes, sync=False).to(self.device), []
         for batch, logits in self.batches():
             online.update(self.task.loss(logits, batch["mask"]), logits, batch["mask"])
-            rows += image_rows(batch, logits)
+            rows += image_rows(batch, logits, names)
         table = pd.DataFrame(rows)
-        pooled = {name: float(value) for name, value in online.compute().items() if name not in HARD_SCORES}
-        return table, {**self.describe(), "scores": {**pooled, **summarise(table)}}
+        known = {} if names else image_categories(self.datamodule.root, self.split)
+        if known:
+            table.insert(1, "category", table["stem"].map(known).fillna("unknown"))
+        pooled = {name: number(value) for name, value in online.compute().items() if name in POOLED_SCORES}
+        summary = {**self.describe(), "scores": {**pooled, **summarise(table)}}
+        if "category" in table:
+            summary["per_category"] = summarise_categories(table, names)
+        if names:
+            for row, iou in zip(summary["per_category"], online.categories.compute()["iou_pooled"], strict=False):
+                row["category_iou_pooled"] = number(iou)
+        return table, summary
 
     def describe(self) -> dict[str, Any]:
         """What was evaluated and with what: the part of the summary that is known before any image is scored."""
@@ -86,36 +100,88 @@ class Evaluation:
             "leakage": self.datamodule.leakage,
             "images": len(self.datamodule.pairs(self.split)),
             "image_size": self.datamodule.hparams.image_size,
-            "threshold": 0.5,
+            "classes": self.task.classes,
+            "threshold": 0.5 if self.task.classes == 1 else None,  # more classes: the most probable one
             "batch_size": self.datamodule.hparams.batch_size,
             "versions": {"ovseg": __version__, **{name: importlib.metadata.version(name) for name in packages}},
         }
 
 
-def image_rows(batch: dict, logits: torch.Tensor) -> list[dict[str, Any]]:
-    """A row for each image of a batch: stem, hard scores, areas in pixels."""
-    pred = lesion(logits)
-    columns = {name: values.cpu().tolist() for name, values in hard_scores(pred, batch["mask"]).items()}
-    columns["lesion_pixels"] = batch["mask"].flatten(1).sum(1).cpu().tolist()
-    columns["pred_pixels"] = pred.flatten(1).sum(1).cpu().tolist()
+def number(value: torch.Tensor) -> float | None:
+    """A scalar for JSON, which has no NaN."""
+    return None if value.isnan() else float(value)
+
+
+def image_rows(batch: dict, logits: torch.Tensor, categories: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row for each image of a batch: stem, hard scores of the lesion, areas in pixels.
+
+    With categories also the name of the one that covers most of the mask and of the prediction (`none` where it is
+    empty), and `dice_<id>`, `iou_<id>` of each category against all else.
+    """
+    pred, mask = predict(logits), batch["mask"]
+    columns = {}
+    if categories:
+        counts, names = confusion(pred, mask, len(categories) + 1), ["none", *categories]
+        columns["category"] = [names[i] for i in main_category(counts.sum(2)).tolist()]
+        columns["pred_category"] = [names[i] for i in main_category(counts.sum(1)).tolist()]
+    columns |= {name: values.tolist() for name, values in hard_scores(pred, mask).items()}
+    areas = {"lesion_pixels": mask > 0, "pred_pixels": pred > 0, "hit_pixels": (pred > 0) & (mask > 0)}
+    columns |= {name: area.flatten(1).sum(1).tolist() for name, area in areas.items()}
+    if categories:
+        for name, values in category_scores(counts).items():
+            columns |= {f"{name}_{i}": column for i, column in enumerate(values.T.tolist(), 1)}
     return [
         dict(zip(["stem", *columns], row, strict=True)) for row in zip(batch["stem"], *columns.values(), strict=True)
     ]
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Mean, median and 95 % interval of each hard score over the images that have it.
+    """Mean, median and 95 % interval of each hard score over the images that have it; see `summarise_values`."""
+    return {name: summarise_values(table[name]) for name in HARD_SCORES}
+
+
+def summarise_values(scores: pd.Series) -> dict[str, Any]:
+    """Mean, median and 95 % interval of a score over images.
 
     NaN scores (see `ovseg.metrics`) are left out; `images` says how many are behind the mean. The interval is the
     bootstrap's percentile interval of the mean, resampling images (9,999 times, seeded); null for fewer than two.
     """
-    summary = {}
-    for name in HARD_SCORES:
-        values = table[name].dropna().to_numpy()
-        summary[name] = {"mean": None, "median": None, "ci95": None, "images": len(values)}
-        if len(values):
-            summary[name].update(mean=float(values.mean()), median=float(np.median(values)))
-        if len(values) > 1:
-            result = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
-            summary[name]["ci95"] = [float(bound) for bound in result.confidence_interval]
+    values = scores.dropna().to_numpy()
+    summary = {"mean": None, "median": None, "ci95": None, "images": len(values)}
+    if len(values):
+        summary.update(mean=float(values.mean()), median=float(np.median(values)))
+    if len(values) > 1:
+        result = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
+        summary["ci95"] = [float(bound) for bound in result.confidence_interval]
     return summary
+
+
+def summarise_categories(table: pd.DataFrame, categories: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The scores of each category of a table that has a column `category`.
+
+    Args:
+        table: see `Evaluation.run`.
+        categories: names of ids 1, 2, ... of a run for categories; empty for one class.
+
+    Returns:
+        For each category: `name`, `images` that show it, `dice`, `iou` and `iou_pooled` of the lesion in these images,
+        whatever was predicted as its category. For a run for categories also `recognised`, how many of these images
+        are predicted as mostly that category, and `category_dice`, `category_iou`: the category against all else, over
+        the images that have it in mask or prediction, so that a false one counts as 0 (`Evaluation.run` adds
+        `category_iou_pooled`).
+    """
+    found = table["category"].unique()
+    rows = []
+    for name in [*categories, *sorted(set(found) - set(categories))]:
+        part = table[table["category"] == name]
+        row = {"name": name, "images": len(part)}
+        row |= {score: summarise_values(part[score]) for score in ("dice", "iou")}
+        union = (part["lesion_pixels"] + part["pred_pixels"] - part["hit_pixels"]).sum()
+        row["iou_pooled"] = float(part["hit_pixels"].sum() / union) if union else None
+        if categories:
+            row["recognised"] = int((part["pred_category"] == name).sum())
+        if name in categories:
+            number = categories.index(name) + 1
+            row |= {f"category_{s}": summarise_values(table[f"{s}_{number}"]) for s in ("dice", "iou")}
+        rows.append(row)
+    return rows

@@ -1,7 +1,7 @@
 """A trained run on new pictures of any size; nothing but its checkpoint is needed."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import torch
 
 from ovseg.data.geometry import place, restore
 from ovseg.data.pairs import list_images, read_image
-from ovseg.drawing import outline
+from ovseg.drawing import PALETTE, PRED, legend, paint
 from ovseg.errors import InputError
-from ovseg.files import atomic_dir, write_image
+from ovseg.files import atomic_dir, write_image, write_json
 from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
 
@@ -69,6 +69,20 @@ def choose_device(device: str = "auto") -> torch.device:
         raise InputError(f"Device {device!r} cannot be used ({reason}). Try auto or cpu.") from None
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one picture, at the picture's own size.
+
+    Attributes:
+        labels: uint8 (H, W), 0 and 1 (probability above 0.5), or category ids (the most probable class).
+        probs: lesion probability, float32 (H, W) in 0..1; for categories 1 - that of the background, so where two
+            categories compete it can be above 0.5 in a pixel whose label is 0.
+    """
+
+    labels: np.ndarray
+    probs: np.ndarray
+
+
 @dataclass
 class Predictor:
     """A network with the placement of pictures that it was trained with.
@@ -78,12 +92,14 @@ class Predictor:
         image_size: S, side of the square that pictures are placed in.
         fit: see `ovseg.data.geometry.fit_box`.
         device: where the network runs.
+        categories: names of ids 1, 2, ...; empty for a network of one class.
     """
 
     network: torch.nn.Module
     image_size: int
     fit: str
     device: torch.device
+    categories: Sequence[str] = ()
 
     @classmethod
     def from_run(cls, run: Path, device: str = "auto") -> "Predictor":
@@ -93,30 +109,47 @@ class Predictor:
             InputError: no such run, a broken checkpoint, or no such device.
         """
         path, device = find_checkpoint(run), choose_device(device)
-        data = read_checkpoint(path)["datamodule_hyper_parameters"]
+        checkpoint = read_checkpoint(path)
+        data, names = checkpoint["datamodule_hyper_parameters"], category_names_of(checkpoint)
         task = SegmentationTask.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
-        return cls(task.network, data["image_size"], data["fit"], device)
+        return cls(task.network, data["image_size"], data["fit"], device, names)
+
+    def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
+        """Lesion probabilities of pictures at their own sizes, float32 (H, W) in 0..1; see `segment`."""
+        return [prediction.probs for prediction in self.segment(images)]
 
     @torch.inference_mode()
-    def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Lesion probabilities of pictures at their own sizes.
+    def segment(self, images: list[np.ndarray]) -> list[Prediction]:
+        """Labels and lesion probabilities of pictures at their own sizes.
+
+        Probabilities are interpolated to the picture's size first, of each class; labels are taken from them there.
 
         Args:
             images: RGB, uint8 (H, W, 3), sizes may differ.
-
-        Returns:
-            float32 (H, W) in 0..1, one of each image.
         """
         squares = np.stack([place(image, self.image_size, self.fit) for image in images])
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
-        probs = self.network(batch).float().sigmoid()[:, 0].cpu().numpy()
-        return [restore(p, *image.shape[:2], self.fit) for p, image in zip(probs, images, strict=True)]
+        logits = self.network(batch).float()
+        probs = (logits.softmax(1) if self.categories else logits.sigmoid()).cpu().numpy()
+        return [self._restore(p, *image.shape[:2]) for p, image in zip(probs, images, strict=True)]
+
+    def _restore(self, probs: np.ndarray, height: int, width: int) -> Prediction:
+        """Probabilities (classes, S, S) of a square to the prediction for its picture."""
+        probs = np.stack([restore(channel, height, width, self.fit) for channel in probs])
+        if self.categories:
+            return Prediction(probs.argmax(0).astype(np.uint8), 1 - probs[0])
+        return Prediction((probs[0] > 0.5).astype(np.uint8), probs[0])
+
+
+def category_names_of(checkpoint: dict[str, Any]) -> list[str]:
+    """The names of categories 1, 2, ... that a checkpoint was trained for; empty for one class."""
+    return checkpoint.get("OvarianTumorDataModule", {}).get("categories", [])
 
 
 def predict_files(
     predictor: Predictor, paths: list[Path], batch_size: int, failures: list[str]
-) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-    """(path, image, probabilities) of every readable file; the messages of the others are added to `failures`."""
+) -> Iterator[tuple[Path, np.ndarray, Prediction]]:
+    """(path, image, prediction) of every readable file; the messages of the others are added to `failures`."""
     for start in progress_bar(range(0, len(paths), batch_size), "Predicting"):
         images = {}
         for path in paths[start : start + batch_size]:
@@ -125,7 +158,15 @@ def predict_files(
             except InputError as error:
                 failures.append(str(error))
         if images:
-            yield from zip(images, images.values(), predictor.predict(list(images.values())), strict=True)
+            yield from zip(images, images.values(), predictor.segment(list(images.values())), strict=True)
+
+
+def draw_prediction(image: np.ndarray, labels: np.ndarray, categories: Sequence[str] = ()) -> np.ndarray:
+    """The labels (H, W) over the image (H, W, 3); for categories with a legend of those it shows below."""
+    picture = paint(image, labels, PALETTE if categories else (PRED,))
+    if not categories:
+        return picture
+    return np.concatenate([picture, legend(categories, picture.shape[1], np.unique(labels))])
 
 
 def infer_folder(
@@ -138,14 +179,16 @@ def infer_folder(
     device: str = "auto",
     overwrite: bool = False,
 ) -> tuple[int, list[str]]:
-    """Write a mask `<stem>.png`, 0/255 at the image's own size, for every picture of a folder.
+    """Write a mask `<stem>.png` at the image's own size for every picture of a folder.
+
+    Masks are 0/255; of a network for categories they hold ids, which `categories.json` names.
 
     Args:
         run: run folder or checkpoint.
         images: folder of pictures.
         output: folder to make; it appears when all masks are written.
-        overlays: also `overlays/<stem>.png`, the mask over the image.
-        probabilities: also `probabilities/<stem>.png`, 16 bits, 65535 is 1.
+        overlays: also `overlays/<stem>.png`, the mask over the image, for categories with a legend below it.
+        probabilities: also `probabilities/<stem>.png`, that of a lesion (see `Prediction`), 16 bits, 65535 is 1.
         batch_size: pictures at a time.
         device: see `choose_device`.
         overwrite: replace masks that this function wrote before.
@@ -162,13 +205,16 @@ def infer_folder(
     with atomic_dir(output, overwrite, ".ovseg_masks", inputs=(run, images)) as folder:
         (folder / ".ovseg_masks").touch()
         predictor = Predictor.from_run(run, device)
-        for path, image, probs in predict_files(predictor, paths, batch_size, failures):
-            pred = probs > 0.5
-            write_image(folder / f"{path.stem}.png", pred.astype(np.uint8) * 255)
+        names = predictor.categories
+        if names:
+            write_json(folder / "categories.json", dict(enumerate(["background", *names])))
+        for path, image, prediction in predict_files(predictor, paths, batch_size, failures):
+            labels = prediction.labels
+            write_image(folder / f"{path.stem}.png", labels if names else labels * np.uint8(255))
             if overlays:
-                write_image(folder / "overlays" / f"{path.stem}.png", outline(image, pred, tint=0.3))
+                write_image(folder / "overlays" / f"{path.stem}.png", draw_prediction(image, labels, names))
             if probabilities:
-                scaled = np.round(probs.clip(0, 1) * 65535).astype(np.uint16)
+                scaled = np.round(prediction.probs.clip(0, 1) * 65535).astype(np.uint16)
                 write_image(folder / "probabilities" / f"{path.stem}.png", scaled)
             count += 1
         if not count:

@@ -4,11 +4,14 @@ Two families, never mixed: the baseline's scores are soft (on probabilities) and
 scores are of each image, on `probs > 0.5`. Empty masks: a hard score whose denominator is zero (Dice and IoU where both
 maps are empty, sensitivity where the mask is, precision where the prediction is) is NaN, averages leave NaN out, and
 the count of images behind an average is reported. An empty mask with a prediction has Dice and IoU 0.
+
+Multi-class maps hold ids, 0 for background and 1, 2, ... for the categories. Whatever is not background is lesion, so
+every score above has its meaning there too; the same rules hold for each category against all else.
 """
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import BinaryJaccardIndex
 
 HARD_SCORES = ("dice", "iou", "sensitivity", "specificity", "precision")
@@ -65,9 +68,78 @@ def hard_scores(pred: Tensor, mask: Tensor) -> dict[str, Tensor]:
     }
 
 
-def lesion(logits: Tensor) -> Tensor:
-    """Predicted lesion at probability above 0.5, bool, the shape of the logits."""
-    return logits > 0
+def predict(logits: Tensor) -> Tensor:
+    """The map that logits (N, classes, H, W) stand for, (N, 1, H, W).
+
+    Bool for one class, lesion at probability above 0.5; else uint8 ids, the most probable class. `predict(logits) > 0`
+    is the lesion of either.
+    """
+    return logits > 0 if logits.shape[1] == 1 else logits.argmax(1, keepdim=True).to(torch.uint8)
+
+
+def lesion_probs(logits: Tensor) -> Tensor:
+    """Lesion probability, float32 (N, 1, H, W): of the one class, or 1 - that of the background."""
+    logits = logits.float()
+    return logits.sigmoid() if logits.shape[1] == 1 else 1 - logits.softmax(1)[:, :1]
+
+
+def confusion(pred: Tensor, mask: Tensor, classes: int) -> Tensor:
+    """Pixels of every image by class, int64 (N, reference, prediction), from maps of ids below `classes` (N, 1, H, W).
+
+    Every score of a category follows from these counts.
+    """
+    image = torch.arange(len(mask), device=mask.device)[:, None]
+    cells = (image * classes + mask.flatten(1).long()) * classes + pred.flatten(1).long()
+    return torch.bincount(cells.flatten(), minlength=len(mask) * classes**2).view(-1, classes, classes)
+
+
+def category_scores(counts: Tensor) -> dict[str, Tensor]:
+    """Dice and IoU of each category against all else, from counts (..., classes, classes) as `confusion` has them.
+
+    Returns:
+        `dice`, `iou` -> float32 (..., classes - 1) in 0..1 without the background; NaN where a category is in neither
+        map, 0 where it is in one of them only.
+    """
+    hit = counts.diagonal(dim1=-2, dim2=-1)
+    both = counts.sum(-1) + counts.sum(-2)
+    return {"dice": (2 * hit / both)[..., 1:], "iou": (hit / (both - hit))[..., 1:]}
+
+
+def main_category(areas: Tensor) -> Tensor:
+    """The category that covers most pixels, from areas (N, classes) with the background first; 0 where none does."""
+    largest, category = areas[:, 1:].max(1)
+    return torch.where(largest > 0, category + 1, 0)
+
+
+class CategoryScores(Metric):
+    """Scores of each category over a split, summed over processes.
+
+    Args:
+        classes: background and categories.
+        sync: see `OnlineScores`.
+    """
+
+    full_state_update = False
+
+    def __init__(self, classes: int, sync: bool = True) -> None:
+        super().__init__(sync_on_compute=sync)
+        self.classes = classes
+        self.add_state("dice", torch.zeros(classes - 1), "sum")
+        self.add_state("images", torch.zeros(classes - 1, dtype=torch.long), "sum")
+        self.add_state("counts", torch.zeros(classes, classes, dtype=torch.long), "sum")
+
+    def update(self, pred: Tensor, mask: Tensor) -> None:
+        """Add a batch of id maps (N, 1, H, W)."""
+        counts = confusion(pred, mask, self.classes)
+        dice = category_scores(counts)["dice"]
+        self.dice += dice.nansum(0)
+        self.images += (~dice.isnan()).sum(0)
+        self.counts += counts.sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """`dice`: mean over the `images` that have a value; `iou_pooled`: of the summed pixels; each (classes - 1,)."""
+        iou = category_scores(self.counts)["iou"]
+        return {"dice": self.dice / self.images, "images": self.images, "iou_pooled": iou}
 
 
 class OnlineScores(nn.Module):
@@ -75,14 +147,19 @@ class OnlineScores(nn.Module):
 
     `loss` is the mean over images, `dice_coef` the mean over batches (both as Keras' evaluate does), `dice`, `iou`,
     `sensitivity`, `specificity` and `precision` are means over images, `iou_pooled` sums intersections and unions over
-    the whole split.
+    the whole split. All of these are of the lesion, whatever its category.
+
+    With more classes than one there are also `dice_category_<id>`, the mean over the images with that category in
+    either map, `dice_categories` and `iou_pooled_categories`, the means over the categories that have a value.
 
     Args:
+        classes: 1, or background and categories.
         sync: sum over processes; false where one process alone has the whole split.
     """
 
-    def __init__(self, sync: bool = True) -> None:
+    def __init__(self, classes: int = 1, sync: bool = True) -> None:
         super().__init__()
+        self.categories = CategoryScores(classes, sync) if classes > 1 else None
         names = ("loss", "dice_coef", *HARD_SCORES)
         self.means = nn.ModuleDict(
             {
@@ -95,24 +172,33 @@ class OnlineScores(nn.Module):
         )
 
     def update(self, loss: Tensor, logits: Tensor, mask: Tensor, counted: bool = True) -> None:
-        """Add a batch: its loss, logits (N, 1, H, W) and mask 0/1 of the same shape; uncounted ones weigh nothing."""
-        loss, coef = loss.detach(), dice_coef(logits.detach().float().sigmoid(), mask)
-        logits, mask = (logits.detach(), mask) if counted else (logits.detach()[:0], mask[:0])
+        """Add a batch: loss, logits (N, classes, H, W) and mask of ids (N, 1, H, W); uncounted ones weigh nothing."""
+        loss, logits = loss.detach(), logits.detach()
+        coef = dice_coef(lesion_probs(logits), mask > 0)
+        logits, mask = (logits, mask) if counted else (logits[:0], mask[:0])
         self.means["loss"].update(loss.expand(len(logits)))  # "disable" drops weights (torchmetrics 1.9)
         self.means["dice_coef"].update(coef.expand(int(counted)))
-        pred = lesion(logits)
+        pred = predict(logits)
         for name, values in hard_scores(pred, mask).items():
             self.means[name].update(values)
-        self.pooled.update(pred.long(), mask.long())
+        self.pooled.update((pred > 0).long(), (mask > 0).long())
+        if self.categories is not None:
+            self.categories.update(pred, mask)
 
     def compute(self) -> dict[str, Tensor]:
         """Name -> scalar; NaN where no image had a value."""
-        return {name: mean.compute() for name, mean in self.means.items()} | {"iou_pooled": self.pooled.compute()}
+        values = {name: mean.compute() for name, mean in self.means.items()} | {"iou_pooled": self.pooled.compute()}
+        if self.categories is not None:
+            found = self.categories.compute()
+            values |= {f"{name}_categories": found[name].nanmean() for name in ("dice", "iou_pooled")}
+            values |= {f"dice_category_{i}": dice for i, dice in enumerate(found["dice"], 1)}
+        return values
 
     def reset(self) -> None:
         """Forget all batches."""
-        for metric in (*self.means.values(), self.pooled):
-            metric.reset()
+        for metric in (*self.means.values(), self.pooled, self.categories):
+            if metric is not None:
+                metric.reset()
 
 
 def count_images(scores: Tensor) -> int:

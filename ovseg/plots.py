@@ -36,6 +36,37 @@ def draw_histogram(values: np.ndarray, name: str, path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_boxes(groups: dict[str, np.ndarray], title: str, path: Path) -> None:
+    """Scores in 0..1 of several groups as boxes with a point for each image, as PNG; counts stand beside the names."""
+    figure = Figure(figsize=(8, 1.2 + 0.45 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    labels = [f"{name} ({len(values)})" for name, values in groups.items()]
+    places = np.arange(len(groups), 0, -1)  # the first on top
+    axes.boxplot(list(groups.values()), positions=places, orientation="horizontal", widths=0.6, showfliers=False)
+    jitter = np.random.default_rng(0)
+    for place, values in zip(places, groups.values(), strict=True):
+        axes.scatter(values, place + jitter.uniform(-0.2, 0.2, len(values)), s=10, alpha=0.6, color="tab:blue")
+    axes.set_yticks(places, labels)
+    axes.set(xlim=(-0.02, 1.02), title=title)
+    axes.grid(axis="x", alpha=0.3)
+    save_figure(figure, path)
+
+
+def draw_confusion(counts: pd.DataFrame, path: Path) -> None:
+    """Numbers of images, rows reference and columns prediction, shaded by their share of the row, as PNG."""
+    figure = Figure(figsize=(2.5 + 0.6 * len(counts), 2.2 + 0.6 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    share = counts / counts.sum(axis=1).clip(lower=1).to_numpy()[:, None]
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(counts.to_numpy()):
+        color = "white" if share.iat[row, column] > 0.5 else "black"
+        axes.text(column, row, count or "", ha="center", va="center", color=color)
+    axes.set_xticks(range(len(counts)), counts.columns, rotation=40, ha="right")
+    axes.set_yticks(range(len(counts)), counts.index)
+    axes.set(xlabel="predicted, by most pixels", ylabel="reference", title=f"{counts.to_numpy().sum()} images")
+    save_figure(figure, path)
+
+
 def draw_paired(theirs: np.ndarray, ours: np.ndarray, path: Path) -> None:
     """Two tools' scores of the same images against each other, as PNG; above the diagonal ours is better."""
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")

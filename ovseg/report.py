@@ -16,14 +16,16 @@ from ovseg.drawing import case_row, contact_sheet
 from ovseg.errors import InputError
 from ovseg.evaluation import Evaluation
 from ovseg.files import atomic_dir, write_image, write_json
-from ovseg.metrics import HARD_SCORES, lesion
-from ovseg.plots import draw_histogram
+from ovseg.metrics import HARD_SCORES, predict
+from ovseg.plots import draw_boxes, draw_confusion, draw_histogram
 
 
 def report_evaluation(evaluation: Evaluation, output: Path, overwrite: bool = False) -> dict[str, Any]:
     """Evaluate and write `evaluation.csv`, `per_image.csv`, `summary.json`, `dice.png` and `cases.png`.
 
-    A result of the same checkpoint on the same data is replaced; another one only with `overwrite`.
+    Where the categories of the images are known, also `dice_categories.png`; and of a run for categories
+    `confusion.png`, the category of each image against the predicted one. A result of the same checkpoint on the same
+    data is replaced; another one only with `overwrite`.
 
     Args:
         evaluation: what to run.
@@ -48,6 +50,8 @@ def report_evaluation(evaluation: Evaluation, output: Path, overwrite: bool = Fa
             table["dice"].to_numpy(), "Dice (leakage)" if summary["leakage"] else "Dice", folder / "dice.png"
         )
         write_image(folder / "cases.png", _draw_cases(evaluation, table))
+        if "category" in table:
+            _draw_categories(table, summary["per_category"], folder)
         write_json(folder / "summary.json", summary)
     return summary
 
@@ -61,6 +65,16 @@ def _is_same(output: Path, description: dict[str, Any]) -> bool:
     return isinstance(earlier, dict) and all(earlier.get(name) == description[name] for name in names)
 
 
+def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Path) -> None:
+    names = [row["name"] for row in rows]
+    groups = {name: table.loc[table["category"] == name, "dice"].dropna().to_numpy() for name in names}
+    draw_boxes(groups, "Dice of the lesion per image, by the image's category", folder / "dice_categories.png")
+    if "pred_category" in table:
+        names += sorted(set(table["pred_category"]) - set(names))
+        counts = pd.crosstab(table["category"], table["pred_category"]).reindex(index=names, columns=names)
+        draw_confusion(counts.fillna(0).astype(int), folder / "confusion.png")
+
+
 def _draw_cases(evaluation: Evaluation, table: pd.DataFrame, count: int = 4) -> np.ndarray:
     """Image, reference and prediction of the worst, the middle and the best cases by Dice, a column each."""
     order = table["dice"].fillna(1).sort_values(kind="stable").index.to_list()
@@ -68,15 +82,17 @@ def _draw_cases(evaluation: Evaluation, table: pd.DataFrame, count: int = 4) -> 
     middle = max(0, (len(order) - count) // 2)
     dataset = evaluation.datamodule.dataset(evaluation.split)
     columns = [order[:count], order[middle : middle + count], order[-count:]]
-    return contact_sheet([_case(evaluation, dataset, table, i) for row in zip(*columns, strict=True) for i in row], 3)
+    cases = [_case(evaluation, dataset, table, i) for row in zip(*columns, strict=True) for i in row]
+    return contact_sheet(cases, 3, evaluation.datamodule.categories)
 
 
 @torch.inference_mode()
 def _case(evaluation: Evaluation, dataset: PairDataset, table: pd.DataFrame, index: int) -> np.ndarray:
     item = dataset[index]
-    pred = lesion(evaluation.task(item["image"][None].to(evaluation.device)))[0, 0].cpu().numpy()
+    pred = predict(evaluation.task(item["image"][None].to(evaluation.device)))[0, 0].cpu().numpy()
     title = f"{item['stem']}  Dice {table['dice'][index]:.3f}"
-    return case_row(item["image"].permute(1, 2, 0).numpy(), item["mask"][0].numpy(), pred, title, side=200)
+    image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"][0].numpy()
+    return case_row(image, mask, pred, title, side=200, classes=evaluation.task.classes)
 
 
 def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
@@ -88,25 +104,51 @@ def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """The summary as a table on the terminal."""
+    """The summary as tables on the terminal."""
     title = f"{summary['split']}: {summary['images']} images of {summary['data']}, {summary['checkpoint']}, epoch "
     if summary["leakage"]:
         title = f"LEAKAGE, near-duplicates in two splits: {title}"
     rows = []
     for name, value in summary["scores"].items():
-        if name not in HARD_SCORES:
-            rows.append((_FULL_NAMES[name], f"{value:.4f}", "", "", ""))
-        elif value["mean"] is None:
-            rows.append((f"{name} per image", "none", "", "", "0"))
+        if name in HARD_SCORES:
+            rows.append((f"{name} per image", *_mean_and_interval(value), _text(value["median"]), str(value["images"])))
         else:
-            interval = "" if value["ci95"] is None else "{:.4f} .. {:.4f}".format(*value["ci95"])
-            rows.append(
-                (f"{name} per image", f"{value['mean']:.4f}", interval, f"{value['median']:.4f}", str(value["images"]))
-            )
+            rows.append((_FULL_NAMES[name], _text(value), "", "", ""))
     print_rows(("score", "value", "95 % interval", "median", "images"), rows, f"{title}{summary['epoch']}")
+    if "per_category" in summary:
+        _print_categories(summary["per_category"])
 
 
-_FULL_NAMES = {"loss": "loss", "dice_coef": "dice_coef (soft, per batch)", "iou_pooled": "IoU pooled"}
+def _print_categories(rows: list[dict[str, Any]]) -> None:
+    """The lesion in the images of each category; for a run for categories also how well the category itself is met."""
+    if "recognised" not in rows[0]:
+        head = ("category", "images", "Dice", "95 % interval", "IoU pooled")
+        lines = [(r["name"], str(r["images"]), *_mean_and_interval(r["dice"]), _text(r["iou_pooled"])) for r in rows]
+        print_rows(head, lines, "by category of the image")
+        return
+    head, lines = ("category", "images", "lesion Dice", "recognised", "category Dice", "over", "IoU pooled"), []
+    for row in rows:
+        dice = row.get("category_dice", {"mean": None, "images": ""})
+        own = (_text(dice["mean"]), str(dice["images"]), _text(row.get("category_iou_pooled")))
+        lines.append((row["name"], str(row["images"]), _text(row["dice"]["mean"]), str(row["recognised"]), *own))
+    print_rows(head, lines, "by category")
+
+
+def _mean_and_interval(value: dict[str, Any]) -> tuple[str, str]:
+    return _text(value["mean"]), "" if value["ci95"] is None else "{:.4f} .. {:.4f}".format(*value["ci95"])
+
+
+def _text(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+_FULL_NAMES = {
+    "loss": "loss",
+    "dice_coef": "dice_coef (soft, per batch)",
+    "iou_pooled": "IoU pooled",
+    "dice_categories": "category Dice, mean of categories",
+    "iou_pooled_categories": "category IoU pooled, mean of categories",
+}
 
 
 def evaluation_dir(run: Path, split: str) -> Path:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ovseg.errors import InputError
 from ovseg.losses import build_loss
-from ovseg.metrics import OnlineScores, dice_coef
+from ovseg.metrics import OnlineScores, dice_coef, lesion_probs
 from ovseg.models import build_model
 from ovseg.optim import build_optimizer, build_scheduler
 
@@ -19,7 +19,7 @@ class SegmentationTask(LightningModule):
     Args:
         arch: architecture, see `ovseg.models.list_models()`.
         arch_args: its constructor arguments.
-        loss: see `ovseg.losses.LOSSES`.
+        loss: see `ovseg.losses.LOSSES`, and `CATEGORY_LOSSES` where `arch_args` has `classes` above 1.
         optimizer: see `ovseg.optim.OPTIMIZERS`.
         optimizer_args: its arguments (`lr`, ...).
         scheduler: see `ovseg.optim.SCHEDULERS`; null keeps the rate constant.
@@ -43,12 +43,20 @@ class SegmentationTask(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters()
-        if (arch_args or {}).get("classes", 1) != 1:
-            raise InputError(f"model.arch_args.classes is {arch_args['classes']}, expected 1: the losses are binary.")
+        self.classes = (arch_args or {}).get("classes", 1)
         self.network = build_model(arch, **(arch_args or {}))
-        self.loss = build_loss(loss)
-        self.scores = torch.nn.ModuleDict({"val": OnlineScores(), "test": OnlineScores()})
+        self.loss = build_loss(loss, self.classes)
+        self.scores = torch.nn.ModuleDict({stage: OnlineScores(self.classes) for stage in ("val", "test")})
         self.configure_optimizers()  # a wrong name or argument shows here, not after the data are verified
+
+    def setup(self, stage: str) -> None:
+        """Masks of ids for a network of one class, or the other way round, would train or score nonsense."""
+        settings = getattr(self.trainer.datamodule, "hparams", {})
+        if settings.get("classes", self.classes) != self.classes:
+            raise InputError(
+                f"model.arch_args.classes is {self.classes}, but data.classes is {settings['classes']}. "
+                "Set both to the same number."
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the name of downloaded weights out of the hyper-parameters: a reload brings its own."""
@@ -64,7 +72,7 @@ class SegmentationTask(LightningModule):
         loss, logits = self._step(batch, "train")
         options = {"on_step": False, "on_epoch": True, "batch_size": len(logits), "sync_dist": True}
         self.log("train_loss", loss, **options)
-        self.log("train_dice_coef", dice_coef(logits.detach().float().sigmoid(), batch["mask"]), **options)
+        self.log("train_dice_coef", dice_coef(lesion_probs(logits.detach()), batch["mask"] > 0), **options)
         return loss
 
     def validation_step(self, batch: dict, _: int) -> None:

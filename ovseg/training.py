@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ovseg.callbacks import (
+    LOGGED_OF_CATEGORIES,
     BestCheckpoint,
     BreakTraining,
     EpochSeed,
@@ -49,6 +50,7 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse what would fail or do nothing after hours; a resume brings its weights, so it downloads nothing."""
+        self._share_classes()
         self._check_monitors()
         self._check_patience()
         if self.config.ckpt_path is None:
@@ -57,11 +59,29 @@ class TrainCLI(LightningCLI):
         if (self.config.model.arch_args or {}).get("encoder_weights"):
             self.config.model.arch_args["encoder_weights"] = None
 
+    def _share_classes(self) -> None:
+        """`data.classes` is said once: the network gets as many, and the run's config.yaml shows both."""
+        classes, arch_args = self.config.data.classes, self.config.model.arch_args or {}
+        given = arch_args.get("classes", classes)
+        if given != classes:
+            raise InputError(
+                f"model.arch_args.classes is {given}, but data.classes is {classes}. Set data.classes alone: "
+                "the network follows it."
+            )
+        if classes > 1:
+            self.config.model.arch_args = {**arch_args, "classes": classes}
+
     def _check_monitors(self) -> None:
         """Monitored names must be logged, and validation must run at every epoch's end."""
         config = self.config
         config.early_stopping.mode = best_mode(config.early_stopping.monitor)
         best_mode(config.best_checkpoint.monitor)
+        for name in ("early_stopping", "best_checkpoint"):
+            if config[name].monitor in LOGGED_OF_CATEGORIES and config.data.classes == 1:
+                raise InputError(
+                    f"{name}.monitor is {config[name].monitor}, which is logged only where data.classes is above 1. "
+                    "Set it to val_dice."
+                )
         if best_mode(config.model.monitor) == "max":
             raise InputError(
                 f"model.monitor is {config.model.monitor}, expected a loss: the schedule watches for lower."

@@ -101,6 +101,54 @@ def test_dataset_prepared_with_another_fit_is_an_error(own_root):
         make(own_root).prepare_data()
 
 
+@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+def test_category_ids_survive_resizing_and_augmentation(phantom_root, fit):
+    data = make(phantom_root, classes=5, image_size=100, fit=fit, augmentation="standard", batch_size=14)
+    data.prepare_data()
+    mask = next(iter(data.train_dataloader()))["mask"]
+    assert mask.dtype == torch.uint8 and mask.shape == (14, 1, 100, 100)
+    assert all(len(image.unique()) <= 2 for image in mask)  # one category an image, as it was drawn
+    assert {int(image.max()) for image in mask} == set(image_categories_of(phantom_root).values())
+    assert data.categories == ["cyst", "haze", "solid", "mixed"]
+
+
+def image_categories_of(root) -> dict[str, int]:
+    items = json.loads((root / "manifest.json").read_text())["items"]
+    return {item["stem"]: item["category"] for item in items if item["split"] == "train"}
+
+
+def test_dataset_without_names_of_categories_is_an_error(own_root):
+    (own_root / "manifest.json").unlink()
+    make(own_root).prepare_data()  # one class needs no manifest
+    with pytest.raises(InputError, match=r"data\.classes is 5, but .*own has no manifest\.json that names categories"):
+        make(own_root, classes=5).prepare_data()
+
+
+def test_another_number_of_categories_is_an_error(phantom_root):
+    with pytest.raises(InputError, match=r"data\.classes is 9, but .* has 4 categories\. Set data\.classes: 5 "):
+        make(phantom_root, classes=9).prepare_data()
+
+
+def test_split_without_category_maps_is_an_error(own_root):
+    shutil.rmtree(own_root / "valid" / "categories")
+    with pytest.raises(InputError, match=r"there is no folder .*valid/categories of category maps\. Prepare the "):
+        make(own_root, classes=5).prepare_data()
+
+
+def test_missing_category_map_is_an_error(own_root):
+    (own_root / "test" / "categories" / "phantom_18.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 3 images .* have no mask of the same stem in .*categories: phantom_18"):
+        make(own_root, classes=5).prepare_data()
+
+
+def test_checkpoint_of_other_categories_is_an_error(phantom_root):
+    data = make(phantom_root, classes=5)
+    data.load_state_dict(data.state_dict())
+    assert make(phantom_root).state_dict() == {}
+    with pytest.raises(InputError, match="was trained for cyst, gas, but the categories of .* are cyst, haze, solid"):
+        data.load_state_dict({"categories": ["cyst", "gas"]})
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -108,6 +156,7 @@ def test_dataset_prepared_with_another_fit_is_an_error(own_root):
         ({"batch_size": 0}, r"data\.batch_size is 0"),
         ({"num_workers": -1}, r"data\.num_workers is -1"),
         ({"mask_threshold": 255}, r"data\.mask_threshold is 255"),
+        ({"classes": 0}, r"data\.classes is 0, expected 1\.\.256"),
         ({"fit": "crop"}, "Unknown fit"),
         ({"augmentation": "heavy"}, "Unknown augmentation"),
     ],

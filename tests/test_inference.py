@@ -148,6 +148,27 @@ def test_evaluation_files_agree(run, tmp_path, capsys):
     assert "dice per image" in capsys.readouterr().out
 
 
+def test_lesion_scores_are_split_by_category_where_the_manifest_tells_it(run, phantom_root, tmp_path, capsys):
+    assert evaluate(run, "--output", str(tmp_path / "out")) == 0
+    table = pd.read_csv(tmp_path / "out" / "per_image.csv")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    items = json.loads((phantom_root / "manifest.json").read_text())["items"]
+    names = dict(enumerate(["none", "cyst", "haze", "solid", "mixed"]))
+    expected = {item["stem"]: names[item["category"]] for item in items}
+    assert table["category"].to_list() == [expected[stem] for stem in table["stem"]]
+    assert {row["name"]: row["images"] for row in summary["per_category"]} == table["category"].value_counts().to_dict()
+    assert (tmp_path / "out" / "dice_categories.png").exists() and "by category" in capsys.readouterr().out
+
+
+def test_tree_without_a_manifest_is_scored_without_categories(run, phantom_root, tmp_path):
+    root = shutil.copytree(phantom_root, tmp_path / "plain")
+    (root / "manifest.json").unlink()
+    assert evaluate(run, "--data", str(root), "--output", str(tmp_path / "out")) == 0
+    assert "category" not in pd.read_csv(tmp_path / "out" / "per_image.csv")
+    assert "per_category" not in json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert not (tmp_path / "out" / "dice_categories.png").exists()
+
+
 def test_same_evaluation_may_be_repeated_but_another_is_kept(run, tmp_path, capsys, phantom_root):
     folder = shutil.copytree(run, tmp_path / "run")
     assert evaluate(folder) == 0 and evaluate(folder) == 0

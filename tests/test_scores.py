@@ -9,8 +9,19 @@ import torch
 
 from ovseg import metrics
 from ovseg.errors import InputError
-from ovseg.losses import LOSSES, build_loss
-from ovseg.metrics import OnlineScores, count_images, dice_coef, hard_scores, iou_coef
+from ovseg.losses import CATEGORY_LOSSES, LOSSES, build_loss
+from ovseg.metrics import (
+    OnlineScores,
+    category_scores,
+    confusion,
+    count_images,
+    dice_coef,
+    hard_scores,
+    iou_coef,
+    lesion_probs,
+    main_category,
+    predict,
+)
 
 MASK = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 2, 2)
 PROBS = torch.tensor([0.8, 0.6, 0.4, 0.2]).view(1, 1, 2, 2)
@@ -131,3 +142,131 @@ def test_losses_and_metrics_equal_the_baseline(shared_file):
     for name, value in expected.items():
         found = build_loss(name)(probs.logit(), mask) if name in LOSSES else getattr(metrics, name)(probs, mask)
         assert found.item() == pytest.approx(value, abs=1e-5), name
+
+
+def ids(*images: list[int]) -> torch.Tensor:
+    """Maps of one row each, uint8 (N, 1, 1, W)."""
+    return torch.tensor(images, dtype=torch.uint8)[:, None, None]
+
+
+def logits_of(pred: torch.Tensor, classes: int) -> torch.Tensor:
+    """Logits whose most probable class is `pred`."""
+    return 8 * torch.nn.functional.one_hot(pred[:, 0].long(), classes).movedim(-1, 1).float()
+
+
+def test_prediction_of_one_class_and_of_several():
+    one = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3)
+    assert predict(one).dtype == torch.bool and predict(one).flatten().tolist() == [False, False, True]
+    several = torch.tensor([[2.0, 1.0, 1.5], [0.0, 1.0, 2.0]]).T.view(1, 3, 1, 2)
+    assert predict(several).dtype == torch.uint8 and predict(several).tolist() == [[[[0, 2]]]]
+
+
+def test_lesion_probability_is_all_but_the_background():
+    logits = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(lesion_probs(logits), logits.softmax(1)[:, 1:].sum(1, keepdim=True), atol=1e-6)
+    assert torch.equal(lesion_probs(logits[:, :1]), logits[:, :1].sigmoid())
+
+
+def test_category_scores_by_hand():
+    counts = confusion(ids([1, 1, 2, 0], [3, 0, 0, 0]), ids([1, 2, 2, 0], [0, 0, 0, 0]), classes=4)
+    assert counts[0].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    scores = category_scores(counts)
+    nan = math.nan
+    assert scores["dice"].tolist() == [pytest.approx(row, nan_ok=True) for row in [[2 / 3, 2 / 3, nan], [nan, nan, 0]]]
+    assert scores["iou"].tolist() == [pytest.approx(row, nan_ok=True) for row in [[0.5, 0.5, nan], [nan, nan, 0]]]
+
+
+def test_main_category_covers_most_pixels_or_is_none():
+    assert main_category(torch.tensor([[9, 0, 0], [9, 1, 2], [0, 3, 1]])).tolist() == [0, 2, 1]
+
+
+def test_online_scores_of_categories_by_hand():
+    scores = OnlineScores(classes=4)
+    pred, mask = ids([1, 1, 2, 0], [1, 1, 0, 0], [0, 0, 0, 0]), ids([1, 2, 2, 0], [1, 1, 0, 0], [0, 0, 0, 2])
+    for part in (slice(0, 2), slice(2, 3)):
+        scores.update(torch.tensor(1.0), logits_of(pred[part], 4), mask[part])
+    values = {name: float(value) for name, value in scores.compute().items()}
+    dice = {1: (2 / 3 + 1) / 2, 2: (2 / 3 + 0) / 2}
+    for i in dice:
+        assert values[f"dice_category_{i}"] == pytest.approx(dice[i])
+    assert math.isnan(values["dice_category_3"])
+    assert values["dice_categories"] == pytest.approx((dice[1] + dice[2]) / 2)
+    assert values["iou_pooled_categories"] == pytest.approx((3 / 4 + 1 / 3) / 2)
+    assert scores.categories.compute()["images"].tolist() == [2, 2, 0]
+    assert values["dice"] == pytest.approx((1 + 1 + 0) / 3)  # the lesion, whatever its category
+    assert values["iou_pooled"] == pytest.approx(5 / 6)
+
+
+def test_repeated_pairs_of_categories_weigh_nothing():
+    scores, mask = OnlineScores(classes=3), ids([1, 2, 0])
+    scores.update(torch.tensor(0.5), logits_of(mask, 3), mask)
+    before = {name: float(value) for name, value in scores.compute().items()}
+    scores.update(torch.tensor(9.0), logits_of(2 - mask, 3), mask, counted=False)
+    assert {name: float(value) for name, value in scores.compute().items()} == pytest.approx(before, nan_ok=True)
+
+
+def test_processes_sum_their_categories():
+    """What torchmetrics gathers from processes is summed, so the result is that of one process."""
+    from ovseg.metrics import CategoryScores
+
+    pred, mask = torch.randint(0, 3, (2, 4, 1, 8, 8), dtype=torch.uint8)
+    whole, *shares = (CategoryScores(3) for _ in range(3))
+    whole.update(pred, mask)
+    for share, part in zip(shares, (slice(0, 3), slice(3, 4)), strict=True):
+        share.update(pred[part], mask[part])
+    shares[0]._reduce_states({name: getattr(shares[1], name) for name in ("dice", "images", "counts")})
+    for name, value in whole.compute().items():
+        assert torch.allclose(shares[0].compute()[name].float(), value.float(), equal_nan=True), name
+
+
+def test_cross_entropy_over_classes_is_torchs():
+    logits, mask = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 1, 5, 5), dtype=torch.uint8)
+    expected = -logits.log_softmax(1).gather(1, mask.long()).mean()
+    assert torch.allclose(build_loss("cross_entropy", 4)(logits, mask), expected)
+    assert build_loss("cross_entropy", 4)(torch.zeros_like(logits), mask).item() == pytest.approx(math.log(4))
+
+
+def test_dice_over_categories_by_hand():
+    logits = torch.zeros(1, 3, 1, 4)
+    loss = build_loss("category_dice_loss", 3)(logits, ids([1, 1, 2, 0]))
+    assert loss.item() == pytest.approx(1 - (7 / 13 + 1 / 2) / 2)  # uniform probabilities of 1/3
+    both = build_loss("ce_dice_loss", 3)(logits, ids([1, 1, 2, 0]))
+    assert both.item() == pytest.approx((loss.item() + math.log(3)) / 2)
+
+
+def test_dice_over_categories_is_of_each_image_and_of_those_present():
+    logits, mask = torch.randn(2, 4, 1, 6), ids([1, 1, 2, 0, 0, 0], [3, 0, 0, 0, 0, 0])
+    loss = build_loss("category_dice_loss", 4)
+    first, second = (loss(logits[i : i + 1], mask[i : i + 1]) for i in (0, 1))
+    assert torch.allclose(loss(logits, mask), (2 * first + second) / 3)  # two categories and one
+    assert loss(logits, torch.zeros_like(mask)) == 0
+
+
+@pytest.mark.parametrize("name", CATEGORY_LOSSES)
+@pytest.mark.parametrize("size", [0.0, 20.0, 1e4])
+@pytest.mark.parametrize("value", [0, 3])
+def test_loss_over_classes_is_float32_and_its_gradient_finite_under_autocast(name, size, value):
+    logits = (torch.randn(2, 5, 8, 8) * size).bfloat16().requires_grad_()
+    mask = torch.full((2, 1, 8, 8), value, dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = build_loss(name, 5)(logits, mask)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss == build_loss(name, 5)(logits.float(), mask)
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "message"),
+    [
+        (
+            "bce_dice_loss",
+            9,
+            "bce_dice_loss is for one class, but model.arch_args.classes is 9. .*: category_d",
+        ),
+        ("ce_dice_loss", 1, "ce_dice_loss is for several classes, but model.arch_args.classes is 1. Choose .*: basnet"),
+        ("hope", 9, "Unknown loss 'hope'. Choose one of: category_dice_loss, ce_dice_loss, cross_entropy"),
+    ],
+)
+def test_loss_of_the_other_kind_is_refused(name, classes, message):
+    with pytest.raises(InputError, match=message):
+        build_loss(name, classes)

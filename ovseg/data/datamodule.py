@@ -1,11 +1,10 @@
 """Batches of pairs for training and evaluation.
 
 The batch contract, everywhere in ovseg: a dict of `image` uint8 (N, 3, H, W), RGB 0..255; `mask` uint8 (N, 1, H, W),
-0 or 1; `stem` list of N str, empty for a repeated pair that is not to be counted. Scaling to the network's range is the
-network's own first layer.
+0 or 1, or category ids where `classes` is above 1; `stem` list of N str, empty for a repeated pair that is not to be
+counted. Scaling to the network's range is the network's own first layer.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ovseg.data.geometry import FITS, place
-from ovseg.data.pairs import Pair, find_pairs, list_images, read_image, read_mask, verify_pairs
+from ovseg.data.manifest import category_names, check_manifest, labels_dir, read_manifest
+from ovseg.data.pairs import Pair, find_pairs, list_images, read_image, read_labels, verify_pairs
 from ovseg.data.phantoms import write_phantoms
 from ovseg.data.transforms import augment, build_transform
 from ovseg.errors import InputError, choose, first_five
@@ -29,8 +29,17 @@ SPLITS = ("train", "valid", "test")
 class PairDataset(Dataset):
     """Pairs as dicts of tensors, placed in a square of `image_size`; item (index, seed) is augmented with that seed."""
 
-    def __init__(self, pairs: list[Pair], image_size: int, fit: str, mask_threshold: int, augmentation: str = "none"):
+    def __init__(
+        self,
+        pairs: list[Pair],
+        image_size: int,
+        fit: str,
+        mask_threshold: int,
+        augmentation: str = "none",
+        classes: int = 1,
+    ):
         self.pairs, self.image_size, self.fit, self.mask_threshold = pairs, image_size, fit, mask_threshold
+        self.classes = classes
         self.transform = build_transform(augmentation)
 
     def __len__(self) -> int:
@@ -42,7 +51,7 @@ class PairDataset(Dataset):
         if index < 0:
             pair = replace(pair, stem="")
         image = place(read_image(pair.image_path), self.image_size, self.fit)
-        mask = place(read_mask(pair.mask_path, self.mask_threshold), self.image_size, self.fit)
+        mask = place(read_labels(pair.mask_path, self.mask_threshold, self.classes), self.image_size, self.fit)
         if self.transform is not None:
             image, mask = augment(self.transform, image, mask, seed)
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -90,7 +99,8 @@ class OvarianTumorDataModule(LightningDataModule):
     """The dataset tree `root/{train,valid,test}/{images,masks}`, pairs matched by stem.
 
     It is what `prepare_data` writes, and the TensorFlow baseline's own layout (JPEG masks, any picture format). Every
-    pair is decoded and checked once before the first epoch.
+    pair is decoded and checked once before the first epoch. With `classes` above 1 the category maps in `categories`,
+    which `prepare_data` writes too, take the place of `masks`.
 
     Args:
         root: the dataset's folder.
@@ -106,6 +116,8 @@ class OvarianTumorDataModule(LightningDataModule):
         exclude: stems to leave out of every split.
         mini_test: folder of images for the snapshots of every epoch; by default images of `test`.
         phantoms: where `root` does not exist, write this many synthetic pairs there; 0 never does.
+        classes: 1 for lesion and background; the number of categories and background for category ids as masks. The
+            command line gives the network as many.
 
     Raises:
         InputError: a value out of range, an unknown `augmentation` or `fit`.
@@ -126,6 +138,7 @@ class OvarianTumorDataModule(LightningDataModule):
         exclude: list[str | int] | None = None,
         mini_test: str | None = None,
         phantoms: int = 0,
+        classes: int = 1,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -134,6 +147,7 @@ class OvarianTumorDataModule(LightningDataModule):
         _check_range("num_workers", num_workers, 0, 1024)
         _check_range("mask_threshold", mask_threshold, 0, 254)
         _check_range("seed", seed, 0, 2**32 - 1)
+        _check_range("classes", classes, 1, 256)
         choose("fit", fit, FITS)
         build_transform(augmentation)
         self.root = Path(root)
@@ -162,37 +176,39 @@ class OvarianTumorDataModule(LightningDataModule):
         Raises:
             InputError: see `prepare_data`.
         """
-        self._check_manifest()
+        check_manifest(self.root, self.hparams.fit, self.hparams.classes)
         if self.leakage:
             rank_zero_info(f"leakage: near-duplicates of one examination are in two splits of {self.root}.")
         for split in splits:
             pairs = self.pairs(split)
-            empty = verify_pairs(pairs, self.hparams.mask_threshold)
+            empty = verify_pairs(pairs, self.hparams.mask_threshold, self.hparams.classes)
             if empty:
                 rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {split} are empty: {first_five(empty)}")
 
     @property
     def leakage(self) -> bool:
         """The dataset was prepared with near-duplicates in two splits, so its scores are too good."""
-        return bool(self._manifest().get("leakage"))
+        return bool(read_manifest(self.root).get("leakage"))
 
-    def _manifest(self) -> dict:
-        """What `prepare_data` wrote beside the splits; empty for a tree that it did not make."""
-        path = self.root / "manifest.json"
-        if not path.is_file():
-            return {}
-        try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):
-            raise InputError(f"{path} is not the JSON that prepare_data writes. Prepare the dataset again.") from None
+    @property
+    def categories(self) -> list[str]:
+        """Names of ids 1, 2, ...; empty for one class. Raises InputError where the dataset does not fit `classes`."""
+        return category_names(self.root, self.hparams.classes)
 
-    def _check_manifest(self) -> None:
-        """A dataset that was prepared stretched must be used stretched, or inference would place pictures otherwise."""
-        prepared = self._manifest().get("fit", self.hparams.fit)
-        if prepared != self.hparams.fit:
+    def state_dict(self) -> dict[str, list[str]]:
+        """What a checkpoint keeps: the names of the categories, for those who have it alone."""
+        return {"categories": self.categories} if self.hparams.classes > 1 else {}
+
+    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
+        """Check that ids mean here what they meant in training.
+
+        Raises:
+            InputError: the dataset has other categories than the checkpoint.
+        """
+        if state_dict.get("categories", self.categories) != self.categories:
             raise InputError(
-                f"{self.root} was prepared with --fit {prepared}, but data.fit is {self.hparams.fit}. "
-                f"Set data.fit: {prepared}."
+                f"The checkpoint was trained for {first_five(state_dict['categories'])}, but the categories of "
+                f"{self.root} are {first_five(self.categories)}. Use a dataset with the same categories."
             )
 
     def pairs(self, split: str) -> list[Pair]:
@@ -208,9 +224,8 @@ class OvarianTumorDataModule(LightningDataModule):
                     f"There is no dataset folder {self.root}. Set data.root, or make it: "
                     "python scripts/prepare_data.py --source OTU_2d --output FOLDER."
                 )
-            folder = self.root / split
-            exclude = self.hparams.exclude or ()
-            self._pairs[split] = find_pairs(folder / "images", folder / "masks", exclude)
+            masks = labels_dir(self.root, split, self.hparams.classes)
+            self._pairs[split] = find_pairs(self.root / split / "images", masks, self.hparams.exclude or ())
         return self._pairs[split]
 
     def mini_test_paths(self, count: int) -> list[tuple[Path, Path | None]]:
@@ -222,7 +237,8 @@ class OvarianTumorDataModule(LightningDataModule):
     def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
         """The dataset of a split."""
         settings = self.hparams
-        return PairDataset(self.pairs(split), settings.image_size, settings.fit, settings.mask_threshold, augmentation)
+        placing = (settings.image_size, settings.fit, settings.mask_threshold)
+        return PairDataset(self.pairs(split), *placing, augmentation, settings.classes)
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.augmentation)

@@ -37,6 +37,8 @@ class SmpNetwork(nn.Module):
         decoder_args: dict[str, Any] | None = None,
     ):
         super().__init__()
+        if classes < 1:
+            raise InputError(f"smp: classes is {classes}, expected at least 1.")
         model_class = choose("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
         decoder_args = dict(decoder_args or {})
         check_arguments(f"smp {architecture}", model_class, decoder_args)
