@@ -15,6 +15,7 @@ from pytorch_lightning import Trainer
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.phantoms import make_phantom
+from ovseg.data.prepare import CATEGORIES, prepare_dataset
 from ovseg.errors import InputError
 from ovseg.evaluation import summarise_categories
 from ovseg.inference import Predictor
@@ -94,6 +95,8 @@ def test_evaluation_has_a_row_for_each_category(run, capsys):
             assert rows[name]["category_dice"]["mean"] == pytest.approx(table[f"dice_{i}"].mean())
     means = [row["category_dice"]["mean"] for row in rows.values() if row.get("category_dice", {}).get("images")]
     assert summary["scores"]["dice_categories"] == pytest.approx(np.mean(means), abs=1e-6)
+    pooled = [row["category_iou_pooled"] for row in rows.values() if row.get("category_iou_pooled") is not None]
+    assert summary["scores"]["iou_pooled_categories"] == pytest.approx(np.mean(pooled), abs=1e-6)
     assert summary["classes"] == 5 and summary["threshold"] is None
     assert "NaN" not in (run / "evaluation" / "summary.json").read_text()
     for name in ("dice_categories.png", "confusion.png", "cases.png"):
@@ -183,6 +186,23 @@ def test_mistake_is_one_line_and_leaves_nothing(phantom_root, tmp_path, monkeypa
 def test_network_without_classes_is_an_error(arch):
     with pytest.raises(InputError, match=f"{arch}: classes is 0, expected at least 1"):
         SegmentationTask(arch, arch_args={"classes": 0})
+
+
+def test_tree_that_prepare_data_wrote_has_nine_classes(tmp_path, save_png):
+    rng = np.random.default_rng(0)
+    for number in range(32):
+        annotation = np.zeros((48, 48, 3), np.uint8)
+        annotation[10:30, 10:30] = list(CATEGORIES)[number % 8]
+        (tmp_path / "OTU" / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (48, 48, 3), np.uint8)).save(tmp_path / "OTU" / "images" / f"{number}.JPG")
+        save_png(tmp_path / "OTU" / "annotations" / f"{number}.PNG", annotation)
+    prepare_dataset(tmp_path / "OTU", tmp_path / "tree", size=32)
+    data = OvarianTumorDataModule(str(tmp_path / "tree"), image_size=32, num_workers=0, classes=9)
+    data.prepare_data()
+    assert data.categories == list(CATEGORIES.values())
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    found = {int(mask.max()) for loader in loaders for batch in loader for mask in batch["mask"]}
+    assert found == set(range(1, 9))
 
 
 def test_library_use_with_another_number_of_classes_is_an_error(phantom_root, tmp_path):

@@ -205,20 +205,6 @@ def test_repeated_pairs_of_categories_weigh_nothing():
     assert {name: float(value) for name, value in scores.compute().items()} == pytest.approx(before, nan_ok=True)
 
 
-def test_processes_sum_their_categories():
-    """What torchmetrics gathers from processes is summed, so the result is that of one process."""
-    from ovseg.metrics import CategoryScores
-
-    pred, mask = torch.randint(0, 3, (2, 4, 1, 8, 8), dtype=torch.uint8)
-    whole, *shares = (CategoryScores(3) for _ in range(3))
-    whole.update(pred, mask)
-    for share, part in zip(shares, (slice(0, 3), slice(3, 4)), strict=True):
-        share.update(pred[part], mask[part])
-    shares[0]._reduce_states({name: getattr(shares[1], name) for name in ("dice", "images", "counts")})
-    for name, value in whole.compute().items():
-        assert torch.allclose(shares[0].compute()[name].float(), value.float(), equal_nan=True), name
-
-
 def test_cross_entropy_over_classes_is_torchs():
     logits, mask = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 1, 5, 5), dtype=torch.uint8)
     expected = -logits.log_softmax(1).gather(1, mask.long()).mean()
