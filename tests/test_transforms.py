@@ -34,6 +34,16 @@ def test_image_and_mask_move_together():
     assert np.array_equal(moved[..., 0] // 255, moved_mask)
 
 
+def test_transforms_of_a_pipeline_draw_independently():
+    """albumentations 2.0.8 seeds every transform alike: then the picture is turned over both ways or not at all."""
+    image, mask = make_phantom(2, 64)
+    transform = build_transform("flips")
+    views = {"none": image, "across": image[:, ::-1], "down": image[::-1], "both": image[::-1, ::-1]}
+    outputs = [augment(transform, image, mask, seed)[0] for seed in range(200)]
+    for view in views.values():
+        assert 0.15 < np.mean([np.array_equal(output, view) for output in outputs]) < 0.35
+
+
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_pipeline_is_read_from_a_file(tmp_path, suffix):
     path = tmp_path / f"mine.{suffix}"

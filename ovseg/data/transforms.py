@@ -1,6 +1,7 @@
 """Augmentation pipelines by name. The only module that imports albumentations."""
 
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,10 +82,13 @@ def _load(path: Path) -> A.Compose:
 def augment(transform: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Apply a pipeline to a pair; the same seed gives the same result in any process.
 
+    All transforms draw from one pair of generators. Compose's own `set_random_seed` would give each a generator of the
+    same seed, so that they draw the same numbers: both flips together or none, large turns only with large scales.
+
     Raises:
         InputError: the pipeline fails, or changed the size or the dtype of the pair.
     """
-    transform.set_random_seed(seed)
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
     try:
         result = transform(image=image, mask=mask)
     except ValueError as error:  # albumentations' own errors are ValueErrors
