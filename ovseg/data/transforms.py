@@ -11,8 +11,165 @@ import numpy as np
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks PyPI for a newer version at import, slow offline
 
 import albumentations as A
+from albumentations.core.type_definitions import Targets
 
+from ovseg.data.calipers import LABELS, YELLOWS, caliper_ends, draw_caliper, draw_label, remove_calipers
+from ovseg.data.sector import Sector, find_sector
+from ovseg.data.ultrasound import (
+    add_haze,
+    attenuate,
+    cast_shadow,
+    change_gain,
+    roughen,
+    smoothen,
+    speckle_texture,
+    turn,
+)
 from ovseg.errors import InputError, choose
+
+Span = tuple[float, float]  # the smallest and the largest value that is drawn, evenly
+
+
+def _span(name: str, span: Span, low: float, high: float) -> Span:
+    """A pair of bounds of an argument, checked; a file gives a list."""
+    if not (isinstance(span, list | tuple) and len(span) == 2 and low <= span[0] <= span[1] <= high):
+        raise InputError(f"{name} is {span}, expected two rising numbers within {low}..{high}.")
+    return tuple(span)
+
+
+class _InSector(A.ImageOnlyTransform):
+    """A change of the echoes; where the sector lies is found in the image. Chance comes from Compose's generators."""
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+        return {"sector": find_sector(data["image"])}
+
+    def _texture(self, sector: Sector) -> np.ndarray:
+        return speckle_texture(self.random_generator, sector.height, sector.width)
+
+
+class DepthAttenuation(_InSector):
+    """Loss of up to `decibel` at the deepest echo (see `attenuate`)."""
+
+    def __init__(self, decibel: Span = (3, 12), p: float = 0.5):
+        super().__init__(p=p)
+        self.decibel = _span("decibel", decibel, 0, 60)
+
+    def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
+        return attenuate(img, sector, self.py_random.uniform(*self.decibel))
+
+
+class AcousticShadow(_InSector):
+    """One to three shadows along the beams (see `cast_shadow`).
+
+    Args:
+        decibel: loss.
+        width: half width, where 1 is half the sector.
+        p: how often.
+    """
+
+    def __init__(self, decibel: Span = (5, 20), width: Span = (0.03, 0.2), p: float = 0.5):
+        super().__init__(p=p)
+        self.decibel, self.width = _span("decibel", decibel, 0, 60), _span("width", width, 0.001, 1)
+
+    def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
+        draw = self.py_random.uniform
+        for _shadow in range(self.py_random.randint(1, 3)):
+            where = {"beam": draw(-1, 1), "start": draw(0, 0.6), "width": draw(*self.width)}
+            img = cast_shadow(img, sector, decibel=draw(*self.decibel), **where)
+        return img
+
+
+class GainChange(_InSector):
+    """Another gain, within `decibel`, and eight sliders of time-gain compensation, each within `tgc` (dB) of it."""
+
+    def __init__(self, decibel: Span = (-6, 6), tgc: float = 3.0, p: float = 0.5):
+        super().__init__(p=p)
+        self.decibel, self.tgc = _span("decibel", decibel, -60, 60), tgc
+
+    def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
+        sliders = self.py_random.uniform(*self.decibel) + self.random_generator.uniform(-self.tgc, self.tgc, 8)
+        return change_gain(img, sector, sliders)
+
+
+class SpeckleChange(_InSector):
+    """More speckle (strength of added speckle) or less (share of the smoothed image), half each."""
+
+    def __init__(self, more: Span = (0.1, 0.4), less: Span = (0.3, 1), p: float = 0.5):
+        super().__init__(p=p)
+        self.more, self.less = _span("more", more, 0, 1), _span("less", less, 0, 1)
+
+    def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
+        if self.py_random.random() < 0.5:
+            return smoothen(img, sector, self.py_random.uniform(*self.less))
+        return roughen(img, sector, self._texture(sector), self.py_random.uniform(*self.more))
+
+
+class Haze(_InSector):
+    """A band of clutter, `decibel` above black, its middle within `depth` (0..1) (see `add_haze`)."""
+
+    def __init__(self, decibel: Span = (8, 25), depth: Span = (0, 0.6), width: Span = (0.05, 0.25), p: float = 0.5):
+        super().__init__(p=p)
+        self.decibel, self.depth = _span("decibel", decibel, 0, 60), _span("depth", depth, 0, 1)
+        self.width = _span("width", width, 0.01, 1)
+
+    def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
+        depth, width, decibel = (self.py_random.uniform(*span) for span in (self.depth, self.width, self.decibel))
+        return add_haze(img, sector, self._texture(sector), depth, width, decibel)
+
+
+class SectorAffine(A.DualTransform):
+    """Turn (within `degrees`) and scale about the apex of the sector (see `turn`)."""
+
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    def __init__(self, degrees: Span = (-8, 8), scale: Span = (0.85, 1.15), p: float = 0.5):
+        super().__init__(p=p)
+        self.degrees, self.scale = _span("degrees", degrees, -45, 45), _span("scale", scale, 0.5, 2)
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+        degrees, scale = self.py_random.uniform(*self.degrees), self.py_random.uniform(*self.scale)
+        return {"sector": find_sector(data["image"]), "degrees": degrees, "scale": scale}
+
+    def apply(self, img: np.ndarray, sector: Sector, degrees: float, scale: float, **_: object) -> np.ndarray:
+        return turn(img, sector, degrees, scale)
+
+    apply_to_mask = apply  # labels are two-dimensional and take the nearest value
+
+
+class DrawCalipers(A.ImageOnlyTransform):
+    """One or two measurements and at times a label, as sonographers leave them (see `ovseg.data.calipers`).
+
+    Args:
+        on_lesion: how often on the lesion's edge rather than anywhere; at 0.5 or less a mark does not point to one.
+        p: how often.
+    """
+
+    def __init__(self, on_lesion: float = 0.5, p: float = 0.5):
+        super().__init__(p=p)
+        self.on_lesion = on_lesion
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+        sector, rng = find_sector(data["image"]), self.py_random
+        mask = data.get("mask", np.zeros(data["image"].shape[:2], np.uint8))
+        count, on_lesion = rng.choice((1, 1, 2)), rng.random() < self.on_lesion
+        return {"ends": [caliper_ends(rng, mask, sector, on_lesion) for _ in range(count + 1)]}
+
+    def apply(self, img: np.ndarray, ends: list, **_: object) -> np.ndarray:
+        rng, color = self.py_random, self.py_random.choice(YELLOWS)
+        style, dotted = rng.choice(("plus", "plus", "x")), rng.random() < 0.7
+        if rng.random() < 0.4:
+            at = tuple(int(n) for n in np.mean(ends[0], axis=0))
+            img = draw_label(img, rng.choice(LABELS), at, color)
+        for pair in ends[1:]:
+            img = draw_caliper(img, pair, color, style, dotted)
+        return img
+
+
+class RemoveCalipers(A.ImageOnlyTransform):
+    """Fill yellow marks from around them, so that the network also meets lesions without any."""
+
+    def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
+        return remove_calipers(img)
 
 
 def _flips() -> list:
@@ -43,7 +200,40 @@ def _standard() -> list:
     ]
 
 
-PIPELINES: dict[str, Callable[[], list]] = {"none": list, "flips": _flips, "standard": _standard}
+def _ultrasound_light() -> list:
+    """What differs between two good pictures of one console: view, gain, speckle, calipers."""
+    return [
+        A.HorizontalFlip(p=0.5),
+        RemoveCalipers(p=0.4),
+        SectorAffine(degrees=(-5, 5), scale=(0.9, 1.1), p=0.5),
+        GainChange(decibel=(-4, 4), tgc=2.0, p=0.5),
+        SpeckleChange(more=(0.05, 0.2), less=(0.2, 0.7), p=0.3),
+        DrawCalipers(p=0.3),
+    ]
+
+
+def _ultrasound_strong() -> list:
+    """Also what differs between consoles, patients and hands: attenuation, shadows, clutter, and wider ranges."""
+    return [
+        A.HorizontalFlip(p=0.5),
+        RemoveCalipers(p=0.5),
+        SectorAffine(degrees=(-10, 10), scale=(0.8, 1.2), p=0.7),
+        Haze(p=0.25),  # before what darkens: the sector is found in what is not black
+        SpeckleChange(p=0.5),
+        DepthAttenuation(p=0.3),
+        AcousticShadow(p=0.35),
+        GainChange(decibel=(-6, 6), tgc=3.0, p=0.6),
+        DrawCalipers(p=0.4),
+    ]
+
+
+PIPELINES: dict[str, Callable[[], list]] = {
+    "none": list,
+    "flips": _flips,
+    "standard": _standard,
+    "ultrasound_light": _ultrasound_light,
+    "ultrasound_strong": _ultrasound_strong,
+}
 
 
 def build_transform(augmentation: str) -> A.Compose | None:
