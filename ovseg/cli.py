@@ -117,6 +117,23 @@ def _phantoms(arguments: list[str]) -> int:
     return _conclude(f"{options['count']} phantoms in {options['output']}", [])
 
 
+def _draw_augmentations(arguments: list[str]) -> int:
+    parser = _parser("draw_augmentations", "Draw what augmentations do to a phantom, or to pairs of a dataset.")
+    parser.add_argument("--output", type=Path, required=True, help="PNG to write")
+    parser.add_argument(
+        "--augmentations",
+        nargs="+",
+        default=["ultrasound_light", "ultrasound_strong"],
+        help="pipelines or albumentations files (default: ultrasound_light ultrasound_strong)",
+    )
+    parser.add_argument("--root", type=Path, help="dataset folder (default: a phantom)")
+    options = vars(parser.parse_args(arguments))
+    from ovseg.augmentation_sheet import draw_augmentations
+
+    draw_augmentations(**options)
+    return _conclude(f"Written to {options['output']}", [])
+
+
 def _import_baseline(arguments: list[str]) -> int:
     parser = _parser("import_baseline", "Turn a configuration of the TensorFlow baseline, and its weights, into a run.")
     parser.add_argument("--config", type=Path, required=True, help="train_eval_infer.config")
@@ -200,6 +217,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "infer": _infer,
     "prepare_data": _prepare_data,
     "phantoms": _phantoms,
+    "draw_augmentations": _draw_augmentations,
     "import_baseline": _import_baseline,
     "compare_baseline": _compare_baseline,
 }

@@ -15,9 +15,12 @@ LAYERS = [
         *("models.swin_unet", "models.efficient_unet", "models.deeplabv3plus", "models.pretrained"),
         *("metrics", "losses", "optim", "keras_unet"),
     ],
-    ["data.prepare", "data.datamodule", "models", "models.keras_weights"],
+    ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
     ["task", "callbacks", "inference"],
-    ["evaluation", "report", "baseline_config", "baseline_import", "compare_training", "compare_masks"],
+    [
+        *("evaluation", "report", "baseline_config", "baseline_import", "compare_training", "compare_masks"),
+        *("benchmark_data", "augmentation_sheet"),
+    ],
     ["training", "cli"],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}

@@ -5,8 +5,8 @@ The batch contract, everywhere in ovseg: a dict of `image` uint8 (N, 3, H, W), R
 counted. Scaling to the network's range is the network's own first layer.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,7 +16,9 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ovseg.data.cache import PairCache, SplitCaches
 from ovseg.data.geometry import FITS, place
+from ovseg.data.loading import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
 from ovseg.data.manifest import category_names, check_manifest, labels_dir, read_manifest
 from ovseg.data.pairs import Pair, find_pairs, list_images, read_image, read_labels, verify_pairs
 from ovseg.data.phantoms import write_phantoms
@@ -27,7 +29,10 @@ SPLITS = ("train", "valid", "test")
 
 
 class PairDataset(Dataset):
-    """Pairs as dicts of tensors, placed in a square of `image_size`; item (index, seed) is augmented with that seed."""
+    """Pairs as dicts of tensors, placed in a square of `image_size`; item (index, seed) is augmented with that seed.
+
+    A loader takes whole batches of it (`__getitems__`), so a cached image is copied once, into its batch.
+    """
 
     def __init__(
         self,
@@ -37,62 +42,44 @@ class PairDataset(Dataset):
         mask_threshold: int,
         augmentation: str = "none",
         classes: int = 1,
+        cache: PairCache | None = None,
     ):
         self.pairs, self.image_size, self.fit, self.mask_threshold = pairs, image_size, fit, mask_threshold
-        self.classes = classes
-        self.transform = build_transform(augmentation)
+        self.classes, self.transform, self.cache = classes, build_transform(augmentation), cache
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        index, seed = key if isinstance(key, tuple) else (key, 0)
-        pair = self.pairs[index]
-        if index < 0:
-            pair = replace(pair, stem="")
-        image = place(read_image(pair.image_path), self.image_size, self.fit)
-        mask = place(read_labels(pair.mask_path, self.mask_threshold, self.classes), self.image_size, self.fit)
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: list[int | tuple[int, int]]) -> dict:
+        """A batch."""
+        images, masks = empty_batch(len(keys), self.image_size)
+        indices = [key[0] if isinstance(key, tuple) else key for key in keys]
+        for row, key in enumerate(keys):
+            seed = key[1] if isinstance(key, tuple) else 0
+            images.numpy()[row], masks.numpy()[row, 0] = self._planes(indices[row], seed)
+        return {"image": images, "mask": masks, "stem": [self.pairs[i].stem if i >= 0 else "" for i in indices]}
+
+    def _planes(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image (3, S, S) and mask (S, S) as they go into a batch."""
+        if self.cache and self.transform is None:
+            planes = self.cache.records[index]
+            return planes[:3], planes[3]
+        image, mask = self.load(index)
         if self.transform is not None:
             image, mask = augment(self.transform, image, mask, seed)
-        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return {"image": image, "mask": torch.from_numpy(np.ascontiguousarray(mask))[None], "stem": pair.stem}
+        return image.transpose(2, 0, 1), mask
 
-
-class TrainSampler(DistributedSampler):
-    """Yields (index, augmentation seed), both a function of (seed, epoch, index) alone.
-
-    So what an epoch sees depends neither on the number of workers, nor on whether they persist, nor on a resume, and
-    with several processes each image keeps its augmentation. A DistributedSampler, so Lightning leaves it as it is and
-    calls `set_epoch`.
-    """
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        for index in super().__iter__():
-            yield index, int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0])
-
-
-class WholeBatchSampler(DistributedSampler):
-    """Deals whole batches to the processes in turn, without repeating an image to even the shares.
-
-    The batches are those of one process, so batch-wide scores and their means do not depend on the number of processes.
-    A process for which no batch is left gets the last pair as index -1, whose stem is empty: it is not to be counted.
-    """
-
-    def __init__(self, dataset: Dataset, batch_size: int, num_replicas: int, rank: int):
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        starts = range(rank * batch_size, len(dataset), num_replicas * batch_size)
-        self.indices = [i for start in starts for i in range(start, min(start + batch_size, len(dataset)))] or [-1]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-def init_worker(_: int) -> None:
-    """Keep OpenCV to the worker's own thread: its pool can hang a forked worker."""
-    cv2.setNumThreads(0)
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Placed image (S, S, 3) and mask (S, S), from the cache where there is one."""
+        if self.cache:
+            *planes, mask = self.cache.records[index]
+            return cv2.merge(planes), np.array(mask)  # copies: the records are read-only
+        pair = self.pairs[index]
+        pictures = read_image(pair.image_path), read_labels(pair.mask_path, self.mask_threshold, self.classes)
+        return tuple(place(picture, self.image_size, self.fit) for picture in pictures)
 
 
 class OvarianTumorDataModule(LightningDataModule):
@@ -106,7 +93,7 @@ class OvarianTumorDataModule(LightningDataModule):
         root: the dataset's folder.
         image_size: side of the square that images and masks are placed in, pixels, 16..8192.
         batch_size: images a batch and process.
-        num_workers: loader processes; 0 loads in the main process.
+        num_workers: loader processes; 0 loads in the main process, as do splits that are cached and not augmented.
         augmentation: for training: `none`, `flips`, `standard`, or an albumentations YAML/JSON file.
         shuffle: new order of the training images in each epoch (the baseline has none).
         drop_last: leave out a short last training batch; batch normalisation fails on a batch of one pixel.
@@ -118,6 +105,8 @@ class OvarianTumorDataModule(LightningDataModule):
         phantoms: where `root` does not exist, write this many synthetic pairs there; 0 never does.
         classes: 1 for lesion and background; the number of categories and background for category ids as masks. The
             command line gives the network as many.
+        cache: keep the decoded pairs (4 bytes a pixel of a pair: 1 MB at 512) in `root/.cache`, or in the named folder;
+            built with the verification, which a later start then need not repeat.
 
     Raises:
         InputError: a value out of range, an unknown `augmentation` or `fit`.
@@ -139,6 +128,7 @@ class OvarianTumorDataModule(LightningDataModule):
         mini_test: str | None = None,
         phantoms: int = 0,
         classes: int = 1,
+        cache: bool | str = True,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -153,6 +143,9 @@ class OvarianTumorDataModule(LightningDataModule):
         self.root = Path(root)
         self._pairs: dict[str, list[Pair]] = {}
         self._verified = False
+        folder = self.root / ".cache" if isinstance(cache, bool) else Path(cache) / self.root.resolve().name
+        settings = {name: self.hparams[name] for name in ("image_size", "fit", "mask_threshold", "exclude", "classes")}
+        self._caches = SplitCaches(folder if cache else None, settings)
 
     def prepare_data(self) -> None:
         """Write the phantoms where asked for, then verify every pair of every split; runs once a machine.
@@ -164,14 +157,18 @@ class OvarianTumorDataModule(LightningDataModule):
             return
         if self.hparams.phantoms and not self.root.exists():
             write_phantoms(self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed)
-        self.verify(SPLITS)
+        self.verify(SPLITS, keep=True)
         for path, _ in self.mini_test_paths(count=64) if self.hparams.mini_test else ():
             read_image(path)
         _ = self.dataset("train", self.hparams.augmentation)[0, 0]  # an augmentation that fails does so here
         self._verified = True
 
-    def verify(self, splits: Iterable[str]) -> None:
-        """Decode and check every pair of some splits; empty masks are counted and named.
+    def verify(self, splits: Iterable[str], keep: bool = False) -> None:
+        """Decode and check every pair of some splits, or find them in a valid cache; empty masks are counted and named.
+
+        Args:
+            splits: names of splits.
+            keep: build the cache where there is no valid one; worth it for more than one pass.
 
         Raises:
             InputError: see `prepare_data`.
@@ -181,7 +178,8 @@ class OvarianTumorDataModule(LightningDataModule):
             rank_zero_info(f"leakage: near-duplicates of one examination are in two splits of {self.root}.")
         for split in splits:
             pairs = self.pairs(split)
-            empty = verify_pairs(pairs, self.hparams.mask_threshold, self.hparams.classes)
+            check = partial(verify_pairs, pairs, self.hparams.mask_threshold, self.hparams.classes)
+            empty = self._caches.verify(split, pairs, check, keep)
             if empty:
                 rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {split} are empty: {first_five(empty)}")
 
@@ -237,8 +235,9 @@ class OvarianTumorDataModule(LightningDataModule):
     def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
         """The dataset of a split."""
         settings = self.hparams
-        placing = (settings.image_size, settings.fit, settings.mask_threshold)
-        return PairDataset(self.pairs(split), *placing, augmentation, settings.classes)
+        pairs = self.pairs(split)
+        options = (settings.image_size, settings.fit, settings.mask_threshold, augmentation, settings.classes)
+        return PairDataset(pairs, *options, self._caches.open(split, pairs))
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.augmentation)
@@ -268,12 +267,14 @@ class OvarianTumorDataModule(LightningDataModule):
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _loader(self, dataset: PairDataset, sampler: DistributedSampler, drop_last: bool = False) -> DataLoader:
-        workers = self.hparams.num_workers
+        copied = dataset.cache and dataset.transform is None  # quicker than the way from another process
+        workers = 0 if copied else self.hparams.num_workers
         return DataLoader(
             dataset,
             self.hparams.batch_size,
             sampler=sampler,
             drop_last=drop_last,
+            collate_fn=as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -170,13 +170,19 @@ def mask_problem(grey: np.ndarray, threshold: int, lossy: bool) -> str:
     return ""
 
 
-def verify_pairs(pairs: list[Pair], threshold: int = 127, classes: int = 1) -> list[str]:
+def verify_pairs(
+    pairs: list[Pair],
+    threshold: int = 127,
+    classes: int = 1,
+    keep: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
+) -> list[str]:
     """Decode every pair before any work starts.
 
     Args:
         pairs: what to read.
         threshold: see `read_mask`.
         classes: 1 for masks, more for category maps.
+        keep: gets the index, image and mask of every good pair, in several threads.
 
     Returns:
         Stems of the pairs whose mask is empty: legal, to be counted and reported.
@@ -185,7 +191,8 @@ def verify_pairs(pairs: list[Pair], threshold: int = 127, classes: int = 1) -> l
         InputError: all pairs that can't be used, the first five with their reason.
     """
 
-    def check(pair: Pair) -> tuple[str, bool]:
+    def check(index: int) -> tuple[str, bool]:
+        pair = pairs[index]
         try:
             image, mask = read_image(pair.image_path), read_labels(pair.mask_path, threshold, classes)
         except InputError as error:
@@ -196,9 +203,11 @@ def verify_pairs(pairs: list[Pair], threshold: int = 127, classes: int = 1) -> l
                 f"{pair.image_path} and its mask {pair.mask_path} differ in size ({sizes}). Export them again.",
                 False,
             )
+        if keep:
+            keep(index, image, mask)
         return "", not mask.any()
 
-    results = map_with_progress(check, pairs, "Verifying pairs")
+    results = map_with_progress(check, list(range(len(pairs))), "Verifying pairs")
     problems = [problem for problem, _ in results if problem]
     if problems:
         head = f"{len(problems)} of {len(pairs)} pairs cannot be used: " if len(problems) > 1 else ""

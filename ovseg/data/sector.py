@@ -1,7 +1,7 @@
 """Where the ultrasound lies in a picture, and the geometry of its beams, found from the picture alone.
 
 A convex probe's picture is a sector of rings around an apex above it; outside is black but for text and scales. The
-sector is the convex hull of the largest region that isn't black, so it takes in black cysts and shadows at its sides,
+sector is the convex hull of the large regions that aren't black, so it takes in black cysts and shadows at its sides,
 without the notch of the probe; its lower rim is an arc about the apex.
 """
 
@@ -81,7 +81,7 @@ def find_sector(image: np.ndarray) -> Sector:
     scale = min(1, GRID / max(height, width))
     columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (columns, rows), interpolation=cv2.INTER_AREA)
-    region = _largest_region((small > BLACK).astype(np.uint8))
+    region = _large_regions((small > BLACK).astype(np.uint8))
     hull = _hull(region)
     x, y = _fit_apex(hull)
     mask = _without_notch(hull, region)
@@ -92,20 +92,21 @@ def find_sector(image: np.ndarray) -> Sector:
     return Sector(mask, height, width, (x * pixels, y * pixels), near * pixels, far * pixels)
 
 
-def _largest_region(bright: np.ndarray) -> np.ndarray:
-    """The largest connected region of a map of 0 and 1, without text and scales."""
+def _large_regions(bright: np.ndarray) -> np.ndarray:
+    """The connected regions of a map of 0 and 1 that are no text or scale; a black cyst may part a sector in two."""
     opened = cv2.morphologyEx(bright, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    count, labels, statistics, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    if count < 2:
-        return np.zeros_like(bright)
-    return (labels == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
+    area = statistics[:, cv2.CC_STAT_AREA]
+    keep = area >= 0.02 * area[1:].max(initial=1)  # a box of measurements is 1 % of a sector
+    keep[0] = False
+    return keep.astype(np.uint8)[labels]
 
 
 def _hull(region: np.ndarray) -> np.ndarray:
-    """The convex hull of one region."""
+    """The convex hull of a region and its parts."""
     contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     filled = np.zeros_like(region)
-    return cv2.fillConvexPoly(filled, cv2.convexHull(contours[0]), 1) if contours else filled
+    return cv2.fillConvexPoly(filled, cv2.convexHull(np.concatenate(contours)), 1) if contours else filled
 
 
 def _without_notch(hull: np.ndarray, region: np.ndarray) -> np.ndarray:

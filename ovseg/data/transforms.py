@@ -269,16 +269,22 @@ def _load(path: Path) -> A.Compose:
     return pipeline
 
 
+def seed_transform(transform: A.Compose, seed: int) -> None:
+    """Let all transforms of a pipeline draw from one pair of generators.
+
+    Compose's own `set_random_seed` gives each a generator of the same seed, so that they draw the same numbers: both
+    flips together or none, large turns only with large scales.
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+
+
 def augment(transform: A.Compose, image: np.ndarray, mask: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Apply a pipeline to a pair; the same seed gives the same result in any process.
-
-    All transforms draw from one pair of generators. Compose's own `set_random_seed` would give each a generator of the
-    same seed, so that they draw the same numbers: both flips together or none, large turns only with large scales.
 
     Raises:
         InputError: the pipeline fails, or changed the size or the dtype of the pair.
     """
-    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    seed_transform(transform, seed)
     try:
         result = transform(image=image, mask=mask)
     except ValueError as error:  # albumentations' own errors are ValueErrors
