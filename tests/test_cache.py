@@ -31,9 +31,9 @@ def decodings(monkeypatch):
     """The stems that verification decoded, in order."""
     stems, verify = [], datamodule_module.verify_pairs
 
-    def counting(pairs, threshold, keep=None):
+    def counting(pairs, *arguments):
         stems.extend(pair.stem for pair in pairs)
-        return verify(pairs, threshold, keep)
+        return verify(pairs, *arguments)
 
     monkeypatch.setattr(datamodule_module, "verify_pairs", counting)
     return stems
