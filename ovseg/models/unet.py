@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.errors import InputError
+from ovseg.models.convolutions import FastConv2d, FastUpsample2d
 from ovseg.models.layers import InputScale, build_activation, init_as_keras, pad_to_stride
 
 BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}  # Keras' defaults; torch's are 1e-5 and 0.1
@@ -22,6 +23,7 @@ class ConvBlock(nn.Module):
         dropout_rate: probability of zeroing an element between the two.
         activation: Keras name.
         normalization: batch normalisation after each activation.
+        convolution: how to compute the convolutions, see `convolutions.ALGORITHMS`.
     """
 
     def __init__(
@@ -33,11 +35,11 @@ class ConvBlock(nn.Module):
         dropout_rate: float,
         activation: str,
         normalization: bool,
+        convolution: str,
     ):
         super().__init__()
-        padding = dilation * (kernel - 1) // 2
-        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel, padding=padding, dilation=dilation)
+        self.conv1 = FastConv2d(in_channels, out_channels, kernel, dilation, convolution)
+        self.conv2 = FastConv2d(out_channels, out_channels, kernel, dilation, convolution)
         self.norm1 = nn.BatchNorm2d(out_channels, **BATCH_NORM) if normalization else nn.Identity()
         self.norm2 = nn.BatchNorm2d(out_channels, **BATCH_NORM) if normalization else nn.Identity()
         self.activation = build_activation(activation)
@@ -71,6 +73,7 @@ class FlexibleUNet(nn.Module):
         activation: Keras name, see `layers.ACTIVATIONS`.
         normalization: batch normalisation after each activation.
         input_scale: factor on the pixels: 1 feeds 0..255 as the experiment does, 1/255 feeds 0..1.
+        convolution: how to compute the convolutions, see `convolutions.ALGORITHMS`; the numbers stay the same.
 
     Raises:
         InputError: a value that gives no network.
@@ -87,6 +90,7 @@ class FlexibleUNet(nn.Module):
         activation: str = "relu",
         normalization: bool = False,
         input_scale: float = 1 / 255,
+        convolution: str = "auto",
     ):
         super().__init__()
         _check(classes, base_filters, base_kernel, num_layers, dilation, dropout_rate)
@@ -97,12 +101,12 @@ class FlexibleUNet(nn.Module):
         def block(level: int, in_channels: int) -> ConvBlock:
             kernel, spread = max(3, base_kernel - 2 * level), max(1, dilation - level)
             rate = dropout_rate * level
-            return ConvBlock(in_channels, filters[level], kernel, spread, rate, activation, normalization)
+            return ConvBlock(in_channels, filters[level], kernel, spread, rate, activation, normalization, convolution)
 
         levels = range(num_layers)
         self.encoder = nn.ModuleList(block(i, filters[i - 1] if i else 3) for i in levels)
         self.pool = nn.MaxPool2d(2)
-        self.upsample = nn.ModuleList(nn.ConvTranspose2d(filters[i + 1], filters[i], 2, 2) for i in levels[:-1])
+        self.upsample = nn.ModuleList(FastUpsample2d(filters[i + 1], filters[i], convolution) for i in levels[:-1])
         self.decoder = nn.ModuleList(block(i, 2 * filters[i]) for i in levels[:-1])
         self.head = nn.Conv2d(base_filters, classes, 1)
         init_as_keras(self)
