@@ -57,6 +57,14 @@ def test_processes_share_whole_batches_without_repeats(world):
     assert sorted(batches) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)]
 
 
+def test_excluded_stems_leave_their_split_and_unknown_ones_are_an_error(own_root):
+    data = make(own_root, exclude=["phantom_0", "phantom_19"])
+    data.prepare_data()
+    assert [len(data.pairs(split)) for split in ("train", "valid", "test")] == [13, 3, 2]
+    with pytest.raises(InputError, match="data.exclude names 1 stems that no split of .* has: phantom_99"):
+        make(own_root, exclude=["phantom_0", "phantom_99"]).prepare_data()
+
+
 def test_mini_test_comes_from_test_or_a_folder(phantom_root):
     assert make(phantom_root).mini_test_paths(2)[0][0].parent.parent.name == "test"
     folder = phantom_root / "valid" / "images"

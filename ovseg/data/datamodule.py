@@ -20,7 +20,7 @@ from ovseg.data.cache import PairCache, SplitCaches
 from ovseg.data.geometry import FITS, place
 from ovseg.data.loading import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
 from ovseg.data.manifest import category_names, check_manifest, labels_dir, read_manifest
-from ovseg.data.pairs import Pair, find_pairs, list_images, read_image, read_labels, verify_pairs
+from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key, read_image, read_labels, verify_pairs
 from ovseg.data.phantoms import write_phantoms
 from ovseg.data.transforms import augment, build_transform
 from ovseg.errors import InputError, choose, first_five
@@ -158,6 +158,7 @@ class OvarianTumorDataModule(LightningDataModule):
         if self.hparams.phantoms and not self.root.exists():
             write_phantoms(self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed)
         self.verify(SPLITS, keep=True)
+        self._check_exclude()
         for path, _ in self.mini_test_paths(count=64) if self.hparams.mini_test else ():
             read_image(path)
         _ = self.dataset("train", self.hparams.augmentation)[0, 0]  # an augmentation that fails does so here
@@ -182,6 +183,15 @@ class OvarianTumorDataModule(LightningDataModule):
             empty = self._caches.verify(split, pairs, check, keep)
             if empty:
                 rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {split} are empty: {first_five(empty)}")
+
+    def _check_exclude(self) -> None:
+        """A stem that no split has was misspelt: its image would go on being used."""
+        present = {stem for split in SPLITS for stem in list_images(self.root / split / "images")}
+        unknown = sorted(set(map(str, self.hparams.exclude or ())) - present, key=natural_key)
+        if unknown:
+            raise InputError(
+                f"data.exclude names {len(unknown)} stems that no split of {self.root} has: {first_five(unknown)}."
+            )
 
     @property
     def leakage(self) -> bool:
