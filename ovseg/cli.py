@@ -187,6 +187,22 @@ def _compare_baseline(arguments: list[str]) -> int:
     return _conclude(f"Written to {options.output}", [])
 
 
+def _measure_leakage(arguments: list[str]) -> int:
+    parser = _parser("measure_leakage", "Measure what near-duplicates across a split add to the test score.")
+    parser.add_argument("--root", type=Path, required=True, help="dataset that prepare_data wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder of results; a second call goes on in it")
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: 3)")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the squares in pixels (default: 64)")
+    parser.add_argument("--epochs", type=int, default=20, help="of each of the 3 trainings a seed (default: 20)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the GPU, if any)")
+    options = vars(parser.parse_args(arguments))
+    from ovseg.leakage import measure_leakage
+    from ovseg.report import print_leakage
+
+    print_leakage(measure_leakage(**options))
+    return _conclude(f"Written to {options['output']}", [])
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. `{self.prog} --help` tells the options.")
@@ -217,6 +233,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "infer": _infer,
     "prepare_data": _prepare_data,
     "phantoms": _phantoms,
+    "measure_leakage": _measure_leakage,
     "draw_augmentations": _draw_augmentations,
     "import_baseline": _import_baseline,
     "compare_baseline": _compare_baseline,

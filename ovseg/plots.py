@@ -77,6 +77,24 @@ def draw_paired(theirs: np.ndarray, ours: np.ndarray, path: Path) -> None:
     save_figure(figure, path)
 
 
+def draw_leakage(dice: pd.DataFrame, differences: dict[str, dict], path: Path) -> None:
+    """Test Dice of each seed and split, and what the leak adds with its 95 % intervals, as PNG."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[2, 3])
+    for _, row in dice.iterrows():
+        left.plot(row.index, row, marker="o", color="tab:blue", alpha=0.6)
+    left.set(title="test Dice, a line a seed", ylabel="mean Dice per image")
+    found_in = dict(reversed(differences.items()))
+    for height, found in enumerate(found_in.values()):
+        if found["mean"] is not None:
+            right.plot(found["mean"], height, "o", color="black")
+            right.plot(found["ci95"] or [found["mean"]] * 2, [height, height], color="black")
+    right.axvline(0, color="gray", linewidth=1)
+    right.set_yticks(range(len(found_in)), [f"{name} ({found['count']})" for name, found in found_in.items()])
+    right.set(title="what the leak adds to Dice, 95 % interval")
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG at 110 dots an inch."""
     with atomic_path(path) as temporary:

@@ -103,6 +103,18 @@ def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -
     Console(width=110).print(table)
 
 
+def print_leakage(summary: dict[str, Any]) -> None:
+    """What `ovseg.leakage.measure_leakage` found, as a table on the terminal."""
+    dice = ", ".join(f"{name} {value:.4f}" for name, value in summary["dice"].items())
+    share = f"{100 * summary['related_share']:.0f} % of random test images have a relative in training"
+    rows = []
+    for name, found in summary["differences"].items():
+        interval = "" if found["ci95"] is None else "{:+.4f} .. {:+.4f}".format(*found["ci95"])
+        mean = "none" if found["mean"] is None else f"{found['mean']:+.4f}"
+        rows.append((name, mean, interval, str(found["count"])))
+    print_rows(("difference of Dice", "mean", "95 % interval", "of"), rows, f"mean test Dice: {dice}. {share}.")
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary as tables on the terminal."""
     title = f"{summary['split']}: {summary['images']} images of {summary['data']}, {summary['checkpoint']}, epoch "

@@ -18,7 +18,8 @@ LAYERS = [
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
     ["task", "callbacks", "inference"],
     [
-        *("evaluation", "report", "baseline_config", "baseline_import", "compare_training", "compare_masks"),
+        *("evaluation", "report", "leakage", "baseline_config", "baseline_import"),
+        *("compare_training", "compare_masks"),
         *("benchmark_data", "augmentation_sheet"),
     ],
     ["training", "cli"],
