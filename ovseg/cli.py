@@ -193,7 +193,7 @@ def _measure_leakage(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of results; a second call goes on in it")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: 3)")
     parser.add_argument("--image-size", type=int, default=64, help="side of the squares in pixels (default: 64)")
-    parser.add_argument("--epochs", type=int, default=20, help="of each of the 3 trainings a seed (default: 20)")
+    parser.add_argument("--epochs", type=int, default=15, help="of each of the 3 trainings a seed (default: 15)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the GPU, if any)")
     options = vars(parser.parse_args(arguments))
     from ovseg.leakage import measure_leakage

@@ -35,13 +35,13 @@ from ovseg.plots import draw_leakage
 from ovseg.progress import progress_bar
 
 SPLITS = ("random", "clean", "groups")
-NETWORK = {"base_filters": 12, "base_kernel": 3, "num_layers": 5, "dilation": 1, "dropout_rate": 0.0}
+NETWORK = {"base_filters": 8, "base_kernel": 3, "num_layers": 5, "dilation": 1, "dropout_rate": 0.0}
 COLUMNS = {"seed": int, "split": str, "stem": str, "dice": float, "train_images": int, "related": bool}
 BATCH, RATE, TEST = 16, 2e-3, 0.1  # the rate falls to zero along a half cosine
 
 
 def measure_leakage(
-    root: Path, output: Path, seeds: int = 3, image_size: int = 64, epochs: int = 20, device: str = "auto"
+    root: Path, output: Path, seeds: int = 3, image_size: int = 64, epochs: int = 15, device: str = "auto"
 ) -> dict[str, Any]:
     """Train and score `random`, `clean` and `groups` for every seed; writes `images.csv`, `leakage.{csv,json,png}`.
 
