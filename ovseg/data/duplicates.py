@@ -41,6 +41,17 @@ DETAIL = 4.0  # pixels of a thumbnail; what is smoother (the sector, depth gain)
 ALONE = 0.3  # what a correlation loses that the hash does not support: a shift by a twentieth of the picture ruins it
 ROWS = 512  # images compared with all others at a time: bounds the memory
 
+TURNED = 0.9  # smallest correlation of a copy in another orientation; see `find_turned_copies`
+ORIENTATIONS = {
+    "turned by 90": lambda thumbnails: np.rot90(thumbnails, 1, (1, 2)),
+    "turned by 180": lambda thumbnails: np.rot90(thumbnails, 2, (1, 2)),
+    "turned by 270": lambda thumbnails: np.rot90(thumbnails, 3, (1, 2)),
+    "mirrored": lambda thumbnails: thumbnails[:, :, ::-1],
+    "upside down": lambda thumbnails: thumbnails[:, ::-1],
+    "transposed": lambda thumbnails: thumbnails.transpose(0, 2, 1),
+    "transposed across": lambda thumbnails: np.rot90(thumbnails, 2, (1, 2)).transpose(0, 2, 1),
+}
+
 NearDuplicate = tuple[int, int, float]
 
 
@@ -54,7 +65,7 @@ class Fingerprint:
 
 def fingerprint(image: np.ndarray) -> Fingerprint:
     """The fingerprint of an RGB image, uint8 (H, W, 3)."""
-    grey = _crop_letterbox(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    grey = crop_letterbox(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
     thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     bits = imagehash.phash(Image.fromarray(grey), hash_size=16).hash.ravel()
     return Fingerprint(thumbnail - cv2.GaussianBlur(thumbnail, (0, 0), DETAIL), bits)
@@ -93,6 +104,34 @@ def find_near_duplicates(fingerprints: Sequence[Fingerprint], stems: Sequence[st
     return found
 
 
+def find_turned_copies(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int, float, str]]:
+    """All pairs of which one image is a copy of the other, flipped or rotated by a multiple of 90 degrees.
+
+    Only copies are found, not frames of one examination: the whole thumbnails must correlate without a shift.
+    Of the 741,153 pairs of OTU_2d at 512 x 512 none correlates above 0.854 (a round cyst that is its own mirror image);
+    of 150 turned copies, halved in size and saved as JPEG of quality 60, 149 correlate above 0.93.
+
+    Returns:
+        (i, j, correlation, how j must be moved to be i), i < j, in order of i and j; a pair that looks more alike
+        upright is left out.
+    """
+    if not fingerprints:
+        return []
+    upright = np.stack([each.thumbnail for each in fingerprints])
+    vectors = _unit_vectors(upright)
+    turned = [_unit_vectors(turn(upright)) for turn in ORIENTATIONS.values()]
+    found = []
+    for start in tqdm(range(0, len(upright), ROWS), "Finding turned copies", leave=False, disable=None):
+        rows = vectors[start : start + ROWS]
+        similarity = np.stack([rows @ each.T for each in turned])
+        best = similarity.max(0)
+        for row, column in np.argwhere((best >= TURNED) & (best > rows @ vectors.T)):
+            if start + row < column:
+                name = list(ORIENTATIONS)[int(similarity[:, row, column].argmax())]
+                found.append((int(start + row), int(column), round(float(best[row, column]), 3), name))
+    return found
+
+
 def group_images(count: int, pairs: Sequence[NearDuplicate]) -> np.ndarray:
     """Group id of each of `count` images: images that near-duplicates connect, however indirectly, share one."""
     first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -121,7 +160,7 @@ def find_tree_leakage(root: Path) -> list[tuple[Path, Path, float]]:
     return [(paths[i], paths[j], similarity) for i, j, similarity in find_leakage(pairs, splits)]
 
 
-def _crop_letterbox(grey: np.ndarray) -> np.ndarray:
+def crop_letterbox(grey: np.ndarray) -> np.ndarray:
     """Without the outer rows and columns in which at most 2 % of the pixels are brighter than 20; all where all are."""
     bright = grey > 20
     rows, columns = (np.flatnonzero(bright.mean(axis) > 0.02) for axis in (1, 0))
@@ -142,8 +181,13 @@ def _correlation(thumbnails: np.ndarray, rows: slice) -> np.ndarray:
 
 
 def _windows(thumbnails: np.ndarray, top: int, left: int) -> np.ndarray:
-    """A window of every thumbnail as a vector of mean 0 and length 1 (or 0 where it is flat), (N, pixels)."""
+    """A window of every thumbnail as `_unit_vectors`."""
     side = SIDE - 2 * SHIFT
-    vectors = thumbnails[:, top : top + side, left : left + side].reshape(len(thumbnails), -1)
+    return _unit_vectors(thumbnails[:, top : top + side, left : left + side])
+
+
+def _unit_vectors(thumbnails: np.ndarray) -> np.ndarray:
+    """Each thumbnail as a vector of mean 0 and length 1 (or 0 where it is flat), (N, pixels)."""
+    vectors = thumbnails.reshape(len(thumbnails), -1)
     vectors = vectors - vectors.mean(1, keepdims=True)
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
