@@ -103,6 +103,23 @@ def _prepare_data(arguments: list[str]) -> int:
     return _conclude(text, manifest["failures"])
 
 
+def _audit_data(arguments: list[str]) -> int:
+    parser = _parser(
+        "audit_data", "Find faults, copies and leakage in a dataset; exit code 1 if there are leaks or broken pairs."
+    )
+    parser.add_argument("--root", type=Path, required=True, help="dataset folder with train, valid and test")
+    parser.add_argument("--output", type=Path, help="folder to make (default: audit in the dataset folder)")
+    parser.add_argument("--mask-threshold", type=int, default=127, help="grey above it is lesion (default: 127)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier audit")
+    options = parser.parse_args(arguments)
+    from ovseg.audit_report import print_audit, report_audit
+
+    summary = report_audit(options.root, options.output, options.mask_threshold, options.overwrite)
+    print_audit(summary)
+    print(f"Written to {options.output or options.root / 'audit'}")
+    return 0 if summary["passed"] else 1
+
+
 def _phantoms(arguments: list[str]) -> int:
     parser = _parser("phantoms", "Make a dataset of synthetic ultrasound pairs.")
     parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
@@ -232,6 +249,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "infer": _infer,
     "prepare_data": _prepare_data,
+    "audit_data": _audit_data,
     "phantoms": _phantoms,
     "measure_leakage": _measure_leakage,
     "draw_augmentations": _draw_augmentations,

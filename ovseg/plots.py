@@ -95,6 +95,25 @@ def draw_leakage(dice: pd.DataFrame, differences: dict[str, dict], path: Path) -
     save_figure(figure, path)
 
 
+def draw_bars(counts: dict[str, int], title: str, unit: str, path: Path) -> None:
+    """A bar with its number for every name, as PNG."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.bar_label(axes.bar(list(counts), list(counts.values()), color="tab:blue"))
+    axes.set(ylabel=unit, title=title)
+    axes.margins(y=0.1)
+    save_figure(figure, path)
+
+
+def draw_distributions(values: dict[str, list[float]], unit: str, path: Path) -> None:
+    """The spread of values under each name as box plots, as PNG; a name without values is left empty."""
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.boxplot(list(values.values()), tick_labels=list(values))
+    axes.set(ylabel=unit)
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG at 110 dots an inch."""
     with atomic_path(path) as temporary:

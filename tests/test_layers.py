@@ -19,8 +19,8 @@ LAYERS = [
     ["task", "callbacks", "inference"],
     [
         *("evaluation", "report", "leakage", "baseline_config", "baseline_import"),
-        *("compare_training", "compare_masks"),
-        *("benchmark_data", "augmentation_sheet"),
+        *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),
+        *("audit_files", "audit", "audit_report"),
     ],
     ["training", "cli"],
 ]
@@ -29,6 +29,7 @@ ONLY_IN = {
     "albumentations": "data.transforms",
     "imagehash": "data.duplicates",
     "segmentation_models_pytorch": "models.pretrained",
+    "jinja2": "audit_report",
     "h5py": "models.keras_weights",
     "tensorflow": "keras_unet",
     "keras": "keras_unet",

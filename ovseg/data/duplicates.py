@@ -121,7 +121,7 @@ def find_turned_copies(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, i
     vectors = _unit_vectors(upright)
     turned = [_unit_vectors(turn(upright)) for turn in ORIENTATIONS.values()]
     found = []
-    for start in tqdm(range(0, len(upright), ROWS), "Finding turned copies", leave=False, disable=None):
+    for start in progress_bar(range(0, len(upright), ROWS), "Finding turned copies"):
         rows = vectors[start : start + ROWS]
         similarity = np.stack([rows @ each.T for each in turned])
         best = similarity.max(0)
