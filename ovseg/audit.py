@@ -73,7 +73,9 @@ def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
     if not entries:
         raise InputError(f"{root} holds no image in train/images, valid/images or test/images. Check --root.")
     manifest = read_manifest(root, entries, problems)
-    for found in map_with_progress(examiner(root, mask_threshold), entries, "Examining pairs"):
+    for found in map_with_progress(
+        examiner(root, mask_threshold, manifest.get("categories")), entries, "Examining pairs"
+    ):
         problems += found
     exact_only = manifest.get("made_by") == "phantoms"  # phantoms share a geometry: strangers look alike
     copies = find_copies([entry for entry in entries if entry.fingerprint], exact_only)

@@ -128,19 +128,26 @@ def read_manifest(root: Path, entries: Sequence[Entry], problems: list[Problem])
     return manifest
 
 
-def examiner(root: Path, threshold: int) -> Callable[[Entry], list[Problem]]:
-    """A function that fills an entry and returns its problems."""
+def examiner(root: Path, threshold: int, names: Sequence[str] | None = None) -> Callable[[Entry], list[Problem]]:
+    """A function that fills an entry and returns its problems.
+
+    Args:
+        root: dataset folder.
+        threshold: grey values of masks above it are lesion.
+        names: of the categories 1, 2, ...; None for those of OTU_2d.
+    """
+    names = list(names or CATEGORIES.values())
 
     def examine(entry: Entry) -> list[Problem]:
-        steps = (_examine_image, _examine_mask, _examine_categories)
-        problems = [problem for step in steps for problem in step(root, entry, threshold)]
+        problems = [*_examine_image(root, entry), *_examine_mask(root, entry, threshold)]
+        problems += _examine_categories(root, entry, names)
         entry.usable = entry.lesion is not None and not any(problem.kind in BROKEN for problem in problems)
         return problems
 
     return examine
 
 
-def _examine_image(root: Path, entry: Entry, threshold: int) -> list[Problem]:
+def _examine_image(root: Path, entry: Entry) -> list[Problem]:
     path = root / entry.image
     try:
         image = read_image(path)
@@ -175,7 +182,7 @@ def _examine_mask(root: Path, entry: Entry, threshold: int) -> list[Problem]:
     return [Problem(kind, entry.mask, REMARKS[kind])] if kind else []
 
 
-def _examine_categories(root: Path, entry: Entry, threshold: int) -> list[Problem]:
+def _examine_categories(root: Path, entry: Entry, names: Sequence[str]) -> list[Problem]:
     """Take the category from the map of ids, `categories/<stem>.png`, if there is one."""
     name = f"{entry.split}/categories/{entry.stem}.png"
     if not (root / name).is_file():
@@ -187,11 +194,11 @@ def _examine_categories(root: Path, entry: Entry, threshold: int) -> list[Proble
     if entry.height and ids.shape[:2] != (entry.height, entry.width):
         return [Problem("sizes differ", name, f"{ids.shape[1]} x {ids.shape[0]}, its image differs")]
     values = [int(value) for value in np.unique(ids) if value]
-    if ids.ndim != 2 or len(values) > 1 or max(values, default=0) > len(CATEGORIES):
-        return [Problem("bad categories", name, f"holds {first_five(values)}, expected one of 1..{len(CATEGORIES)}")]
+    if ids.ndim != 2 or len(values) > 1 or max(values, default=0) > len(names):
+        return [Problem("bad categories", name, f"holds {first_five(values)}, expected one of 1..{len(names)}")]
     if entry.lesion is not None and bool(values) != (entry.lesion > 0):
         return [Problem("bad categories", name, "its mask is empty and it is not, or the reverse")]
-    entry.category = list(CATEGORIES.values())[values[0] - 1] if values else None
+    entry.category = names[values[0] - 1] if values else None
     return []
 
 

@@ -21,6 +21,8 @@ def tree(tmp_path):
     """10 different phantoms of 96 x 96 that say not that they are phantoms: 7 train, 1 or 2 valid, 1 or 2 test."""
     write_phantoms(tmp_path / "tree", 10, size=96, seed=5)
     (tmp_path / "tree" / "manifest.json").unlink()
+    for folder in (tmp_path / "tree").glob("*/categories"):
+        shutil.rmtree(folder)
     return tmp_path / "tree"
 
 
@@ -245,3 +247,9 @@ def test_wrong_arguments_are_one_clear_error(tree, tmp_path):
         report_audit(tree)
     with pytest.raises(InputError, match="lies in the output folder"):
         report_audit(tree, tree, overwrite=True)
+
+
+def test_categories_have_the_names_of_the_manifest(tmp_path):
+    write_phantoms(tmp_path / "tree", 10, size=96, seed=5)
+    categories = {entry.category for entry in audit_tree(tmp_path / "tree").entries}
+    assert categories <= {"cyst", "haze", "solid", "mixed"} and None not in categories
