@@ -67,6 +67,7 @@ def _infer(arguments: list[str]) -> int:
     parser.add_argument("--overlays", action="store_true", help="also write the masks over the images")
     parser.add_argument("--probabilities", action="store_true", help="also write 16-bit probability maps")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: 4)")
+    parser.add_argument("--engine", default="torch", help="torch (default), compile, onnxruntime, openvino, or auto")
     _add_common(parser)
     options = vars(parser.parse_args(arguments))
     from ovseg.inference import infer_folder

@@ -12,7 +12,8 @@ import torch
 from ovseg.data.geometry import place, restore
 from ovseg.data.pairs import list_images, read_image
 from ovseg.drawing import PALETTE, PRED, legend, paint
-from ovseg.errors import InputError
+from ovseg.engines import ENGINES, Engine, choose_engine, print_engines
+from ovseg.errors import InputError, choose
 from ovseg.files import atomic_dir, write_image, write_json
 from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
@@ -93,6 +94,7 @@ class Predictor:
         fit: see `ovseg.data.geometry.fit_box`.
         device: where the network runs.
         categories: names of ids 1, 2, ...; empty for a network of one class.
+        engine: what runs it, `auto` or a name of `ovseg.engines.ENGINES`; settled on the first pictures.
     """
 
     network: torch.nn.Module
@@ -100,6 +102,8 @@ class Predictor:
     fit: str
     device: torch.device
     categories: Sequence[str] = ()
+    engine: str = "torch"
+    _run: Engine | None = None
 
     @classmethod
     def from_run(cls, run: Path, device: str = "auto") -> "Predictor":
@@ -129,7 +133,9 @@ class Predictor:
         """
         squares = np.stack([place(image, self.image_size, self.fit) for image in images])
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
-        logits = self.network(batch).float()
+        if self._run is None:
+            self._run = choose_engine(self.engine, self.network, batch, print_engines)
+        logits = self._run(batch).float()
         probs = (logits.softmax(1) if self.categories else logits.sigmoid()).cpu().numpy()
         return [self._restore(p, *image.shape[:2]) for p, image in zip(probs, images, strict=True)]
 
@@ -178,6 +184,7 @@ def infer_folder(
     batch_size: int = 4,
     device: str = "auto",
     overwrite: bool = False,
+    engine: str = "torch",
 ) -> tuple[int, list[str]]:
     """Write a mask `<stem>.png` at the image's own size for every picture of a folder.
 
@@ -192,6 +199,7 @@ def infer_folder(
         batch_size: pictures at a time.
         device: see `choose_device`.
         overwrite: replace masks that this function wrote before.
+        engine: what runs the network, see `Predictor`.
 
     Returns:
         How many masks were written, and the message of every picture that could not be read.
@@ -202,10 +210,11 @@ def infer_folder(
     paths, failures, count = list(list_images(images).values()), [], 0
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
+    choose("engine", engine, {"auto": None, **ENGINES})
     with atomic_dir(output, overwrite, ".ovseg_masks", inputs=(run, images)) as folder:
         (folder / ".ovseg_masks").touch()
         predictor = Predictor.from_run(run, device)
-        names = predictor.categories
+        predictor.engine, names = engine, predictor.categories
         if names:
             write_json(folder / "categories.json", dict(enumerate(["background", *names])))
         for path, image, prediction in predict_files(predictor, paths, batch_size, failures):

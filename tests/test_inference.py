@@ -16,6 +16,7 @@ from pytorch_lightning import Trainer
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.phantoms import make_phantom
+from ovseg.engines import ENGINES
 from ovseg.errors import InputError
 from ovseg.evaluation import summarise
 from ovseg.inference import Predictor, choose_device, find_checkpoint
@@ -234,3 +235,22 @@ def test_prepare_and_phantoms_from_the_command_line(tmp_path, capsys):
     assert _run(COMMANDS["prepare_data"], ["--source", str(tmp_path / "gone"), "--output", str(tmp_path / "d")]) == 2
     assert _run(COMMANDS["prepare_data"], []) == 2
     assert "required" in capsys.readouterr().err
+
+
+def test_calibrated_engine_writes_the_masks_of_torch(run, images, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    monkeypatch.delitem(ENGINES, "compile")  # half a minute of compilation
+    assert infer(run, images, tmp_path / "torch", "--probabilities") == 0
+    for engine in ("auto", "onnxruntime"):
+        assert infer(run, images, tmp_path / engine, "--probabilities", "--engine", engine, "--batch-size", "3") == 0
+        for stem in "abcd":
+            ours, theirs = (read(tmp_path / n / "probabilities" / f"{stem}.png").astype(int) for n in (engine, "torch"))
+            assert np.abs(ours - theirs).max() <= 7  # of 65,535: 1e-4
+    out = capsys.readouterr().out
+    assert out.count("chosen") == 1 and "onnxruntime" in out
+
+
+def test_unknown_engine_stops_before_the_run_is_read(images, tmp_path, capsys):
+    assert infer(tmp_path / "no_run", images, tmp_path / "out", "--engine", "steam") == 2
+    assert "Unknown engine 'steam'. Choose one of: auto, compile, onnxruntime" in capsys.readouterr().err

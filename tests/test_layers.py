@@ -16,7 +16,7 @@ LAYERS = [
         *("metrics", "losses", "optim", "keras_unet"),
     ],
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
-    ["task", "callbacks", "inference"],
+    ["export", "engines", "task", "callbacks", "inference"],
     [
         *("evaluation", "report", "leakage", "baseline_config", "baseline_import"),
         *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),
@@ -33,6 +33,9 @@ ONLY_IN = {
     "h5py": "models.keras_weights",
     "tensorflow": "keras_unet",
     "keras": "keras_unet",
+    "onnxscript": "export",
+    "onnxruntime": "engines",
+    "openvino": "engines",
 }
 
 
