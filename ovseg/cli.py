@@ -221,6 +221,29 @@ def _measure_leakage(arguments: list[str]) -> int:
     return _conclude(f"Written to {options['output']}", [])
 
 
+def _benchmark(arguments: list[str]) -> int:
+    parser = _parser("benchmark", "Measure speed and memory against other tools: a table, a JSON file and a figure.")
+    parser.add_argument("what", help="train, infer, layers (of the network, one by one) or data (the loader)")
+    parser.add_argument("--config", type=Path, default=Path("configs/unet.yaml"), help="(default: configs/unet.yaml)")
+    parser.add_argument("--arch-args", nargs="*", default=[], metavar="KEY=VALUE", help="such as num_layers=6")
+    parser.add_argument("--peers", nargs="+", help="of: tensorflow torch ovseg compile onnxruntime openvino smp monai")
+    parser.add_argument("--data", help="dataset folder, for `data`, if it is not the configuration's")
+    parser.add_argument("--image-size", type=int, help="side of the squares (default: the configuration's)")
+    parser.add_argument("--batch-size", type=int, help="(default: the configuration's in train, 1 in infer)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each peer (default: 5)")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before, untimed (default: 2)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: as many as cores)")
+    parser.add_argument("--precision", default="32", help="32 (default), bf16 or 16: autocast of torch's peers")
+    parser.add_argument("--channels-last", action="store_true", help="images and weights of torch's peers that way")
+    parser.add_argument("--scaling", action="store_true", help="also against image size, batch, layers and threads")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    _add_common(parser)
+    options = parser.parse_args(arguments)
+    from ovseg.benchmark_command import benchmark
+
+    return _conclude(f"{benchmark(**vars(options))}\nWritten to {options.output}", [])
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. `{self.prog} --help` tells the options.")
@@ -256,6 +279,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "draw_augmentations": _draw_augmentations,
     "import_baseline": _import_baseline,
     "compare_baseline": _compare_baseline,
+    "benchmark": _benchmark,
 }
 
 

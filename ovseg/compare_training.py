@@ -108,7 +108,8 @@ def _settings(config: dict[str, Any], steps: int, image_size: int, epochs: int |
             raise InputError(f"compare needs model.{name}: {value}, found {model.get(name)!r}. Use configs/unet.yaml.")
     defaults = {"base_filters": 16, "base_kernel": 9, "num_layers": 8, "dilation": 3, "activation": "relu"}
     network = {**defaults, "normalization": False, "input_scale": 1 / 255, **(model.get("arch_args") or {})}
-    network.pop("dropout_rate", None)  # its random numbers can't be the same in both
+    for name in ("dropout_rate", "convolution"):  # random numbers that differ, and a choice that Keras does not have
+        network.pop(name, None)
     stride = 2 ** (network["num_layers"] - 1)
     if image_size % stride or steps < 3 or (epochs is not None and epochs < 1):
         raise InputError(

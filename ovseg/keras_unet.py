@@ -1,7 +1,7 @@
 """The flexible UNet, its loss and its training in Keras 3: the other side of `compare`. Only module with TensorFlow."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,29 @@ def train_keras(
         model.reset_metrics()
         yield float(scores["loss"]), float(scores["dice_coef"])
     return model
+
+
+def keras_training_step(
+    network: dict[str, Any], optimizer: dict[str, float], threads: int, image: np.ndarray, mask: np.ndarray
+) -> Callable[[], float]:
+    """A function that trains on one batch, image uint8 and mask 0/1 (N, H, W, C), and returns the loss."""
+    _start(0, threads)
+    model = build_keras_unet(**network)
+    adam = keras.optimizers.Adam(optimizer["lr"], epsilon=optimizer["eps"], clipvalue=optimizer["clip_value"])
+    model.compile(adam, bce_dice_loss)
+    image, mask = image.astype(np.float32), mask.astype(np.float32)
+    return lambda: float(model.train_on_batch(image, mask))
+
+
+def keras_inference(
+    network: dict[str, Any], weights: Path, threads: int, image: np.ndarray
+) -> Callable[[], np.ndarray]:
+    """A function that gives the probabilities of one batch, (N, H, W, 1), as a compiled graph."""
+    _start(0, threads)
+    model = build_keras_unet(**network)
+    model.load_weights(weights)
+    image = image.astype(np.float32)
+    return lambda: model.predict_on_batch(image)
 
 
 def evaluate_keras(model: keras.Model, batches: list[np.ndarray]) -> tuple[float, float]:

@@ -21,6 +21,7 @@ LAYERS = [
         *("evaluation", "report", "leakage", "baseline_config", "baseline_import"),
         *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),
         *("audit_files", "audit", "audit_report"),
+        *("benchmark_peers", "benchmark", "benchmark_layers", "benchmark_report", "benchmark_command"),
     ],
     ["training", "cli"],
 ]
@@ -36,6 +37,7 @@ ONLY_IN = {
     "onnxscript": "export",
     "onnxruntime": "engines",
     "openvino": "engines",
+    "monai": "benchmark_peers",
 }
 
 
