@@ -25,6 +25,7 @@ class SegmentationTask(LightningModule):
         scheduler: see `ovseg.optim.SCHEDULERS`; null keeps the rate constant.
         scheduler_args: its arguments.
         monitor: logged name that a plateau schedule watches, lower is better.
+        compile: compile the network when training starts (minutes, once); checkpoints are the same with and without.
 
     Raises:
         InputError: an unknown name or argument.
@@ -40,6 +41,7 @@ class SegmentationTask(LightningModule):
         scheduler: str | None = None,
         scheduler_args: dict[str, Any] | None = None,
         monitor: str = "val_loss",
+        compile: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -57,6 +59,11 @@ class SegmentationTask(LightningModule):
                 f"model.arch_args.classes is {self.classes}, but data.classes is {settings['classes']}. "
                 "Set both to the same number."
             )
+
+    def on_fit_start(self) -> None:
+        """Compile in place, which changes no name in the state dict."""
+        if self.hparams.compile:
+            self.network.compile()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the name of downloaded weights out of the hyper-parameters: a reload brings its own."""

@@ -117,6 +117,17 @@ def test_resume_equals_an_uninterrupted_run(tiny):
     assert rates[0][0]["param_groups"][0]["lr"] == rates[1][0]["param_groups"][0]["lr"] < 0.003
 
 
+def test_compiled_training_resumes_from_and_to_plain_checkpoints(tiny, monkeypatch):
+    calls, compile_ = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: calls.append(f) or compile_(f, backend="aot_eager"))
+    assert train("--trainer.max_epochs", "1") == 0 and not calls
+    first, second = (f"runs/tiny/version_{n}/checkpoints/last.ckpt" for n in range(2))
+    assert train("--model.compile", "true", "--ckpt_path", first, "--trainer.max_epochs", "2") == 0
+    assert len(calls) == 1 and weights(Path(first)).keys() == weights(Path(second)).keys()
+    assert any(not torch.equal(weights(Path(first))[k], value) for k, value in weights(Path(second)).items())
+    assert train("--ckpt_path", second, "--trainer.max_epochs", "3") == 0 and len(calls) == 1
+
+
 def test_same_seed_gives_the_same_weights(tiny):
     for _ in range(2):
         train("--trainer.max_epochs", "1")
