@@ -7,10 +7,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from ovseg import cli_data
+from ovseg.cli_parser import build_parser, conclude
 from ovseg.errors import InputError, choose
 
 
@@ -41,7 +42,7 @@ def _train(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    parser = _parser("evaluate", "Score a run on a split: evaluation.csv, per_image.csv, summary.json and pictures.")
+    parser = build_parser("evaluate", "Score a run on a split: tables, summary and pictures.")
     parser.add_argument("--run", type=Path, required=True, help="run folder or checkpoint")
     parser.add_argument("--split", default="test", help="train, valid or test (default)")
     parser.add_argument("--data", type=Path, help="dataset folder, if it is not the one of training")
@@ -60,7 +61,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 
 def _infer(arguments: list[str]) -> int:
-    parser = _parser("infer", "Segment every picture of a folder: one mask each, at the picture's own size.")
+    parser = build_parser("infer", "Segment every picture of a folder: one mask each, at the picture's own size.")
     parser.add_argument("--run", type=Path, required=True, help="run folder or checkpoint")
     parser.add_argument("--images", type=Path, required=True, help="folder of jpg, png, bmp or tif pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
@@ -75,85 +76,11 @@ def _infer(arguments: list[str]) -> int:
     count, failures = infer_folder(**options)
     ids = options["output"] / "categories.json"
     kind = f"category ids, named in {ids.name}" if ids.exists() else "0 and 255"
-    return _conclude(f"{count} masks ({kind}) written to {options['output']}", failures)
-
-
-def _prepare_data(arguments: list[str]) -> int:
-    parser = _parser("prepare_data", "Make a dataset of squares from the official OTU_2d download.")
-    parser.add_argument("--source", type=Path, required=True, help="folder with images and annotations")
-    parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
-    parser.add_argument("--size", type=int, default=512, help="side of the squares in pixels (default: 512)")
-    parser.add_argument("--fit", default="letterbox", help="letterbox (default) or stretch")
-    parser.add_argument(
-        "--split", default="groups", help="groups (of near-duplicates; default) or official (train.txt, val.txt)"
-    )
-    parser.add_argument("--split-file", type=Path, help="a split to use instead: JSON {stem: split} or CSV stem,split")
-    parser.add_argument("--folds", type=int, default=0, help="also deal train and valid to so many folds")
-    parser.add_argument("--allow-leakage", action="store_true", help="accept near-duplicates in two splits")
-    parser.add_argument("--seed", type=int, default=42, help="of the split (default: 42)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
-    options = vars(parser.parse_args(arguments))
-    from ovseg.data.prepare import prepare_dataset
-
-    manifest = prepare_dataset(**options)
-    splits = [item["split"] for item in manifest["items"]]
-    counts = ", ".join(f"{splits.count(name)} {name}" for name in ("train", "valid", "test"))
-    groups = len({item["group"] for item in manifest["items"]})
-    leakage = f" with leakage: {len(manifest['leaking_pairs'])} pairs are in two splits" if manifest["leakage"] else ""
-    text = f"{len(splits)} pairs in {options['output']}: {counts}, {groups} groups of near-duplicates{leakage}"
-    return _conclude(text, manifest["failures"])
-
-
-def _audit_data(arguments: list[str]) -> int:
-    parser = _parser(
-        "audit_data", "Find faults, copies and leakage in a dataset; exit code 1 if there are leaks or broken pairs."
-    )
-    parser.add_argument("--root", type=Path, required=True, help="dataset folder with train, valid and test")
-    parser.add_argument("--output", type=Path, help="folder to make (default: audit in the dataset folder)")
-    parser.add_argument("--mask-threshold", type=int, default=127, help="grey above it is lesion (default: 127)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier audit")
-    options = parser.parse_args(arguments)
-    from ovseg.audit_report import print_audit, report_audit
-
-    summary = report_audit(options.root, options.output, options.mask_threshold, options.overwrite)
-    print_audit(summary)
-    print(f"Written to {options.output or options.root / 'audit'}")
-    return 0 if summary["passed"] else 1
-
-
-def _phantoms(arguments: list[str]) -> int:
-    parser = _parser("phantoms", "Make a dataset of synthetic ultrasound pairs.")
-    parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
-    parser.add_argument("--count", type=int, default=400, help="number of pairs (default: 400)")
-    parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
-    options = vars(parser.parse_args(arguments))
-    from ovseg.data.phantoms import write_phantoms
-
-    write_phantoms(**options)
-    return _conclude(f"{options['count']} phantoms in {options['output']}", [])
-
-
-def _draw_augmentations(arguments: list[str]) -> int:
-    parser = _parser("draw_augmentations", "Draw what augmentations do to a phantom, or to pairs of a dataset.")
-    parser.add_argument("--output", type=Path, required=True, help="PNG to write")
-    parser.add_argument(
-        "--augmentations",
-        nargs="+",
-        default=["ultrasound_light", "ultrasound_strong"],
-        help="pipelines or albumentations files (default: ultrasound_light ultrasound_strong)",
-    )
-    parser.add_argument("--root", type=Path, help="dataset folder (default: a phantom)")
-    options = vars(parser.parse_args(arguments))
-    from ovseg.augmentation_sheet import draw_augmentations
-
-    draw_augmentations(**options)
-    return _conclude(f"Written to {options['output']}", [])
+    return conclude(f"{count} masks ({kind}) written to {options['output']}", failures)
 
 
 def _import_baseline(arguments: list[str]) -> int:
-    parser = _parser("import_baseline", "Turn a configuration of the TensorFlow baseline, and its weights, into a run.")
+    parser = build_parser("import_baseline", "Turn a configuration of the baseline, and its weights, into a run.")
     parser.add_argument("--config", type=Path, required=True, help="train_eval_infer.config")
     parser.add_argument("--weights", type=Path, help="best_model.h5, .weights.h5 or .keras")
     parser.add_argument("--output", type=Path, required=True, help="run folder to make")
@@ -165,11 +92,11 @@ def _import_baseline(arguments: list[str]) -> int:
 
     rows = import_baseline(options.config, options.weights, options.output, options.overwrite)
     print_rows(("key", "value", "becomes"), rows, title=str(options.config))
-    return _conclude(f"Written to {options.output}", [])
+    return conclude(f"Written to {options.output}", [])
 
 
 def _compare_baseline(arguments: list[str]) -> int:
-    parser = _parser(
+    parser = build_parser(
         "compare_baseline",
         "Train the flexible UNet in TensorFlow and in ovseg from the same weights on the same data; or, with "
         "--predictions, score another tool's masks against ours.",
@@ -202,27 +129,11 @@ def _compare_baseline(arguments: list[str]) -> int:
         config = read_settings(options.config, options.data, options.arch_args, options.lr)
         how = (options.output, options.steps, options.image_size, options.overwrite, options.epochs)
         print(compare_training(config, *how).to_string())
-    return _conclude(f"Written to {options.output}", [])
-
-
-def _measure_leakage(arguments: list[str]) -> int:
-    parser = _parser("measure_leakage", "Measure what near-duplicates across a split add to the test score.")
-    parser.add_argument("--root", type=Path, required=True, help="dataset that prepare_data wrote")
-    parser.add_argument("--output", type=Path, required=True, help="folder of results; a second call goes on in it")
-    parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: 3)")
-    parser.add_argument("--image-size", type=int, default=64, help="side of the squares in pixels (default: 64)")
-    parser.add_argument("--epochs", type=int, default=15, help="of each of the 3 trainings a seed (default: 15)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the GPU, if any)")
-    options = vars(parser.parse_args(arguments))
-    from ovseg.leakage import measure_leakage
-    from ovseg.report import print_leakage
-
-    print_leakage(measure_leakage(**options))
-    return _conclude(f"Written to {options['output']}", [])
+    return conclude(f"Written to {options.output}", [])
 
 
 def _benchmark(arguments: list[str]) -> int:
-    parser = _parser("benchmark", "Measure speed and memory against other tools: a table, a JSON file and a figure.")
+    parser = build_parser("benchmark", "Measure speed and memory against other tools: table, JSON and figure.")
     parser.add_argument("what", help="train, infer, layers (of the network, one by one) or data (the loader)")
     parser.add_argument("--config", type=Path, default=Path("configs/unet.yaml"), help="(default: configs/unet.yaml)")
     parser.add_argument("--arch-args", nargs="*", default=[], metavar="KEY=VALUE", help="such as num_layers=6")
@@ -241,16 +152,7 @@ def _benchmark(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     from ovseg.benchmark_command import benchmark
 
-    return _conclude(f"{benchmark(**vars(options))}\nWritten to {options.output}", [])
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. `{self.prog} --help` tells the options.")
-
-
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return _Parser(prog=f"ovseg {command}", description=description, allow_abbrev=False)
+    return conclude(f"{benchmark(**vars(options))}\nWritten to {options.output}", [])
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -258,25 +160,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace earlier output")
 
 
-def _conclude(text: str, failures: list[str]) -> int:
-    """Print the result; name the files that failed, and exit with 1 for them."""
-    print(text)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} files failed.", file=sys.stderr)
-    return 1 if failures else 0
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "infer": _infer,
-    "prepare_data": _prepare_data,
-    "audit_data": _audit_data,
-    "phantoms": _phantoms,
-    "measure_leakage": _measure_leakage,
-    "draw_augmentations": _draw_augmentations,
+    "prepare_data": cli_data.prepare_data,
+    "audit_data": cli_data.audit_data,
+    "phantoms": cli_data.phantoms,
+    "measure_leakage": cli_data.measure_leakage,
+    "draw_augmentations": cli_data.draw_augmentations,
     "import_baseline": _import_baseline,
     "compare_baseline": _compare_baseline,
     "benchmark": _benchmark,

@@ -224,7 +224,7 @@ def test_scripts_and_console_command_are_the_same_functions(monkeypatch, capsys)
     }
     assert scripts == set(COMMANDS)
     monkeypatch.setattr("sys.argv", ["ovseg", "fly"])
-    assert cli.main() == 2 and "Unknown command 'fly'. Choose one of: compare_baseline, " in capsys.readouterr().err
+    assert cli.main() == 2 and "Unknown command 'fly'. Choose one of: audit_data, " in capsys.readouterr().err
     monkeypatch.setattr("sys.argv", ["ovseg"])
     assert cli.main() == 0 and "usage: ovseg {train," in capsys.readouterr().out
 

@@ -23,7 +23,7 @@ LAYERS = [
         *("audit_files", "audit", "audit_report"),
         *("benchmark_peers", "benchmark", "benchmark_layers", "benchmark_report", "benchmark_command"),
     ],
-    ["training", "cli"],
+    ["training", "cli_parser", "cli_data", "cli"],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
 ONLY_IN = {

@@ -1,0 +1,29 @@
+"""What the commands share: a parser whose mistakes are one line, and how a command ends."""
+
+import argparse
+import sys
+from typing import NoReturn
+
+from ovseg.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises InputError in place of leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. `{self.prog} --help` tells the options.")
+
+
+def build_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `ovseg COMMAND`; options are written out in full."""
+    return Parser(prog=f"ovseg {command}", description=description, allow_abbrev=False)
+
+
+def conclude(text: str, failures: list[str]) -> int:
+    """Print the result; name the files that failed, and exit with 1 for them."""
+    print(text)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} files failed.", file=sys.stderr)
+    return 1 if failures else 0
