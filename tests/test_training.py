@@ -20,6 +20,7 @@ from pytorch_lightning import Trainer
 
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.models import build_model
 from ovseg.task import SegmentationTask
 
 SETTINGS = {
@@ -129,22 +130,18 @@ def test_compiled_training_resumes_from_and_to_plain_checkpoints(tiny, monkeypat
     assert train("--ckpt_path", second, "--trainer.max_epochs", "3") == 0 and len(calls) == 1
 
 
-def test_channels_last_trains_to_the_same_weights(phantom_root, tmp_path):
-    results = []
-    for channels_last in (False, True):
-        torch.manual_seed(0)
-        arguments = {"encoder_name": "resnet18", "decoder_args": {"decoder_channels": [16, 8, 8, 4, 4]}}
-        task = SegmentationTask("smp", arguments, optimizer="sgd", channels_last=channels_last)
-        data = OvarianTumorDataModule(str(phantom_root), image_size=32, num_workers=0, shuffle=False)
-        options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": 1}
-        trainer = Trainer(
-            accelerator="cpu", limit_val_batches=0, enable_model_summary=False, default_root_dir=tmp_path, **options
-        )
-        trainer.fit(task, data)
-        weight = task.network.state_dict()["network.encoder.layer1.0.conv1.weight"]
-        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
-        results.append(weight)
-    assert torch.allclose(*results, rtol=0, atol=1e-5)
+def test_weights_trained_channels_last_are_plain_ones(phantom_root, tmp_path):
+    arguments = {"encoder_name": "resnet18", "decoder_args": {"decoder_channels": [16, 8, 8, 4, 4]}}
+    task = SegmentationTask("smp", arguments, channels_last=True)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": 1}
+    options |= {"limit_val_batches": 0, "enable_model_summary": False, "default_root_dir": tmp_path}
+    data = OvarianTumorDataModule(str(phantom_root), image_size=64, num_workers=0)
+    Trainer(accelerator="cpu", **options).fit(task, data)
+    weight = task.network.state_dict()["network.encoder.layer1.0.conv1.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    plain, image = build_model("smp", **arguments).eval(), torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    plain.load_state_dict(task.network.state_dict())
+    assert torch.allclose(plain(image), task.network.eval()(image), rtol=0, atol=1e-4)
 
 
 def test_same_seed_gives_the_same_weights(tiny):
