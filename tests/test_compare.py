@@ -10,7 +10,7 @@ import yaml
 
 from ovseg.cli import COMMANDS, _run
 from ovseg.compare_masks import compare_masks
-from ovseg.compare_training import read_settings
+from ovseg.compare_training import _settings, read_settings
 from ovseg.errors import InputError
 from ovseg.models import build_model
 from ovseg.models.keras_weights import load_keras_weights
@@ -73,6 +73,11 @@ def test_values_of_the_yaml_can_be_replaced(config):
     settings = read_settings(config, "elsewhere", ["num_layers=5"], 0.5)
     assert settings["data"]["root"] == "elsewhere" and settings["model"]["arch_args"]["num_layers"] == 5
     assert settings["model"]["optimizer_args"] == {"lr": 0.5}
+
+
+def test_way_of_convolving_is_no_argument_of_keras(config):
+    settings = read_settings(config, None, ["convolution=direct"], None)
+    assert "convolution" not in _settings(settings, 3, 128)["network"]
 
 
 def test_mistakes_are_one_line(config, tmp_path, capsys):
