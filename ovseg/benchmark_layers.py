@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovseg.benchmark_peers import Workload, build_network, make_batch
 from ovseg.inference import choose_device
-from ovseg.models.convolutions import FastConv2d, FastUpsample2d
+from ovseg.models.layers import DilatedConv2d, FastUpsample2d
 
 TIME_LIMIT = 10.0  # seconds a layer and way: some ways take minutes
 WAYS = {
@@ -74,7 +74,7 @@ def _measure_layer(layer: nn.Module, features: Tensor, repeats: int, ways: tuple
     row: dict[str, Any] = {"GFLOP": counter.get_total_flops() / 1e9}
     for way in ways:
         algorithm, memory_format = WAYS[way]
-        if way == "ovseg" and not isinstance(layer, FastConv2d | FastUpsample2d):
+        if way == "ovseg" and not isinstance(layer, DilatedConv2d | FastUpsample2d):
             continue  # one of torch's own layers
         layer.algorithm, layer.weight.requires_grad = algorithm, True
         layer.to(memory_format=memory_format)

@@ -16,9 +16,8 @@ from ovseg.errors import InputError
 from ovseg.inference import choose_device
 from ovseg.losses import build_loss
 from ovseg.models import ARCHITECTURES, build_model
-from ovseg.models.convolutions import ALGORITHMS
 from ovseg.models.keras_weights import load_keras_weights
-from ovseg.models.layers import InputScale
+from ovseg.models.layers import ALGORITHMS, InputScale
 from ovseg.optim import build_optimizer
 
 # Peers and what they are; the first five compute the configuration's network, the last two are networks of their own.

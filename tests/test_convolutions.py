@@ -10,15 +10,15 @@ from torch import nn
 
 from ovseg.errors import InputError
 from ovseg.models import build_model
-from ovseg.models.convolutions import FEW_PIXELS, FastConv2d, FastUpsample2d, is_fast, split_grids
+from ovseg.models.layers import FEW_PIXELS, DilatedConv2d, FastUpsample2d, is_fast, split_grids
 
 # kernel, dilation, height, width: sizes that the dilation divides and ones it does not, a map smaller than the kernel
 SHAPES = [(9, 3, 27, 27), (9, 3, 29, 31), (7, 2, 16, 21), (3, 4, 5, 6), (9, 3, 2, 1), (5, 1, 24, 24), (3, 1, 4, 5)]
 
 
-def twins(kernel: int, dilation: int, dtype=torch.float64) -> tuple[nn.Conv2d, FastConv2d]:
+def twins(kernel: int, dilation: int, dtype=torch.float64) -> tuple[nn.Conv2d, DilatedConv2d]:
     plain = nn.Conv2d(4, 6, kernel, padding=dilation * (kernel // 2), dilation=dilation).to(dtype)
-    fast = FastConv2d(4, 6, kernel, dilation, "fast").to(dtype)
+    fast = DilatedConv2d(4, 6, kernel, dilation, algorithm="fast").to(dtype)
     fast.load_state_dict(plain.state_dict())
     return plain, fast
 
@@ -46,7 +46,7 @@ def test_both_ways_of_a_dense_convolution_were_tested():
 
 @pytest.mark.parametrize(("kernel", "dilation", "height", "width"), [(3, 2, 5, 4), (3, 1, 3, 4)])
 def test_convolution_passes_gradcheck_twice(kernel, dilation, height, width):
-    conv = FastConv2d(2, 2, kernel, dilation, "fast").double()
+    conv = DilatedConv2d(2, 2, kernel, dilation, algorithm="fast").double()
     features = torch.randn(1, 2, height, width, dtype=torch.float64, requires_grad=True)
 
     def function(features, weight, bias):
@@ -126,3 +126,13 @@ def test_import_asks_torch_for_huge_pages():
     code = "import ovseg, os, sys; print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "False"]
+
+
+@pytest.mark.parametrize("size", [3, 40])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_convolutions_without_bias_equal_torchs(dilation, size):
+    fast = DilatedConv2d(3, 5, 3, dilation, bias=False, algorithm="fast")
+    plain = nn.Conv2d(3, 5, 3, padding=dilation, dilation=dilation, bias=False)
+    plain.load_state_dict(fast.state_dict())
+    image = torch.randn(1, 3, size, size)
+    assert torch.allclose(fast(image), plain(image), atol=1e-5)

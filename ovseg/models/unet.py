@@ -6,8 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.errors import InputError
-from ovseg.models.convolutions import FastConv2d, FastUpsample2d
-from ovseg.models.layers import InputScale, build_activation, init_as_keras, pad_to_stride
+from ovseg.models.layers import (
+    DilatedConv2d,
+    FastUpsample2d,
+    InputScale,
+    build_activation,
+    init_as_keras,
+    pad_to_stride,
+)
 
 BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}  # Keras' defaults; torch's are 1e-5 and 0.1
 
@@ -23,7 +29,7 @@ class ConvBlock(nn.Module):
         dropout_rate: probability of zeroing an element between the two.
         activation: Keras name.
         normalization: batch normalisation after each activation.
-        convolution: how to compute the convolutions, see `convolutions.ALGORITHMS`.
+        convolution: how to compute the convolutions, see `layers.ALGORITHMS`.
     """
 
     def __init__(
@@ -38,8 +44,8 @@ class ConvBlock(nn.Module):
         convolution: str,
     ):
         super().__init__()
-        self.conv1 = FastConv2d(in_channels, out_channels, kernel, dilation, convolution)
-        self.conv2 = FastConv2d(out_channels, out_channels, kernel, dilation, convolution)
+        self.conv1 = DilatedConv2d(in_channels, out_channels, kernel, dilation, algorithm=convolution)
+        self.conv2 = DilatedConv2d(out_channels, out_channels, kernel, dilation, algorithm=convolution)
         self.norm1 = nn.BatchNorm2d(out_channels, **BATCH_NORM) if normalization else nn.Identity()
         self.norm2 = nn.BatchNorm2d(out_channels, **BATCH_NORM) if normalization else nn.Identity()
         self.activation = build_activation(activation)
@@ -73,7 +79,7 @@ class FlexibleUNet(nn.Module):
         activation: Keras name, see `layers.ACTIVATIONS`.
         normalization: batch normalisation after each activation.
         input_scale: factor on the pixels: 1 feeds 0..255 as the experiment does, 1/255 feeds 0..1.
-        convolution: how to compute the convolutions, see `convolutions.ALGORITHMS`; the numbers stay the same.
+        convolution: how to compute the convolutions, see `layers.ALGORITHMS`; the numbers stay the same.
 
     Raises:
         InputError: a value that gives no network.
