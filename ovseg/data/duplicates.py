@@ -10,14 +10,15 @@ The thresholds come from the 1,218 images of OTU_2d at hand. There are no patien
 two ways: by chance, which is the share of the pairs more than 50 numbers apart that reach the threshold (an upper
 bound, since some of those are right), and by eye on contact sheets of the pairs next to it.
 
-- Numbers at most 2 apart, 0.36: 344 of 2,097 pairs, 8 by chance; about 40 of the 48 between 0.34 and 0.40 looked right.
+- Numbers at most 2 apart, 0.30: 508 of 2,097 pairs, 38 by chance; of the 48 between 0.34 and 0.40 about 40 looked
+  right.
 - 3 to 10 apart, 0.42: 65 of 8,071 pairs, 7 by chance; 19 of the 26 between 0.42 and 0.50 looked right, below 13 of 22.
 - Any other, 0.55: 46 of 730,985 pairs; of 22 between 0.55 and 0.72 16 looked right, of 42 between 0.50 and 0.55 three.
   What is wrong there are large cysts that look alike; grouping them costs nothing but freedom of the split.
 
 Either detector alone is weaker: where 500 of the distant pairs pass, 227 pairs at most 2 apart pass by the mean, 218 by
-the hash and 192 by the correlation. The groups do not chain: 608 images are alone, the largest group has 16 (round
-cysts), the next 8. Two frames of one examination that show different planes are not found by any of this, nor a pair
+the hash and 192 by the correlation. The groups do not chain: 471 images are alone, the largest group has 19 (round
+cysts), the next 12. Two frames of one examination that show different planes are not found by any of this, nor a pair
 of which a label outside the sector misleads the crop (104 and 105: 0.33 as they are, 0.63 at 192 pixels).
 """
 
@@ -36,7 +37,7 @@ from scipy.sparse.csgraph import connected_components
 from ovseg.data.pairs import list_images, map_with_progress, read_image
 from ovseg.progress import progress_bar
 
-THRESHOLDS = {2: 0.36, 10: 0.42, math.inf: 0.55}  # largest difference of two numbers -> smallest similarity
+THRESHOLDS = {2: 0.30, 10: 0.42, math.inf: 0.55}  # largest difference of two numbers -> smallest similarity
 SIDE, SHIFT = 32, 3  # of thumbnails, pixels: shifts up to a tenth of the picture
 DETAIL = 4.0  # pixels of a thumbnail; what is smoother (the sector, depth gain) is common to strangers
 ALONE = 0.3  # what a correlation loses that the hash does not support: a shift by a twentieth of the picture ruins it
