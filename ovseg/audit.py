@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ovseg.audit_files import BROKEN, REMARKS, SPLITS, Entry, Problem, examiner, list_tree, read_manifest
-from ovseg.data.duplicates import RESIZED, find_near_duplicates, find_turned_copies
+from ovseg.data.duplicates import find_near_duplicates, find_turned_copies
 from ovseg.data.pairs import map_with_progress
 from ovseg.errors import InputError
 
@@ -99,7 +99,7 @@ def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy
                 found.setdefault(pair, (kind, 1.0))
     if not exact_only:
         prints = [entry.fingerprint for entry in entries]
-        for i, j, similarity in find_near_duplicates(prints, [entry.stem for entry in entries], RESIZED):
+        for i, j, similarity in find_near_duplicates(prints, [entry.stem for entry in entries]):
             found.setdefault((i, j), ("near-duplicate", similarity))
         for i, j, similarity, how in find_turned_copies(prints):
             found.setdefault((i, j), ("turned copy", similarity, how))

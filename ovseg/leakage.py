@@ -7,11 +7,14 @@ For each seed three trainings of as many images, from the same initial weights, 
 - `groups`: whole groups are dealt, so another test set, without relatives in training.
 
 `random` and `groups` are what people compare, on different test images. `random` and `clean` differ only in the
-relatives, so their difference of each test image is the leak itself. To have one size, `random` and `groups` leave out
+relatives, so their difference of each test image is the leak itself (and of whatever else the groups share: some hold
+look-alikes). To have one size, `random` and `groups` leave out
 as many images drawn by chance as `clean` leaves out relatives. The network of the last epoch is scored: no choice of
 epoch, so no validation set.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +69,9 @@ def measure_leakage(
             f"--seeds {seeds} and --epochs {epochs} must be at least 1, --image-size {image_size} a multiple of 16."
         )
     stems, groups, strata = _read_groups(root)
-    settings = {"image_size": image_size, "epochs": epochs, "images": len(stems), "network": NETWORK, "batch": BATCH}
+    digest = hashlib.sha256(repr((stems.tolist(), groups.tolist(), strata)).encode()).hexdigest()
+    settings = {"image_size": image_size, "epochs": epochs, "images": len(stems), "groups_sha256": digest}
+    settings |= {"network": NETWORK, "batch": BATCH, "rate": RATE, "augmentation": "standard"}
     done = _read_done(output, settings)
     images, masks = _read_pairs(root, stems, image_size)
     write_json(output / "settings.json", settings)
@@ -181,7 +186,7 @@ def _read_done(output: Path, settings: dict[str, Any]) -> pd.DataFrame:
     path, described = output / "images.csv", output / "settings.json"
     if output.is_file() or (output.is_dir() and any(output.iterdir()) and not described.is_file()):
         raise InputError(f"{output} holds something else than leakage results. Choose another --output.")
-    if described.is_file() and pd.read_json(described, typ="series").to_dict() != settings:
+    if described.is_file() and json.loads(described.read_text(encoding="utf-8")) != settings:
         raise InputError(f"{output} holds results of other settings. Choose another --output.")
     return (
         pd.read_csv(path, dtype={"stem": str})
@@ -218,16 +223,19 @@ def summarise_leakage(rows: pd.DataFrame) -> dict[str, Any]:
 
     Returns:
         `dice`: mean of each split; `related_share`: of random test images; `differences`, each a mean with its 95 %
-        interval: `random - groups` over seeds (t; null for one seed), and `random - clean` over test images
-        (bootstrap, an image with its mean over seeds): all of them, those with relatives, those without.
+        interval: `random - groups` and `random - clean` over seeds (t; null for one seed), and `random - clean` over
+        test images (bootstrap, an image with its mean over seeds): all of them, those with relatives, those without.
+        The intervals over images are for these trainings: what another training would give is not in them.
     """
     table = rows.pivot_table("dice", ["seed", "stem"], "split", sort=False)
     means = rows.groupby(["seed", "split"])["dice"].mean().unstack()
     paired = (table["random"] - table["clean"]).dropna()
     related = rows[rows["split"] == "random"].set_index(["seed", "stem"])["related"].astype(bool).reindex(paired.index)
-    differences = {"random - groups, by split": _over_seeds(means["random"] - means["groups"])}
+    by_split = {
+        f"random - {name}, by split": _over_seeds(means["random"] - means[name]) for name in ("groups", "clean")
+    }
     kinds = {"all": paired, "with relatives": paired[related], "without": paired[~related]}
-    differences |= {f"random - clean, {kind}": _over_images(values) for kind, values in kinds.items()}
+    differences = by_split | {f"random - clean, {kind}": _over_images(values) for kind, values in kinds.items()}
     share = float(rows.loc[rows["split"] == "random", "related"].mean())
     return {"dice": means.mean().to_dict(), "related_share": share, "differences": differences}
 

@@ -72,6 +72,11 @@ def test_mistakes_are_errors(grouped_root, phantom_root, tmp_path):
     measure_leakage(grouped_root, tmp_path / "out", seeds=1, epochs=1, image_size=32, device="cpu")
     with pytest.raises(InputError, match="holds results of other settings"):
         measure_leakage(grouped_root, tmp_path / "out", seeds=1, epochs=2, image_size=32, device="cpu")
+    regrouped = shutil.copytree(grouped_root, tmp_path / "regrouped")
+    items = [{**item, "group": 0} for item in manifest["items"][:5]] + manifest["items"][5:]
+    (regrouped / "manifest.json").write_text(json.dumps({**manifest, "items": items}))
+    with pytest.raises(InputError, match="holds results of other settings"):
+        measure_leakage(regrouped, tmp_path / "out", seeds=2, epochs=1, image_size=32, device="cpu")
 
 
 def test_summary_by_hand():
@@ -86,6 +91,7 @@ def test_summary_by_hand():
     assert differences == pytest.approx(
         {
             "random - groups, by split": 0.1,
+            "random - clean, by split": 0.1,
             "random - clean, all": 0.1,
             "random - clean, with relatives": 0.2,
             "random - clean, without": 0.0,

@@ -43,9 +43,6 @@ DETAIL = 4.0  # pixels of a thumbnail; what is smoother (the sector, depth gain)
 ALONE = 0.3  # what a correlation loses that the hash does not support: a shift by a twentieth of the picture ruins it
 ROWS = 512  # images compared with all others at a time: bounds the memory
 
-# How far above its threshold a pair of a finished dataset must be to count: groups are made from the pictures as they
-# were, and by up to 0.02 the similarity of a pair moves when its pictures are resized to 256 or 512.
-RESIZED = 0.02
 TURNED = 0.9  # smallest correlation of a copy in another orientation; see `find_turned_copies`
 ORIENTATIONS = {
     "turned by 90": lambda thumbnails: np.rot90(thumbnails, 1, (1, 2)),
@@ -81,15 +78,12 @@ def fingerprint_files(paths: Sequence[Path]) -> list[Fingerprint]:
     return map_with_progress(lambda path: fingerprint(read_image(path)), list(paths), "Comparing images")
 
 
-def find_near_duplicates(
-    fingerprints: Sequence[Fingerprint], stems: Sequence[str], margin: float = 0.0
-) -> list[NearDuplicate]:
+def find_near_duplicates(fingerprints: Sequence[Fingerprint], stems: Sequence[str]) -> list[NearDuplicate]:
     """All pairs of images that are similar enough for how far apart their numbers are.
 
     Args:
         fingerprints: of the images.
         stems: their stems; two that are numbers are that far apart, others infinitely far.
-        margin: by which a similarity must pass its threshold.
 
     Returns:
         (i, j, similarity), i < j, in order of i and j.
@@ -106,7 +100,7 @@ def find_near_duplicates(
         similarity = np.maximum((correlation + agreement) / 2, correlation - ALONE)
         gap = np.nan_to_num(np.abs(numbers[rows, None] - numbers), nan=math.inf)
         limits = np.select([gap <= reach for reach in THRESHOLDS], list(THRESHOLDS.values()))
-        for row, column in np.argwhere(similarity >= limits + margin):
+        for row, column in np.argwhere(similarity >= limits):
             if start + row < column:
                 found.append((int(start + row), int(column), round(float(similarity[row, column]), 3)))
     return found
@@ -164,7 +158,7 @@ def find_tree_leakage(root: Path) -> list[tuple[Path, Path, float]]:
     found = {split: list_images(Path(root) / split / "images") for split in ("train", "valid", "test")}
     paths = [path for images in found.values() for path in images.values()]
     splits = [split for split, images in found.items() for _ in images]
-    pairs = find_near_duplicates(fingerprint_files(paths), [path.stem for path in paths], RESIZED)
+    pairs = find_near_duplicates(fingerprint_files(paths), [path.stem for path in paths])
     return [(paths[i], paths[j], similarity) for i, j, similarity in find_leakage(pairs, splits)]
 
 
