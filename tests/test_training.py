@@ -172,6 +172,7 @@ def test_ctrl_c_keeps_a_checkpoint(tiny):
     process = subprocess.Popen(
         [*command, "--trainer.max_epochs", "1000", "--early_stopping.patience", "999"],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores Ctrl-C
     )  # fmt: skip
     last = tiny / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
