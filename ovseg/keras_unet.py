@@ -63,8 +63,13 @@ def dice_coef(mask: Any, probs: Any) -> Any:
 
 
 def bce_dice_loss(mask: Any, probs: Any) -> Any:
-    """The baseline's loss."""
+    """The baseline's loss as Keras trains with it: it finds the logits behind `probs` and does not clip them."""
     return (keras.ops.mean(keras.losses.binary_crossentropy(mask, probs)) + 1 - dice_coef(mask, probs)) / 2
+
+
+def clipped_loss(mask: Any, probs: Any) -> Any:
+    """The baseline's loss of probabilities clipped to 1e-7 .. 1 - 1e-7: reshaped ones have no logits behind them."""
+    return bce_dice_loss(keras.ops.reshape(mask, (-1,)), keras.ops.reshape(probs, (-1,)))
 
 
 def save_initial_weights(network: dict[str, Any], path: Path, seed: int, threads: int) -> None:
@@ -92,11 +97,11 @@ def train_keras(
     model = build_keras_unet(**network)
     model.load_weights(weights)
     adam = keras.optimizers.Adam(optimizer["lr"], epsilon=optimizer["eps"], clipvalue=optimizer["clip_value"])
-    model.compile(adam, bce_dice_loss, metrics=[dice_coef])
+    model.compile(adam, bce_dice_loss, metrics=[clipped_loss, dice_coef])
     for image, mask in batches:
         scores = model.train_on_batch(image.astype(np.float32), mask.astype(np.float32), return_dict=True)
         model.reset_metrics()
-        yield float(scores["loss"]), float(scores["dice_coef"])
+        yield float(scores["clipped_loss"]), float(scores["dice_coef"])
     return model
 
 
@@ -128,7 +133,7 @@ def evaluate_keras(model: keras.Model, batches: list[np.ndarray]) -> tuple[float
     losses, scores, counts = [], [], []
     for image, mask in batches:
         probs, mask = model(image.astype(np.float32), training=False), mask.astype(np.float32)
-        losses.append(float(bce_dice_loss(mask, probs)))
+        losses.append(float(clipped_loss(mask, probs)))
         scores.append(float(dice_coef(mask, probs)))
         counts.append(len(image))
     return float(np.average(losses, weights=counts)), float(np.mean(scores))
