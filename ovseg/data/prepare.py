@@ -30,6 +30,7 @@ CATEGORIES = {
 KINDS = ("images", "masks", "categories")
 SPLITTERS = {"groups": "80 : 10 : 10 by near-duplicate groups", "official": "train.txt and val.txt of the download"}
 MAX_FOLDS = 20
+FAITHFUL = 128  # pixels; strangers shrunk below it look alike
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _examine(item: Source, size: int, fit: str) -> Case | str:
         image, mask, _, category = _read_pair(item)
     except InputError as error:
         return str(error)
-    fingerprints = fingerprint(image), fingerprint(place(image, size, fit))
+    fingerprints = fingerprint(image), fingerprint(place(image, size, fit) if size >= FAITHFUL else image)
     return Case(item, *image.shape[:2], category, float(mask.mean()), fingerprints)
 
 
