@@ -54,6 +54,13 @@ class BaselineFile:
             raise InputError(f"{self.path}: [{section}] {key} is {value!r}, expected {kind.__name__}. Mend it.")
         return value
 
+    def flag(self, section: str, key: str, becomes: str, default: bool) -> bool:
+        """True or False."""
+        value = self.get(section, key, becomes, default)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.path}: [{section}] {key} is {value!r}, expected True or False. Mend it.")
+        return value
+
     def square(self, section: str, key: str, becomes: str, default: int) -> int:
         """One int of a pair of equal ones, such as (9,9)."""
         value = self.get(section, key, becomes, (default, default))
@@ -153,7 +160,7 @@ def _optimisation(file: BaselineFile) -> dict[str, Any]:
         "AdamW": {"optimizer": "adamw", "optimizer_args": {"lr": rate, "eps": 1e-7, "weight_decay": 0.004}},
     }
     result = choose("optimizer of the baseline", name, optimizers)
-    if file.get("train", "learning_rate_reducer", "model.scheduler", False):
+    if file.flag("train", "learning_rate_reducer", "model.scheduler", False):
         patience = file.number("train", "patience", "early_stopping.patience", 10)
         default = patience // 2 or 5
         result["scheduler"] = "keras_plateau"
@@ -167,7 +174,7 @@ def _optimisation(file: BaselineFile) -> dict[str, Any]:
 
 
 def _data(file: BaselineFile) -> dict[str, Any]:
-    generator = file.get("model", "generator", "data.augmentation (ours, the nearest in kind)", False)
+    generator = file.flag("model", "generator", "data.augmentation (ours, the nearest in kind)", False)
     return {
         "root": _root(file.get("train", "image_datapath", "data.root", "dataset/Ovarian-Tumor/train/images")),
         "image_size": max(_image_size(file)),
@@ -209,7 +216,7 @@ def _widths(file: BaselineFile) -> dict[str, Any]:
 
 
 def _scale(file: BaselineFile) -> dict[str, float]:
-    divides = file.get("model", "input_normalize", "model.arch_args.input_scale", True)
+    divides = file.flag("model", "input_normalize", "model.arch_args.input_scale", True)
     return {"input_scale": 1 / 255 if divides else 1.0}
 
 
@@ -219,18 +226,18 @@ def _flexible_unet(file: BaselineFile) -> dict[str, Any]:
         "base_kernel": file.square("model", "base_kernels", "model.arch_args.base_kernel", 3),
         "dilation": file.square("model", "dilation", "model.arch_args.dilation", 1),
         "activation": _activation(file),
-        "normalization": bool(file.get("model", "normalization", "model.arch_args.normalization", False)),
+        "normalization": file.flag("model", "normalization", "model.arch_args.normalization", False),
         **_scale(file),
     }
 
 
 def _swin_unet(file: BaselineFile) -> dict[str, Any]:
-    defaults = fill_defaults(SwinUNet, None)
+    defaults = fill_defaults(SwinUNet, None) | {"patch_size": (4, 4)}
     numbers = ("filter_num_begin", "depth", "stack_num_down", "stack_num_up", "num_mlp")
     result = {key: file.number("model", key, f"model.arch_args.{key}", defaults[key]) for key in numbers}
     for key in ("patch_size", "num_heads", "window_size"):
         result[key] = file.numbers("model", key, f"model.arch_args.{key}", defaults[key])
-    result["shift_window"] = bool(file.get("model", "shift_window", "model.arch_args.shift_window", True))
+    result["shift_window"] = file.flag("model", "shift_window", "model.arch_args.shift_window", True)
     return {**result, "image_size": list(_image_size(file))}
 
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import yaml
 from pytorch_lightning import Trainer
-from torch import nn
 
 from ovseg.baseline_config import explain_baseline_config, read_baseline_config
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.errors import InputError, first_five
 from ovseg.files import atomic_dir
-from ovseg.models import build_model
 from ovseg.models.keras_weights import load_keras_weights
 from ovseg.task import SegmentationTask
 
@@ -34,22 +33,39 @@ def import_baseline(
         InputError: configuration or weights can't be used, or they disagree; nothing is written.
     """
     config, rows = read_baseline_config(config_path), explain_baseline_config(config_path)
-    network = build_model(config["model"]["arch"], **config["model"]["arch_args"])
+    _check_trainable(config_path, config)
+    task, data = SegmentationTask(**config["model"]), OvarianTumorDataModule(**config["data"])
     if weights is not None:
-        load_keras_weights(network, weights)
+        load_keras_weights(task.network, weights)
     with atomic_dir(output, overwrite, marker="import.csv") as folder:
         (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         with open(folder / "import.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("key", "value", "becomes"), *rows])
         if weights is not None:
-            _save_checkpoint(config, network, folder)
+            _save_checkpoint(task, data, folder)
     return rows
 
 
-def _save_checkpoint(config: dict[str, Any], network: nn.Module, folder: Path) -> None:
+def _check_trainable(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what the network or the data do not refuse themselves, but training would."""
+    numbers = {"epochs": config["trainer"]["max_epochs"], "patience": config["early_stopping"]["patience"]}
+    numbers |= {
+        "clipvalue": config["trainer"]["gradient_clip_val"],
+        "learning_rate": config["model"]["optimizer_args"]["lr"],
+    }
+    wrong = [f"{name} is {value}" for name, value in numbers.items() if value <= 0]
+    if wrong:
+        raise InputError(f"{path}: {first_five(wrong)}, expected more than 0. Mend it.")
+    height, width = (config["model"]["arch_args"].get("image_size") or (1, 1))[:2]
+    if height != width:
+        raise InputError(
+            f"{path}: this network's learnt places are for images of {height} x {width}, but training and inference "
+            "here use squares. Only read_baseline_config takes it."
+        )
+
+
+def _save_checkpoint(task: SegmentationTask, data: OvarianTumorDataModule, folder: Path) -> None:
     """A checkpoint as after no epoch: Lightning writes it, so evaluate, infer and resume take it like any other."""
-    task, data = SegmentationTask(**config["model"]), OvarianTumorDataModule(**config["data"])
-    task.network.load_state_dict(network.state_dict())
     quiet = {
         "logger": False,
         "enable_progress_bar": False,

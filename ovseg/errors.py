@@ -25,7 +25,7 @@ def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
     Raises:
         InputError: there is no such entry; the message lists the choices.
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise InputError(f"Unknown {kind} {name!r}. Choose one of: {', '.join(sorted(table))}.")
     return table[name]
 

@@ -125,6 +125,8 @@ def test_values_are_never_evaluated(write, tmp_path):
         ("num_layers     = 8", 'num_layers = "8"', "num_layers is '8', expected int"),
         ("(9,9)", "(9,7)", "expected two equal numbers"),
         ('"bce_dice_loss"', '"hope"', "Unknown loss 'hope'"),
+        ('"bce_dice_loss"', '["bce_dice_loss"]', r"Unknown loss \['bce_dice_loss'\]"),
+        ("normalization  = False", 'normalization = "False"', "normalization is 'False', expected True or False"),
         ('"TensorflowUNet"', '"TensorflowWNet"', "Unknown model of the baseline 'TensorflowWNet'. Choose one of: "),
         ("clipvalue      = 0.5", 'activation = "loud"', "Unknown activation 'loud'"),
         ("num_classes    = 1", "num_classes = 4", "only 3 and 1 are ported"),
@@ -172,6 +174,22 @@ def test_weights_of_another_depth_leave_nothing(write, tmp_path, capsys):
     weights = write_keras2(tmp_path / "best_model.h5", layers_of(source))
     assert run_import(write(SMALL.format(root="x")), tmp_path / "imported", "--weights", weights) == 2
     assert "in the file" in capsys.readouterr().err and not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("learning_rate  = 0.00007", "learning_rate = -1.0", "learning_rate is -1.0, expected more than 0"),
+        ("epochs        = 100", "epochs = -5", "epochs is -5, expected more than 0"),
+        ("batch_size    = 2", "batch_size = 0", "data.batch_size is 0"),
+        ('"TensorflowUNet"', '"TensorflowSwinUNet"\nimage_height = 256', "are for images of 256 x 512"),
+    ],
+)
+def test_values_that_cannot_train_leave_nothing(write, tmp_path, capsys, old, new, message):
+    text = EXPERIMENT.replace("num_layers     = 8", "num_layers = 3").replace(old, new)
+    text = text.replace("image_height   = 512\n", "") if "image_height = 256" in new else text
+    assert run_import(write(text), tmp_path / "imported") == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "imported").exists()
 
 
 def test_configuration_alone_is_converted(write, tmp_path):

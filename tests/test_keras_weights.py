@@ -169,7 +169,9 @@ def test_broken_files_are_errors(source, tmp_path):
         file["numbers"] = [1, 2]
     with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
         archive.writestr("readme", "no model")
-    for name in ("cut.h5", "text.h5", "other.h5", "other.keras"):
+    with h5py.File(tmp_path / "flat.h5", "w") as file:
+        file["layers"] = [1, 2]
+    for name in ("cut.h5", "text.h5", "other.h5", "flat.h5", "other.keras"):
         with pytest.raises(InputError, match=rf"{name} is not a whole Keras weights file"):
             load_keras_weights(network, tmp_path / name)
     with pytest.raises(InputError, match="There is no weights file"):

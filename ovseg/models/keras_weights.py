@@ -215,7 +215,7 @@ def read_keras_layers(path: Path) -> list[KerasLayer]:
                     return _read_keras3(file, names)
         with h5py.File(path, "r") as file:
             return _read_keras3(file, {}) if "layers" in file else _read_keras2(file)
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a whole Keras weights file ({reason}). Save or copy it again.") from error
 
