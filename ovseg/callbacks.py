@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.data.geometry import place
 from ovseg.data.pairs import read_image, read_labels
@@ -86,8 +87,15 @@ class LastCheckpoint(ModelCheckpoint):
         """Nothing: the last complete epoch is kept."""
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """On Ctrl-C keep the unfinished epoch's weights as `interrupted.ckpt`, for evaluate and infer (one process)."""
-        if not isinstance(exception, KeyboardInterrupt) or trainer.fast_dev_run or trainer.sanity_checking:
+        """On Ctrl-C or SIGTERM keep the unfinished epoch's weights for evaluate and infer, as `interrupted.ckpt`.
+
+        With several processes only `last.ckpt` is kept.
+        """
+        if (
+            not isinstance(exception, KeyboardInterrupt | SIGTERMException)
+            or trainer.fast_dev_run
+            or trainer.sanity_checking
+        ):
             return
         if trainer.world_size == 1:
             trainer.save_checkpoint(Path(self.dirpath) / "interrupted.ckpt")

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from ovseg import cli_data
 from ovseg.cli_parser import build_parser, conclude
@@ -22,6 +22,9 @@ def _run(command: Callable[[list[str]], int], arguments: list[str] | None = None
     except (InputError, argparse.ArgumentError, MisconfigurationException, UnicodeDecodeError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except SIGTERMException:  # Lightning's, which would leave with 0
+        print("error: stopped by SIGTERM", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         return 130
@@ -166,7 +169,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "infer": _infer,
     "prepare_data": cli_data.prepare_data,
     "audit_data": cli_data.audit_data,
-    "phantoms": cli_data.phantoms,
+    "make_phantoms": cli_data.phantoms,
     "measure_leakage": cli_data.measure_leakage,
     "draw_augmentations": cli_data.draw_augmentations,
     "import_baseline": _import_baseline,

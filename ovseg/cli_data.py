@@ -52,7 +52,7 @@ def audit_data(arguments: list[str]) -> int:
 
 def phantoms(arguments: list[str]) -> int:
     """Write a dataset of phantoms."""
-    parser = build_parser("phantoms", "Make a dataset of synthetic ultrasound pairs.")
+    parser = build_parser("make_phantoms", "Make a dataset of synthetic ultrasound pairs.")
     parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
     parser.add_argument("--count", type=int, default=400, help="number of pairs (default: 400)")
     parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")

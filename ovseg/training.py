@@ -1,5 +1,6 @@
 """`train`: LightningCLI with a run folder, our callbacks, checks before work starts, and an evaluation at the end."""
 
+import math
 import os
 import sys
 import warnings
@@ -86,6 +87,9 @@ class TrainCLI(LightningCLI):
             raise InputError(
                 f"model.monitor is {config.model.monitor}, expected a loss: the schedule watches for lower."
             )
+        for name in ("max_epochs", "limit_train_batches"):
+            if config.trainer[name] == 0:
+                raise InputError(f"trainer.{name} is 0, so nothing would be trained. Raise it.")
         if config.trainer.limit_val_batches == 0 or (config.trainer.check_val_every_n_epoch or 0) != 1:
             raise InputError(
                 "Best checkpoint, early stopping and schedule need a validation every epoch: leave "
@@ -93,21 +97,21 @@ class TrainCLI(LightningCLI):
             )
 
     def _check_patience(self) -> None:
-        """Stopping before the rate can fall makes the schedule a dead option."""
+        """Stopping before the rate can fall makes the schedule a dead option, which configurations of others have."""
         scheduler = self.config.model.scheduler
         if scheduler not in SCHEDULERS:
             return  # none, or the task's own error lists the choices
         wanted = fill_defaults(SCHEDULERS[scheduler], self.config.model.scheduler_args).get("patience")
         if isinstance(wanted, int) and self.config.early_stopping.patience <= wanted:
-            raise InputError(
+            rank_zero_info(
                 f"early_stopping.patience {self.config.early_stopping.patience} ends training before the schedule's "
-                f"patience {wanted} can lower the rate. Raise early_stopping.patience above {wanted}."
+                f"patience {wanted} can lower the rate. Raise early_stopping.patience above {wanted} if it should."
             )
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resume goes on with the network, optimiser and schedule of the checkpoint, at the end of an epoch."""
         path, here, there = self.config.ckpt_path, self.config.model, checkpoint["hyper_parameters"]
-        for name in ("arch", "arch_args", "optimizer", "optimizer_args", "scheduler", "scheduler_args"):
+        for name in ("arch", "arch_args", "optimizer", "optimizer_args", "scheduler", "scheduler_args", "loss"):
             ours, theirs = here[name], there[name]
             if name == "arch_args" and here["arch"] in ARCHITECTURES:
                 ours, theirs = (fill_defaults(ARCHITECTURES[here["arch"]], value) for value in (ours, theirs))
@@ -117,6 +121,10 @@ class TrainCLI(LightningCLI):
                     f"{path} was trained with model.{name} {there[name]}, but the configuration has {here[name]}, "
                     "which a resume would ignore. Resume with the run's own config.yaml."
                 )
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        wanted = self.config.trainer.max_epochs
+        if wanted is not None and 0 < wanted <= done:
+            raise InputError(f"{path} has done {done} epochs of trainer.max_epochs {wanted}. Raise it to go on.")
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         if progress["current"]["ready"] and not progress["is_last_batch"]:
             raise InputError(f"{path} was stopped inside an epoch, which cannot be finished. Resume from last.ckpt.")
@@ -214,6 +222,13 @@ def train_from_command_line(arguments: list[str]) -> int:
     if not any(Path(run, "checkpoints").glob("*.ckpt")):
         print(f"No epoch came to its end, so nothing was kept but the configuration in {run}.")
         return 0
+    last = float(trainer.callback_metrics.get("val_loss", 0.0))
+    if not math.isfinite(last):
+        raise InputError(
+            f"Training diverged: val_loss is {last} after epoch {trainer.current_epoch}. Lower "
+            "model.optimizer_args.lr or clip gradients (trainer.gradient_clip_val). Nothing was evaluated; the curves "
+            f"are in {run}."
+        )
     _evaluate_best(Path(run))
     return 0
 

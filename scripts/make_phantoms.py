@@ -3,4 +3,4 @@
 from ovseg.cli import run_script
 
 if __name__ == "__main__":
-    raise SystemExit(run_script("phantoms"))
+    raise SystemExit(run_script("make_phantoms"))

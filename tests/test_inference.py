@@ -230,7 +230,7 @@ def test_scripts_and_console_command_are_the_same_functions(monkeypatch, capsys)
 
 
 def test_prepare_and_phantoms_from_the_command_line(tmp_path, capsys):
-    assert _run(COMMANDS["phantoms"], ["--output", str(tmp_path / "p"), "--count", "10", "--size", "32"]) == 0
+    assert _run(COMMANDS["make_phantoms"], ["--output", str(tmp_path / "p"), "--count", "10", "--size", "32"]) == 0
     assert "10 phantoms" in capsys.readouterr().out
     assert _run(COMMANDS["prepare_data"], ["--source", str(tmp_path / "gone"), "--output", str(tmp_path / "d")]) == 2
     assert _run(COMMANDS["prepare_data"], []) == 2

@@ -11,7 +11,7 @@ from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.duplicates import find_tree_leakage
 from ovseg.data.phantoms import make_phantom
 from ovseg.data.prepare import prepare_dataset
-from ovseg.data.splits import FRACTIONS, deal_groups, read_split_file, stratify
+from ovseg.data.splits import FRACTIONS, deal_groups, read_official, read_split_file, stratify
 from ovseg.errors import InputError
 
 STEMS = [f"case {n}" for n in range(40)]  # 3k, 3k + 1 and 3k + 2 show one phantom
@@ -155,6 +155,14 @@ def test_a_bad_split_file_is_one_clear_error(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_split_file(tmp_path / name, ["a", "b"])
+
+
+def test_official_lists_may_name_images_that_cannot_be_used(tmp_path):
+    (tmp_path / "train.txt").write_text("1\n2\n9\n")
+    (tmp_path / "val.txt").write_text("3.JPG\n")
+    assert read_official(tmp_path, ["1", "2", "3"]) == {"1": "train", "2": "train", "3": "test"}
+    with pytest.raises(InputError, match="miss images .1: 4"):
+        read_official(tmp_path, ["1", "2", "3", "4"])
 
 
 def test_two_splits_at_once_are_an_error(prepare, tmp_path):

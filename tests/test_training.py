@@ -167,6 +167,44 @@ def test_break_training_stops_after_the_epoch(tiny, monkeypatch):
     assert not (run / "break_training").exists()
 
 
+def test_divergence_is_told_and_nothing_is_evaluated(tiny, capsys):
+    assert train("--model.optimizer_args.lr", "1e30") == 2
+    assert "Training diverged: val_loss is nan" in capsys.readouterr().err
+    assert not (tiny / "runs" / "tiny" / "version_0" / "evaluation").exists()
+
+
+def test_a_schedule_that_cannot_act_is_told(tiny, caplog):
+    with caplog.at_level("INFO"):
+        assert train("--early_stopping.patience", "1", "--trainer.max_epochs", "1") == 0
+    assert "Raise early_stopping.patience above 1" in caplog.text
+
+
+def test_resume_refuses_a_finished_run_and_another_loss(tiny, capsys):
+    assert train("--trainer.max_epochs", "1") == 0
+    last = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+    assert train(*last, "--trainer.max_epochs", "1") == 2
+    assert "has done 1 epochs of trainer.max_epochs 1" in capsys.readouterr().err
+    assert train(*last, "--model.loss", "dice_loss") == 2
+    assert "was trained with model.loss bce_dice_loss" in capsys.readouterr().err
+    assert not (tiny / "runs" / "tiny" / "version_1").exists()
+
+
+def test_sigterm_keeps_a_checkpoint_and_is_no_success(tiny):
+    command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", "tiny.yaml"]
+    process = subprocess.Popen(
+        [*command, "--trainer.max_epochs", "1000", "--early_stopping.patience", "999"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    last = tiny / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143 and "Traceback" not in errors
+    assert "Go on with --ckpt_path runs" in errors and "stopped by SIGTERM" in errors
+
+
 def test_ctrl_c_keeps_a_checkpoint(tiny):
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), "--config", "tiny.yaml"]
     process = subprocess.Popen(
@@ -198,7 +236,8 @@ def test_ctrl_c_keeps_a_checkpoint(tiny):
         (["--data.root", "gone"], "There is no dataset folder gone"),
         (["--ckpt_path", "gone.ckpt"], "There is no checkpoint gone.ckpt"),
         (["--config", "gone.yaml"], "gone.yaml"),
-        (["--early_stopping.patience", "1"], "Raise early_stopping.patience above 1"),
+        (["--trainer.max_epochs", "0"], "trainer.max_epochs is 0"),
+        (["--trainer.limit_train_batches", "0"], "trainer.limit_train_batches is 0"),
         (["--snapshots.num_infer_images", "-1"], "num_infer_images is -1"),
         (["--trainer.accelerator", "cuda"], "CUDA|cuda|accelerator"),
         (["--runs_dir", "tiny.yaml"], "Cannot write|is not a folder"),

@@ -93,6 +93,7 @@ def read_official(source: Path, stems: Sequence[str]) -> dict[str, str]:
         raise InputError(f"--split official needs {' and '.join(missing)} in {source}. Add them or use --split groups.")
     lines = {split: path.read_text(encoding="utf-8").split() for split, path in paths.items()}
     rows = [(Path(line).stem if "." in line else line, split) for split, names in lines.items() for line in names]
+    rows = [row for row in rows if row[0] in set(stems)]  # what is listed but has no usable pair is named as a failure
     check_listed([stem for stem, _ in rows], stems, f"train.txt and val.txt in {source}")
     return dict(rows)
 
