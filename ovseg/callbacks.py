@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.data.geometry import place
-from ovseg.data.pairs import read_image, read_labels
+from ovseg.data.pairs import read_image, read_pair
 from ovseg.drawing import PALETTE, PRED, case_row, contact_sheet, paint
 from ovseg.errors import InputError, choose
 from ovseg.files import atomic_path, write_image
@@ -190,14 +190,17 @@ class EpochSnapshots(Callback):
             return
         data, rows, name = trainer.datamodule, [], f"Epoch_{trainer.current_epoch + 1}"
         settings = data.hparams
-        for image_path, mask_path in data.mini_test_paths(self.num_infer_images):
-            image = place(read_image(image_path), settings.image_size, settings.fit)
-            mask = None if mask_path is None else read_labels(mask_path, settings.mask_threshold, settings.classes)
-            mask = None if mask is None else place(mask, settings.image_size, settings.fit)
+        for pair in data.mini_test_pairs(self.num_infer_images):
+            if pair.mask_path is None:
+                pictures = (read_image(pair.image_path),)
+            else:
+                pictures = read_pair(pair, settings.mask_threshold, settings.classes)
+            image, *masks = (place(picture, settings.image_size, settings.fit) for picture in pictures)
+            mask = masks[0] if masks else None
             pred = self._predict(trainer, pl_module, image)
             picture = paint(image, pred, PALETTE if data.categories else (PRED,))
-            write_image(folder / f"{name}_{image_path.stem}.png", picture)
-            rows.append(case_row(image, mask, pred, image_path.stem, classes=settings.classes))
+            write_image(folder / f"{name}_{pair.stem}.png", picture)
+            rows.append(case_row(image, mask, pred, pair.stem, classes=settings.classes))
         write_image(folder / f"{name}.png", contact_sheet(rows, categories=data.categories))
 
     @torch.no_grad()

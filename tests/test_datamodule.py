@@ -66,10 +66,10 @@ def test_excluded_stems_leave_their_split_and_unknown_ones_are_an_error(own_root
 
 
 def test_mini_test_comes_from_test_or_a_folder(phantom_root):
-    assert make(phantom_root).mini_test_paths(2)[0][0].parent.parent.name == "test"
+    assert make(phantom_root).mini_test_pairs(2)[0].image_path.parent.parent.name == "test"
     folder = phantom_root / "valid" / "images"
-    paths = make(phantom_root, mini_test=str(folder)).mini_test_paths(2)
-    assert [(path.parent, mask) for path, mask in paths] == [(folder, None)] * 2
+    pairs = make(phantom_root, mini_test=str(folder)).mini_test_pairs(2)
+    assert [(pair.image_path.parent, pair.mask_path) for pair in pairs] == [(folder, None)] * 2
 
 
 def test_baseline_layout_with_jpeg_masks_loads(own_root):

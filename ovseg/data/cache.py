@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 
 import cv2
@@ -119,7 +120,9 @@ def describe(pairs: list[Pair], settings: dict) -> dict:
     """What records are made from: settings, versions of the code that decodes and resizes, and every file's state."""
     files = [_state(path) for pair in pairs for path in (pair.image_path, pair.mask_path)]
     versions = [__version__, PIL.__version__, cv2.__version__]
-    return {"settings": settings, "stems": [pair.stem for pair in pairs], "files": files, "versions": versions}
+    boxes = [pair.box and list(astuple(pair.box)) for pair in pairs]
+    stems = [pair.stem for pair in pairs]
+    return {"settings": settings, "stems": stems, "files": files, "boxes": boxes, "versions": versions}
 
 
 def _state(path: Path) -> list:

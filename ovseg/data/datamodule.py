@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from ovseg.data.cache import PairCache, SplitCaches
 from ovseg.data.geometry import FITS, place
 from ovseg.data.loading import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
-from ovseg.data.manifest import category_names, check_manifest, labels_dir, read_manifest
-from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key, read_image, read_labels, verify_pairs
+from ovseg.data.manifest import category_names, check_manifest, cut_borders, labels_dir, read_manifest
+from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key, read_image, read_pair, verify_pairs
 from ovseg.data.phantoms import write_phantoms
 from ovseg.data.transforms import augment, build_transform
 from ovseg.errors import InputError, choose, first_five
@@ -78,7 +78,7 @@ class PairDataset(Dataset):
             *planes, mask = self.cache.records[index]
             return cv2.merge(planes), np.array(mask)  # copies: the records are read-only
         pair = self.pairs[index]
-        pictures = read_image(pair.image_path), read_labels(pair.mask_path, self.mask_threshold, self.classes)
+        pictures = read_pair(pair, self.mask_threshold, self.classes)
         return tuple(place(picture, self.image_size, self.fit) for picture in pictures)
 
 
@@ -98,7 +98,8 @@ class OvarianTumorDataModule(LightningDataModule):
         shuffle: new order of the training images in each epoch (the baseline has none).
         drop_last: leave out a short last training batch; batch normalisation fails on a batch of one pixel.
         seed: order and augmentation follow from (seed, epoch, image).
-        fit: how a picture that is not square fills the square: `letterbox` or `stretch`.
+        fit: how a picture that is not square fills the square: `letterbox` or `stretch`. From a dataset that was
+            prepared with letterbox, stretch takes each picture without its border.
         mask_threshold: grey values above it are lesion, 0..254.
         exclude: stems to leave out of every split.
         mini_test: folder of images for the snapshots of every epoch; by default images of `test`.
@@ -159,8 +160,8 @@ class OvarianTumorDataModule(LightningDataModule):
             write_phantoms(self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed)
         self.verify(SPLITS, keep=True)
         self._check_exclude()
-        for path, _ in self.mini_test_paths(count=64) if self.hparams.mini_test else ():
-            read_image(path)
+        for pair in self.mini_test_pairs(count=64) if self.hparams.mini_test else ():
+            read_image(pair.image_path)
         _ = self.dataset("train", self.hparams.augmentation)[0, 0]  # an augmentation that fails does so here
         self._verified = True
 
@@ -233,14 +234,15 @@ class OvarianTumorDataModule(LightningDataModule):
                     "python scripts/prepare_data.py --source OTU_2d --output FOLDER."
                 )
             masks = labels_dir(self.root, split, self.hparams.classes)
-            self._pairs[split] = find_pairs(self.root / split / "images", masks, self.hparams.exclude or ())
+            pairs = find_pairs(self.root / split / "images", masks, self.hparams.exclude or ())
+            self._pairs[split] = cut_borders(pairs, self.root, self.hparams.fit)
         return self._pairs[split]
 
-    def mini_test_paths(self, count: int) -> list[tuple[Path, Path | None]]:
-        """Image and mask (None in a folder without masks) of the `count` pictures that snapshots show."""
+    def mini_test_pairs(self, count: int) -> list[Pair]:
+        """The `count` pictures that snapshots show; those of the folder `mini_test` have no mask."""
         if self.hparams.mini_test:
-            return [(path, None) for path in list_images(Path(self.hparams.mini_test)).values()][:count]
-        return [(pair.image_path, pair.mask_path) for pair in self.pairs("test")[:count]]
+            return [Pair(stem, path, None) for stem, path in list_images(Path(self.hparams.mini_test)).items()][:count]
+        return self.pairs("test")[:count]
 
     def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
         """The dataset of a split."""

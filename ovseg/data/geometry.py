@@ -20,6 +20,11 @@ class Box:
     width: int
 
 
+def cut(picture: np.ndarray, box: Box) -> np.ndarray:
+    """The part (height, width, ...) of a picture (H, W, ...) that lies in a box."""
+    return picture[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
 def fit_box(height: int, width: int, size: int, fit: str) -> Box:
     """Where a (height, width) picture lies in a (size, size) square.
 
@@ -65,5 +70,4 @@ def place(picture: np.ndarray, size: int, fit: str) -> np.ndarray:
 def restore(probs: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
     """Undo `place` for a square of probabilities, float32 (S, S) -> (height, width), bilinear."""
     box = fit_box(height, width, probs.shape[0], fit)
-    inside = probs[box.top : box.top + box.height, box.left : box.left + box.width]
-    return cv2.resize(inside, (width, height), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(cut(probs, box), (width, height), interpolation=cv2.INTER_LINEAR)

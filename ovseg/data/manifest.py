@@ -1,10 +1,13 @@
 """What `manifest.json` says about a dataset: how it was prepared, and which category each image shows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ovseg.errors import InputError
+from ovseg.data.geometry import Box
+from ovseg.data.pairs import Pair
+from ovseg.errors import InputError, first_five
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -29,13 +32,34 @@ def check_manifest(root: Path, fit: str, classes: int) -> None:
     """Refuse settings that do not go with a dataset.
 
     Raises:
-        InputError: it has other categories, or was prepared with another `fit`: inference would place pictures
-            otherwise than training did.
+        InputError: it has other categories, or stretched pictures are to be letterboxed: inference would place
+            pictures otherwise than training did.
     """
     category_names(root, classes)
     prepared = read_manifest(root).get("fit", fit)
-    if prepared != fit:
+    if prepared != fit and prepared != "letterbox":
         raise InputError(f"{root} was prepared with --fit {prepared}, but data.fit is {fit}. Set data.fit: {prepared}.")
+
+
+def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
+    """Pairs of a dataset that was prepared with letterbox, with the box of each picture if another `fit` is wanted.
+
+    So the picture alone is stretched, as inference does with the original; the border was none of its own.
+
+    Raises:
+        InputError: the manifest does not say where a picture lies.
+    """
+    manifest = read_manifest(root)
+    if manifest.get("fit", fit) == fit:
+        return pairs
+    boxes = {item["stem"]: Box(**item["box"]) for item in manifest.get("items", []) if "box" in item}
+    unknown = [pair.stem for pair in pairs if pair.stem not in boxes]
+    if unknown:
+        raise InputError(
+            f"manifest.json of {root} does not tell where the pictures of {len(unknown)} stems lie: "
+            f"{first_five(unknown)}. Prepare the dataset again, or set data.fit: {manifest['fit']}."
+        )
+    return [replace(pair, box=boxes[pair.stem]) for pair in pairs]
 
 
 def labels_dir(root: Path, split: str, classes: int) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ovseg.data.geometry import Box, cut
 from ovseg.errors import InputError, first_five
 from ovseg.progress import progress_bar
 
@@ -17,11 +18,19 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Pair:
-    """One image and its mask (or category map), matched by stem."""
+    """One image and its mask (or category map), matched by stem.
+
+    Attributes:
+        stem: name of the files without suffix.
+        image_path: the image.
+        mask_path: the mask; None for a picture that is only shown.
+        box: the part of both files that holds the picture, where a black border around it is to be left out.
+    """
 
     stem: str
     image_path: Path
-    mask_path: Path
+    mask_path: Path | None
+    box: Box | None = None
 
 
 def natural_key(stem: str) -> list[tuple[bool, int | str]]:
@@ -165,6 +174,28 @@ def mask_problem(grey: np.ndarray, threshold: int, lossy: bool) -> str:
     return ""
 
 
+def read_pair(pair: Pair, threshold: int = 127, classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) and labels (H, W) of a pair, cut to its box where it has one.
+
+    Raises:
+        InputError: a file can't be used, the two differ in size, or the box lies outside of them.
+    """
+    image, mask = read_image(pair.image_path), read_labels(pair.mask_path, threshold, classes)
+    if image.shape[:2] != mask.shape:
+        sizes = f"{image.shape[1]} x {image.shape[0]} and {mask.shape[1]} x {mask.shape[0]}"
+        raise InputError(
+            f"{pair.image_path} and its mask {pair.mask_path} differ in size ({sizes}). Export them again."
+        )
+    if pair.box is None:
+        return image, mask
+    if pair.box.top + pair.box.height > mask.shape[0] or pair.box.left + pair.box.width > mask.shape[1]:
+        raise InputError(
+            f"{pair.image_path} is {mask.shape[1]} x {mask.shape[0]} pixels, but manifest.json has its picture in "
+            f"{pair.box}. Prepare the dataset again."
+        )
+    return cut(image, pair.box), cut(mask, pair.box)
+
+
 def verify_pairs(
     pairs: list[Pair],
     threshold: int = 127,
@@ -187,17 +218,10 @@ def verify_pairs(
     """
 
     def check(index: int) -> tuple[str, bool]:
-        pair = pairs[index]
         try:
-            image, mask = read_image(pair.image_path), read_labels(pair.mask_path, threshold, classes)
+            image, mask = read_pair(pairs[index], threshold, classes)
         except InputError as error:
             return str(error), False
-        if image.shape[:2] != mask.shape:
-            sizes = f"{image.shape[1]} x {image.shape[0]} and {mask.shape[1]} x {mask.shape[0]}"
-            return (
-                f"{pair.image_path} and its mask {pair.mask_path} differ in size ({sizes}). Export them again.",
-                False,
-            )
         if keep:
             keep(index, image, mask)
         return "", not mask.any()
