@@ -22,10 +22,11 @@ from tqdm import tqdm
 
 from ovseg.benchmark_peers import ONLY_INFER, PEERS, PRECISIONS, Workload, build_step, count_flops, keras_network
 from ovseg.errors import InputError, choose
+from ovseg.task import allow_tf32
 
 _step: Any = None  # of a measuring process
 SIZES, BATCHES = (128, 256, 384, 512, 768, 1024), (1, 2, 4, 8)  # of `measure_scaling`
-OWN_MEMORY = ("ovseg", "compile")  # peers that run with the package's huge pages; the others with torch's default
+OWN_MEMORY = ("ovseg", "compile", "graphs")  # peers with the package's huge pages; the others have torch's default
 
 
 def measure_peers(work: Workload, peers: list[str], repeats: int = 5, warmup: int = 2) -> pd.DataFrame:
@@ -110,6 +111,8 @@ def _check(work: Workload, peers: list[str]) -> None:
         choose("peer", peer, PEERS)
         if work.mode == "train" and peer in ONLY_INFER:
             raise InputError(f"--peers {peer} only infers. Leave it out of a training benchmark.")
+        if peer == "graphs" and not work.device.startswith("cuda"):
+            raise InputError(f"--peers graphs needs a CUDA device, not {work.device}. Leave it out.")
         if peer in ("tensorflow", *ONLY_INFER) and work.device != "cpu":
             raise InputError(f"--peers {peer} runs on the CPU, not on {work.device}. Leave it out or use --device cpu.")
     if "tensorflow" in peers:
@@ -193,6 +196,7 @@ def _draw_weights(work: Workload) -> None:
 def _matrix_peak(work: Workload, side: int = 3072) -> float:
     """GFLOP/s of the best of five products of two large matrices in the work's precision."""
     torch.set_num_threads(work.threads)
+    allow_tf32(work.precision == "tf32")
     a = torch.randn(side, side, device=work.device, dtype=PRECISIONS[work.precision])
     seconds = []
     for _ in range(6):

@@ -95,7 +95,7 @@ def default_peers(work: Workload) -> list[str]:
     """All peers of the same network whose packages are installed and that can do the work; the reference first."""
     names = ["tensorflow", "torch", "ovseg", *(ONLY_INFER if work.mode == "infer" else ())]
     if work.device != "cpu":
-        names = ["torch", "ovseg", "compile"]
+        names = ["torch", "ovseg", "compile", *(["graphs"] if work.device.startswith("cuda") else [])]
     if work.model["arch"] != "flexible_unet" and "tensorflow" in names:
         names.remove("tensorflow")
     return [name for name in names if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name])]

@@ -19,20 +19,22 @@ from ovseg.models import ARCHITECTURES, build_model
 from ovseg.models.keras_weights import load_keras_weights
 from ovseg.models.layers import ALGORITHMS, InputScale
 from ovseg.optim import build_optimizer
+from ovseg.task import allow_tf32
 
-# Peers and what they are; the first five compute the configuration's network, the last two are networks of their own.
+# Peers and what they are; all but the last two compute the configuration's network; those are networks of their own.
 PEERS = {
     "tensorflow": "Keras with TensorFlow, without dropout (extra [tensorflow])",
     "torch": "plain torch.nn layers and torch's default memory",
     "ovseg": "this package",
     "compile": "this package, compiled",
+    "graphs": "this package, compiled, its kernels recorded and replayed as CUDA graphs (on a GPU only)",
     "onnxruntime": "ONNX Runtime, inference only (extra [onnx])",
     "openvino": "OpenVINO, inference only (extras [onnx,openvino])",
     "smp": "another network: segmentation-models-pytorch's U-Net with a ResNet-34",
     "monai": "another network: MONAI's UNet, 8 levels of 16 to 2,048 channels (extra [monai])",
 }
 ONLY_INFER = ("onnxruntime", "openvino")
-PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+PRECISIONS = {"32": None, "tf32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Workload:
         batch_size: images a step.
         threads: CPU threads.
         device: a torch device.
-        precision: a key of `PRECISIONS`; torch's peers run under autocast, except for 32.
+        precision: a key of `PRECISIONS`: torch's peers run under autocast to bf16 or 16; tf32 is float32 whose products
+            a GPU rounds to 10 bits, which 32 forbids.
         channels_last: whether torch's peers hold images and weights that way.
         weights: Keras' initial weights for the peers of the same network, or None for torch's own.
     """
@@ -67,6 +70,7 @@ class Workload:
 def build_step(peer: str, work: Workload) -> Callable[[], Any]:
     """A function that does the work once: a training step gives its loss, an inference probabilities (N, H, W)."""
     torch.set_num_threads(work.threads)
+    allow_tf32(work.precision == "tf32")
     if peer == "tensorflow":
         return _keras_step(work)
     device = choose_device(work.device)
@@ -123,7 +127,8 @@ def _training_step(peer: str, network: nn.Module, image: Tensor, mask: Tensor, w
     name, arguments = work.model.get("optimizer", "adam"), work.model.get("optimizer_args") or {}
     optimizer = build_optimizer(name, network.parameters(), **arguments)
     scaler = torch.amp.GradScaler(image.device.type, enabled=work.precision == "16")
-    forward = torch.compile(network) if peer == "compile" else network
+    mode = "reduce-overhead" if peer == "graphs" else "default"
+    forward = torch.compile(network, mode=mode) if peer in ("compile", "graphs") else network
 
     def step() -> float:
         with _autocast(work):
@@ -142,8 +147,11 @@ def _training_step(peer: str, network: nn.Module, image: Tensor, mask: Tensor, w
 
 
 def _inference_step(peer: str, network: nn.Module, image: Tensor, work: Workload) -> Callable[[], np.ndarray]:
-    with torch.inference_mode():
-        engine = build_engine(peer if peer in ("compile", *ONLY_INFER) else "torch", network, image)
+    if peer == "graphs":
+        engine = torch.compile(network, mode="reduce-overhead")
+    else:
+        with torch.inference_mode():
+            engine = build_engine(peer if peer in ("compile", *ONLY_INFER) else "torch", network, image)
 
     @torch.inference_mode()
     def step() -> np.ndarray:

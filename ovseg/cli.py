@@ -147,7 +147,7 @@ def _benchmark(arguments: list[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each peer (default: 5)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before, untimed (default: 2)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: as many as cores)")
-    parser.add_argument("--precision", default="32", help="32 (default), bf16 or 16: autocast of torch's peers")
+    parser.add_argument("--precision", default="32", help="32 (default), tf32, bf16 or 16, of torch's peers")
     parser.add_argument("--channels-last", action="store_true", help="images and weights of torch's peers that way")
     parser.add_argument("--scaling", action="store_true", help="also against image size, batch, layers and threads")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")

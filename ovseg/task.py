@@ -13,6 +13,13 @@ from ovseg.models import build_model
 from ovseg.optim import build_optimizer, build_scheduler
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Let CUDA round the factors of float32 products to 10 bits (TF32), or forbid it; nothing changes on a CPU."""
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision
+
+
 class SegmentationTask(LightningModule):
     """A network in training: `SegmentationTask.load_from_checkpoint(path)` needs no other file, and no download.
 
@@ -29,6 +36,7 @@ class SegmentationTask(LightningModule):
             pytorch's U-Net with EfficientNet-lite0 takes 14 % less time on a CPU; with dilated convolutions of torch's
             own the backward pass can take a hundredfold.
         compile: compile the network when training starts (minutes, once); checkpoints are the same with and without.
+        tf32: train in TF32 on GPUs that have it (see `allow_tf32`): several times as fast as float32 proper.
 
     Raises:
         InputError: an unknown name or argument.
@@ -46,6 +54,7 @@ class SegmentationTask(LightningModule):
         monitor: str = "val_loss",
         channels_last: bool = False,
         compile: bool = False,
+        tf32: bool = True,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -66,6 +75,7 @@ class SegmentationTask(LightningModule):
 
     def on_fit_start(self) -> None:
         """Change how the network computes, in place: no name or number in the state dict differs."""
+        allow_tf32(self.hparams.tf32)
         if self.hparams.channels_last:
             self.network.to(memory_format=torch.channels_last)
         if self.hparams.compile:

@@ -61,9 +61,17 @@ def test_training_step_lowers_the_loss(peer):
     assert losses[-1] < losses[0]
 
 
-def test_training_step_runs_in_bfloat16():
-    step = build_step("ovseg", work("train", precision="bf16"))
-    assert step() > 0
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_training_step_runs_in_less_than_float32(precision):
+    assert build_step("ovseg", work("train", precision=precision))() > 0
+    assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == (precision == "tf32")
+
+
+def test_graphs_replay_only_on_a_gpu(monkeypatch):
+    kinds = []
+    monkeypatch.setattr(torch, "compile", lambda network, mode: kinds.append(mode) or network)
+    assert build_step("graphs", work("train"))() > 0 and build_step("graphs", work())().shape == (1, 32, 32)
+    assert kinds == ["reduce-overhead"] * 2
 
 
 def test_inference_gives_probabilities():
@@ -154,17 +162,18 @@ def test_markdown_leaves_out_what_was_not_measured():
 def test_default_peers_are_what_is_installed(monkeypatch):
     monkeypatch.setattr(benchmark_command.importlib.util, "find_spec", lambda name: name == "openvino" or None)
     assert default_peers(work()) == ["torch", "ovseg", "openvino"]
-    assert default_peers(work("train", device="cuda")) == ["torch", "ovseg", "compile"]
+    assert default_peers(work("train", device="cuda")) == ["torch", "ovseg", "compile", "graphs"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("run",), "Unknown benchmark 'run'. Choose one of: data, infer, layers, train"),
-        (("train", "--precision", "8"), "Unknown precision '8'. Choose one of: 16, 32, bf16"),
+        (("train", "--precision", "8"), "Unknown precision '8'. Choose one of: 16, 32, bf16, tf32"),
         (("train", "--repeats", "0"), "--repeats is 0, expected at least 1"),
-        (("train", "--peers", "caffe"), "Unknown peer 'caffe'. Choose one of: compile, monai"),
+        (("train", "--peers", "caffe"), "Unknown peer 'caffe'. Choose one of: compile, graphs, monai"),
         (("train", "--peers", "openvino"), "--peers openvino only infers"),
+        (("train", "--peers", "graphs"), "--peers graphs needs a CUDA device, not cpu"),
         (("infer", "--peers", "tensorflow", "--image-size", "33"), "--image-size 33 must be a multiple of 2"),
     ],
 )

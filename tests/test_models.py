@@ -158,3 +158,29 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch):
         InputError, match="Cannot download the weights 'imagenet' of resnet18 .*set encoder_weights to null"
     ):
         build_model("smp", encoder_name="resnet18", encoder_weights="imagenet")
+
+
+def test_checkpointing_changes_no_number():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = build_model("flexible_unet", base_filters=2, num_layers=3, checkpointing=checkpointing)
+        torch.manual_seed(1)  # of dropout
+        network(torch.arange(3 * 32 * 32).view(1, 3, 32, 32) % 256).square().mean().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass():
+    kept = []
+    for checkpointing in (False, True):
+        network, sizes = build_model("flexible_unet", base_filters=2, num_layers=3, checkpointing=checkpointing), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            network(torch.zeros(1, 3, 64, 64))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_checkpointing_refuses_batch_normalization():
+    with pytest.raises(InputError, match="checkpointing does not go with normalization"):
+        build_model("flexible_unet", checkpointing=True, normalization=True)

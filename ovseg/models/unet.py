@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ovseg.errors import InputError
 from ovseg.models.layers import (
@@ -30,6 +31,7 @@ class ConvBlock(nn.Module):
         activation: Keras name.
         normalization: batch normalisation after each activation.
         convolution: how to compute the convolutions, see `layers.ALGORITHMS`.
+        checkpointing: see `FlexibleUNet`.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ConvBlock(nn.Module):
         activation: str,
         normalization: bool,
         convolution: str,
+        checkpointing: bool,
     ):
         super().__init__()
         self.conv1 = DilatedConv2d(in_channels, out_channels, kernel, dilation, algorithm=convolution)
@@ -50,8 +53,14 @@ class ConvBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(out_channels, **BATCH_NORM) if normalization else nn.Identity()
         self.activation = build_activation(activation)
         self.dropout = nn.Dropout(dropout_rate)
+        self.checkpointing = checkpointing
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._convolve, features, use_reentrant=False)
+        return self._convolve(features)
+
+    def _convolve(self, features: Tensor) -> Tensor:
         features = self.dropout(self.norm1(self.activation(self.conv1(features))))
         return self.norm2(self.activation(self.conv2(features)))
 
@@ -80,6 +89,9 @@ class FlexibleUNet(nn.Module):
         normalization: batch normalisation after each activation.
         input_scale: factor on the pixels: 1 feeds 0..255 as the experiment does, 1/255 feeds 0..1.
         convolution: how to compute the convolutions, see `layers.ALGORITHMS`; the numbers stay the same.
+        checkpointing: keep only each block's input for the backward pass and compute the rest of it again: less memory
+            for about a third more time, the same numbers. Not with `normalization`, whose running statistics would
+            count every batch twice.
 
     Raises:
         InputError: a value that gives no network.
@@ -97,8 +109,11 @@ class FlexibleUNet(nn.Module):
         normalization: bool = False,
         input_scale: float = 1 / 255,
         convolution: str = "auto",
+        checkpointing: bool = False,
     ):
         super().__init__()
+        if checkpointing and normalization:
+            raise InputError("flexible_unet: checkpointing does not go with normalization. Set one of them to false.")
         _check(classes, base_filters, base_kernel, num_layers, dilation, dropout_rate)
         self.stride = 2 ** (num_layers - 1)
         self.scale = InputScale(input_scale)
@@ -107,7 +122,8 @@ class FlexibleUNet(nn.Module):
         def block(level: int, in_channels: int) -> ConvBlock:
             kernel, spread = max(3, base_kernel - 2 * level), max(1, dilation - level)
             rate = dropout_rate * level
-            return ConvBlock(in_channels, filters[level], kernel, spread, rate, activation, normalization, convolution)
+            how = (rate, activation, normalization, convolution, checkpointing)
+            return ConvBlock(in_channels, filters[level], kernel, spread, *how)
 
         levels = range(num_layers)
         self.encoder = nn.ModuleList(block(i, filters[i - 1] if i else 3) for i in levels)
