@@ -1,6 +1,7 @@
 """One contract for every architecture of `list_models()`, and what each one promises beside it."""
 
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 
 from ovseg.errors import InputError
@@ -146,6 +147,13 @@ def test_every_activation_is_finite(name):
         ({"encoder_name": "resnet18", "encoder_weights": "mars"}, "Unknown encoder_weights of resnet18 'mars'"),
         ({"decoder_args": {"sharpness": 1}}, "smp unet does not take sharpness. Its arguments are: encoder_name, "),
         ({"decoder_args": {"decoder_channels": [1, 2]}}, "cannot be built"),
+        ({"encoder_name": "tu-resnet18", "encoder_weights": "a1"}, "Unknown encoder_weights of tu-resnet18 'a1'"),
+        ({"head_stride": 3}, "head_stride is 3 for smp unet, expected 1, or 2 or 4"),
+        ({"head_stride": 2, "architecture": "fpn"}, "head_stride is 2 for smp fpn"),
+        (
+            {"head_stride": 2, "decoder_args": {"encoder_depth": 1, "decoder_channels": [8]}},
+            "head_stride 2 leaves none of 1 decoder_channels",
+        ),
     ],
 )
 def test_smp_mistakes_are_errors(settings, message):
@@ -153,11 +161,48 @@ def test_smp_mistakes_are_errors(settings, message):
         build_model("smp", **settings)
 
 
-def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch):
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-tf_efficientnet_lite0"])
+def test_weights_that_cannot_be_downloaded_are_one_sentence(encoder):
     with pytest.raises(
-        InputError, match="Cannot download the weights 'imagenet' of resnet18 .*set encoder_weights to null"
+        InputError, match=f"Cannot download the weights 'imagenet' of {encoder} .*set encoder_weights to null"
     ):
-        build_model("smp", encoder_name="resnet18", encoder_weights="imagenet")
+        build_model("smp", encoder_name=encoder, encoder_weights="imagenet")
+
+
+ENCODERS = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224", "upernet": "tu-convnext_atto"}
+
+
+@pytest.mark.parametrize("architecture", smp.MODEL_ARCHITECTURES_MAPPING)
+def test_every_smp_architecture_trains(architecture):
+    side = 128 if architecture == "pan" else 64  # PAN pools four times at stride 16
+    network = build_model("smp", architecture=architecture, encoder_name=ENCODERS.get(architecture, "resnet18"))
+    image, mask = pixels(2, 3, side, side), (torch.rand(2, 1, side, side) > 0.5).float()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)
+    before = [parameter.clone() for parameter in network.parameters()]
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(network(image), mask)
+    loss.backward()
+    optimizer.step()
+    changed = [not torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True)]
+    assert loss.isfinite() and sum(changed) > 0.5 * len(changed)  # PSPNet and DPT leave layers of the encoder out
+
+
+@pytest.mark.parametrize(("stride", "blocks"), [(1, 5), (2, 4), (4, 3)])
+def test_head_stride_leaves_out_decoder_blocks(stride, blocks):
+    network = build_model("smp", classes=2, head_stride=stride, **SMALL["smp"])
+    seen = []
+    network.network.segmentation_head[0].register_forward_hook(lambda *args: seen.append(args[2].shape[-2:]))
+    logits = network(pixels(2, 3, 65, 96))
+    assert logits.shape == (2, 2, 65, 96) and len(network.network.decoder.blocks) == blocks
+    assert seen == [(96 // stride, 96 // stride)]
+    logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_head_stride_enlarges_without_a_shift():
+    network = build_model("smp", head_stride=4, **SMALL["smp"]).eval()
+    head = network.network.segmentation_head
+    ramp = head[1](torch.arange(8.0).view(1, 1, 1, 8).expand(1, 1, 8, 8))[0, 0, 16, 4:-4]
+    assert torch.allclose(ramp, (torch.arange(4.0, 28.0) + 0.5) / 4 - 0.5)  # pixel centres stay where they were
 
 
 def test_checkpointing_changes_no_number():
