@@ -14,17 +14,19 @@ from scipy.stats import bootstrap
 from ovseg import __version__
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.manifest import image_categories
+from ovseg.data.original import original_mask, prepared_items
 from ovseg.errors import InputError
-from ovseg.inference import category_names_of, choose_device, find_checkpoint, read_checkpoint
+from ovseg.inference import category_names_of, choose_device, decide, find_checkpoint, read_checkpoint, restore_probs
 from ovseg.metrics import HARD_SCORES, OnlineScores, category_scores, confusion, hard_scores, main_category, predict
 from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
 
+ORIGINAL_SCORES = ("dice_original", "iou_original")  # of each image, at the picture's original size
 POOLED_SCORES = ("loss", "dice_coef", "iou_pooled", "dice_categories", "iou_pooled_categories")  # not means over images
 
 
 class Evaluation:
-    """One checkpoint on one split, at the size the network was trained at, on one device.
+    """One checkpoint on one split, at the size the network was trained at and at the pictures' original sizes.
 
     Args:
         run: run folder or checkpoint.
@@ -50,6 +52,8 @@ class Evaluation:
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
         self.datamodule.load_state_dict({"categories": category_names_of(checkpoint)})
+        self._pairs = {pair.stem: pair for pair in self.datamodule.pairs(split)}
+        self._items = prepared_items(self.datamodule.root)
         self.epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         with open(self.checkpoint_path, "rb") as file:
             self.digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -74,19 +78,38 @@ class Evaluation:
         online, rows = OnlineScores(self.task.classes, sync=False).to(self.device), []
         for batch, logits in self.batches():
             online.update(self.task.loss(logits, batch["mask"]), logits, batch["mask"])
-            rows += image_rows(batch, logits, names)
+            added = self.original_rows(batch["stem"], logits)
+            rows += [row | more for row, more in zip(image_rows(batch, logits, names), added, strict=True)]
         table = pd.DataFrame(rows)
         known = {} if names else image_categories(self.datamodule.root, self.split)
         if known:
             table.insert(1, "category", table["stem"].map(known).fillna("unknown"))
         pooled = {name: number(value) for name, value in online.compute().items() if name in POOLED_SCORES}
-        summary = {**self.describe(), "scores": {**pooled, **summarise(table)}}
+        pooled["iou_pooled_original"] = pooled_iou(table, "_original")
+        summary = {**self.describe(), "scores": {**pooled, **summarise(table[[*HARD_SCORES, *ORIGINAL_SCORES]])}}
         if "category" in table:
             summary["per_category"] = summarise_categories(table, names)
         if names:
             for row, iou in zip(summary["per_category"], online.categories.compute()["iou_pooled"], strict=False):
                 row["category_iou_pooled"] = number(iou)
         return table, summary
+
+    def original_rows(self, stems: Sequence[str], logits: torch.Tensor) -> list[dict[str, float]]:
+        """Hard scores of the lesion and areas in pixels at the pictures' original sizes, a row for each image.
+
+        Probabilities are taken out of the network's square as `Predictor.segment` does, and labels from them there.
+        """
+        settings, rows = self.datamodule.hparams, []
+        probs = (logits.softmax(1) if self.task.classes > 1 else logits.sigmoid()).float().cpu().numpy()
+        for stem, square in zip(stems, probs, strict=True):
+            mask = original_mask(self._pairs[stem], self._items.get(stem), settings.mask_threshold, self.task.classes)
+            labels = decide(restore_probs(square, *mask.shape, settings.fit)).labels
+            pred, mask = torch.from_numpy(labels > 0)[None, None], torch.from_numpy(mask > 0)[None, None]
+            scores = hard_scores(pred, mask)
+            row = {name: scores[name.removesuffix("_original")].item() for name in ORIGINAL_SCORES}
+            areas = {"lesion_pixels": mask, "pred_pixels": pred, "hit_pixels": pred & mask}
+            rows.append(row | {f"{name}_original": int(area.sum()) for name, area in areas.items()})
+        return rows
 
     def describe(self) -> dict[str, Any]:
         """What was evaluated and with what: the part of the summary that is known before any image is scored."""
@@ -136,8 +159,20 @@ def image_rows(batch: dict, logits: torch.Tensor, categories: Sequence[str] = ()
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Mean, median and 95 % interval of each hard score over the images that have it; see `summarise_values`."""
-    return {name: summarise_values(table[name]) for name in HARD_SCORES}
+    """Mean, median and 95 % interval of each column of scores over the images that have it; see `summarise_values`."""
+    return {name: summarise_values(table[name]) for name in table}
+
+
+def pooled_iou(table: pd.DataFrame, suffix: str = "") -> float | None:
+    """Summed intersections over summed unions of the images of a table; None where the lesion is in no map.
+
+    Args:
+        table: see `Evaluation.run`.
+        suffix: of the columns of areas; `_original` are those at the pictures' original sizes.
+    """
+    lesion, pred, hit = (table[f"{name}_pixels{suffix}"].sum() for name in ("lesion", "pred", "hit"))
+    union = lesion + pred - hit
+    return float(hit / union) if union else None
 
 
 def summarise_values(scores: pd.Series) -> dict[str, Any]:
@@ -176,8 +211,7 @@ def summarise_categories(table: pd.DataFrame, categories: Sequence[str] = ()) ->
         part = table[table["category"] == name]
         row = {"name": name, "images": len(part)}
         row |= {score: summarise_values(part[score]) for score in ("dice", "iou")}
-        union = (part["lesion_pixels"] + part["pred_pixels"] - part["hit_pixels"]).sum()
-        row["iou_pooled"] = float(part["hit_pixels"].sum() / union) if union else None
+        row["iou_pooled"] = pooled_iou(part)
         if categories:
             row["recognised"] = int((part["pred_category"] == name).sum())
         if name in categories:

@@ -137,14 +137,19 @@ class Predictor:
             self._run = choose_engine(self.engine, self.network, batch, print_engines)
         logits = self._run(batch).float()
         probs = (logits.softmax(1) if self.categories else logits.sigmoid()).cpu().numpy()
-        return [self._restore(p, *image.shape[:2]) for p, image in zip(probs, images, strict=True)]
+        return [decide(restore_probs(p, *i.shape[:2], self.fit)) for p, i in zip(probs, images, strict=True)]
 
-    def _restore(self, probs: np.ndarray, height: int, width: int) -> Prediction:
-        """Probabilities (classes, S, S) of a square to the prediction for its picture."""
-        probs = np.stack([restore(channel, height, width, self.fit) for channel in probs])
-        if self.categories:
-            return Prediction(probs.argmax(0).astype(np.uint8), 1 - probs[0])
-        return Prediction((probs[0] > 0.5).astype(np.uint8), probs[0])
+
+def restore_probs(probs: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
+    """Probabilities of a square, float32 (classes, S, S), to its picture's size, (classes, height, width)."""
+    return np.stack([restore(channel, height, width, fit) for channel in probs])
+
+
+def decide(probs: np.ndarray) -> Prediction:
+    """The prediction that probabilities, float32 (classes, H, W), stand for."""
+    if len(probs) > 1:
+        return Prediction(probs.argmax(0).astype(np.uint8), 1 - probs[0])
+    return Prediction((probs[0] > 0.5).astype(np.uint8), probs[0])
 
 
 def category_names_of(checkpoint: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from ovseg.data.datamodule import PairDataset
 from ovseg.drawing import case_row, contact_sheet
 from ovseg.errors import InputError
-from ovseg.evaluation import Evaluation
+from ovseg.evaluation import ORIGINAL_SCORES, Evaluation
 from ovseg.files import atomic_dir, write_image, write_json
 from ovseg.metrics import HARD_SCORES, predict
 from ovseg.plots import draw_boxes, draw_confusion, draw_histogram
@@ -122,8 +122,11 @@ def print_summary(summary: dict[str, Any]) -> None:
         title = f"LEAKAGE, near-duplicates in two splits: {title}"
     rows = []
     for name, value in summary["scores"].items():
-        if name in HARD_SCORES:
-            rows.append((f"{name} per image", *_mean_and_interval(value), _text(value["median"]), str(value["images"])))
+        if name in (*HARD_SCORES, *ORIGINAL_SCORES):
+            label = name.replace("_original", ", original size,")
+            rows.append(
+                (f"{label} per image", *_mean_and_interval(value), _text(value["median"]), str(value["images"]))
+            )
         else:
             rows.append((_FULL_NAMES[name], _text(value), "", "", ""))
     print_rows(("score", "value", "95 % interval", "median", "images"), rows, f"{title}{summary['epoch']}")
@@ -158,6 +161,7 @@ _FULL_NAMES = {
     "loss": "loss",
     "dice_coef": "dice_coef (soft, per batch)",
     "iou_pooled": "IoU pooled",
+    "iou_pooled_original": "IoU pooled, original size",
     "dice_categories": "category Dice, mean of categories",
     "iou_pooled_categories": "category IoU pooled, mean of categories",
 }

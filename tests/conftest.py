@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning import Trainer
 
+from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.phantoms import write_phantoms
+from ovseg.task import SegmentationTask
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -43,6 +46,39 @@ def phantom_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "phantoms"
     write_phantoms(root, 20, size=64, seed=3)
     return root
+
+
+@pytest.fixture(scope="session")
+def make_run(phantom_root):
+    """A function that trains a tiny network for some steps and keeps it as a run folder's last.ckpt.
+
+    Of one class its last bias is then set so that a tenth of what it sees is lesion: some components, with holes.
+    """
+
+    def make(folder: Path, root: Path = phantom_root, seed: int = 0, **data) -> Path:
+        torch.manual_seed(seed)
+        arch_args = {"base_filters": 4, "base_kernel": 3, "num_layers": 3, "dilation": 1}
+        options = {"arch_args": arch_args, "optimizer_args": {"lr": 0.003}}
+        if data.get("classes", 1) > 1:
+            options |= {"arch_args": {**arch_args, "classes": data["classes"]}, "loss": "ce_dice_loss"}
+        datamodule = OvarianTumorDataModule(
+            str(root), **{"image_size": 32, "batch_size": 4, "num_workers": 0, "cache": False, **data}
+        )
+        task = SegmentationTask(**options)
+        trainer = Trainer(
+            max_steps=20, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+            default_root_dir=folder, limit_val_batches=0, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(task, datamodule)
+        if task.classes == 1:
+            images = next(iter(datamodule.eval_dataloader("valid")))["image"]
+            with torch.inference_mode():
+                threshold = task.eval()(images).quantile(0.9)
+            task.network.head.bias.data -= threshold
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+        return folder
+
+    return make
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 LAYERS = [
     [
         *("errors", "files", "progress", "plots", "drawing", "data.geometry", "data.pairs", "data.manifest"),
-        *("data.sector", "data.ultrasound", "data.calipers", "data.transforms", "data.phantoms"),
+        *("data.original", "data.sector", "data.ultrasound", "data.calipers", "data.transforms", "data.phantoms"),
         *("data.duplicates", "data.splits", "models.layers", "models.unet"),
         *("models.attention_unet", "models.multires_unet", "models.unet3plus"),
         *("models.swin_unet", "models.efficient_unet", "models.deeplabv3plus"),
