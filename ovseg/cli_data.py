@@ -57,6 +57,7 @@ def phantoms(arguments: list[str]) -> int:
     parser.add_argument("--count", type=int, default=400, help="number of pairs (default: 400)")
     parser.add_argument("--size", type=int, default=256, help="side of the pictures in pixels (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    parser.add_argument("--folds", type=int, default=0, help="also deal train and valid to so many folds")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
     options = vars(parser.parse_args(arguments))
     from ovseg.data.phantoms import write_phantoms

@@ -51,7 +51,8 @@ class Evaluation:
         settings["root"] = str(root or settings["root"])
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
-        self.datamodule.load_state_dict({"categories": category_names_of(checkpoint)})
+        held_out = {} if split == "test" else {"held_out": checkpoint.get("OvarianTumorDataModule", {}).get("held_out")}
+        self.datamodule.load_state_dict({"categories": category_names_of(checkpoint), **held_out})
         self._pairs = {pair.stem: pair for pair in self.datamodule.pairs(split)}
         self._items = prepared_items(self.datamodule.root)
         self.epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -81,7 +82,7 @@ class Evaluation:
             added = self.original_rows(batch["stem"], logits)
             rows += [row | more for row, more in zip(image_rows(batch, logits, names), added, strict=True)]
         table = pd.DataFrame(rows)
-        known = {} if names else image_categories(self.datamodule.root, self.split)
+        known = {} if names else image_categories(self.datamodule.root, *self.datamodule.tree.folders(self.split))
         if known:
             table.insert(1, "category", table["stem"].map(known).fillna("unknown"))
         pooled = {name: number(value) for name, value in online.compute().items() if name in POOLED_SCORES}

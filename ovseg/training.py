@@ -26,7 +26,8 @@ from ovseg.callbacks import (
     LineProgress,
     best_mode,
 )
-from ovseg.data.datamodule import SPLITS, OvarianTumorDataModule
+from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.tree import SPLITS
 from ovseg.errors import InputError, fill_defaults
 from ovseg.evaluation import Evaluation
 from ovseg.inference import read_checkpoint
@@ -121,6 +122,12 @@ class TrainCLI(LightningCLI):
                     f"{path} was trained with model.{name} {there[name]}, but the configuration has {here[name]}, "
                     "which a resume would ignore. Resume with the run's own config.yaml."
                 )
+        fold = checkpoint["datamodule_hyper_parameters"].get("fold")
+        if fold != self.config.data.fold:
+            raise InputError(
+                f"{path} was trained with data.fold {fold}, but the configuration has {self.config.data.fold}, whose "
+                "validation images it may have seen. Resume with the run's own config.yaml."
+            )
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         wanted = self.config.trainer.max_epochs
         if wanted is not None and 0 < wanted <= done:
@@ -237,6 +244,7 @@ def _announce(task: SegmentationTask, data: OvarianTumorDataModule) -> None:
     """What is trained on what."""
     count = sum(parameter.numel() for parameter in task.parameters())
     images = ", ".join(f"{len(data.pairs(split))} {split}" for split in SPLITS)
+    images += "" if data.hparams.fold is None else f" (fold {data.hparams.fold} held out)"
     rank_zero_info(
         f"{task.hparams.arch}: {count:,} parameters. {data.root}: {images} images of {data.hparams.image_size}."
     )

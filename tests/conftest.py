@@ -81,6 +81,14 @@ def make_run(phantom_root):
     return make
 
 
+@pytest.fixture(scope="session")
+def fold_root(tmp_path_factory) -> Path:
+    """The same 20 phantoms, train and valid dealt to three folds. Not to be changed."""
+    root = tmp_path_factory.mktemp("data") / "folds"
+    write_phantoms(root, 20, size=64, seed=3, folds=3)
+    return root
+
+
 @pytest.fixture
 def save_png():
     """Write an array as a picture, making its folder."""

@@ -8,8 +8,9 @@ from conftest import REPOSITORY
 # Every module and its layer; within a layer, later ones may import earlier ones.
 LAYERS = [
     [
-        *("errors", "files", "progress", "plots", "drawing", "data.geometry", "data.pairs", "data.manifest"),
-        *("data.original", "data.sector", "data.ultrasound", "data.calipers", "data.transforms", "data.phantoms"),
+        *("errors", "files", "progress", "plots", "drawing", "data.geometry", "data.pairs"),
+        *("data.manifest", "data.original", "data.tree"),
+        *("data.sector", "data.ultrasound", "data.calipers", "data.transforms", "data.phantoms"),
         *("data.duplicates", "data.splits", "models.layers", "models.unet"),
         *("models.attention_unet", "models.multires_unet", "models.unet3plus"),
         *("models.swin_unet", "models.efficient_unet", "models.deeplabv3plus"),

@@ -68,6 +68,18 @@ class PairCache:
             return list(pool.map(zlib.crc32, self.records)) == self.footer["checksums"]
 
 
+class PickedCache:
+    """Records of pairs that lie in several caches, as if they were one cache."""
+
+    def __init__(self, caches: list[PairCache], places: list[tuple[int, int]]):
+        self.caches, self.places = caches, places
+        self.records = self
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        cache, row = self.places[index]
+        return self.caches[cache].records[row]
+
+
 class SplitCaches:
     """The cache files of a dataset's splits in one folder; none, where `folder` is None or can't be written.
 
@@ -82,6 +94,23 @@ class SplitCaches:
     def open(self, split: str, pairs: list[Pair]) -> PairCache | None:
         """The valid cache of a split, if any."""
         return open_cache(*self._file(split, pairs)) if self.folder else None
+
+    def pick(self, trees: dict[str, list[Pair]], pairs: list[Pair]) -> PairCache | PickedCache | None:
+        """The records of some pairs, from the valid caches of the splits that they lie in; None where one has none.
+
+        So folds, which mix splits, share the splits' files.
+
+        Args:
+            trees: all pairs of each of these splits.
+            pairs: those wanted, in this order.
+        """
+        caches = [self.open(split, members) for split, members in trees.items()]
+        if None in caches:
+            return None
+        if list(trees.values()) == [pairs]:
+            return caches[0]
+        places = {pair: (n, row) for n, members in enumerate(trees.values()) for row, pair in enumerate(members)}
+        return PickedCache(caches, [places[pair] for pair in pairs])
 
     def verify(
         self, split: str, pairs: list[Pair], check: Callable[[Store | None], list[str]], build: bool

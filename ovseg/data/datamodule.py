@@ -8,6 +8,7 @@ counted. Scaling to the network's range is the network's own first layer.
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,16 +17,15 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ovseg.data.cache import PairCache, SplitCaches
+from ovseg.data.cache import PairCache, PickedCache, SplitCaches
 from ovseg.data.geometry import FITS, place
 from ovseg.data.loading import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
-from ovseg.data.manifest import category_names, check_manifest, cut_borders, labels_dir, read_manifest
-from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key, read_image, read_pair, verify_pairs
+from ovseg.data.manifest import category_names, check_manifest, read_manifest
+from ovseg.data.pairs import Pair, list_images, read_image, read_pair, verify_pairs
 from ovseg.data.phantoms import write_phantoms
 from ovseg.data.transforms import augment, build_transform
+from ovseg.data.tree import SPLITS, DatasetTree
 from ovseg.errors import InputError, choose, first_five
-
-SPLITS = ("train", "valid", "test")
 
 
 class PairDataset(Dataset):
@@ -42,7 +42,7 @@ class PairDataset(Dataset):
         mask_threshold: int,
         augmentation: str = "none",
         classes: int = 1,
-        cache: PairCache | None = None,
+        cache: PairCache | PickedCache | None = None,
     ):
         self.pairs, self.image_size, self.fit, self.mask_threshold = pairs, image_size, fit, mask_threshold
         self.classes, self.transform, self.cache = classes, build_transform(augmentation), cache
@@ -108,6 +108,8 @@ class OvarianTumorDataModule(LightningDataModule):
             command line gives the network as many.
         cache: keep the decoded pairs (4 bytes a pixel of a pair: 1 MB at 512) in `root/.cache`, or in the named folder;
             built with the verification, which a later start then need not repeat.
+        fold: validate with this fold of a dataset prepared with `--folds`, 0, 1, ..., and train on all other images of
+            train and valid; test stays as it is.
 
     Raises:
         InputError: a value out of range, an unknown `augmentation` or `fit`.
@@ -130,6 +132,7 @@ class OvarianTumorDataModule(LightningDataModule):
         phantoms: int = 0,
         classes: int = 1,
         cache: bool | str = True,
+        fold: int | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -142,7 +145,7 @@ class OvarianTumorDataModule(LightningDataModule):
         choose("fit", fit, FITS)
         build_transform(augmentation)
         self.root = Path(root)
-        self._pairs: dict[str, list[Pair]] = {}
+        self.tree = DatasetTree(self.root, exclude, classes, fold, fit)
         self._verified = False
         folder = self.root / ".cache" if isinstance(cache, bool) else Path(cache) / self.root.resolve().name
         settings = {name: self.hparams[name] for name in ("image_size", "fit", "mask_threshold", "exclude", "classes")}
@@ -159,7 +162,7 @@ class OvarianTumorDataModule(LightningDataModule):
         if self.hparams.phantoms and not self.root.exists():
             write_phantoms(self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed)
         self.verify(SPLITS, keep=True)
-        self._check_exclude()
+        self.tree.check_exclude()
         for pair in self.mini_test_pairs(count=64) if self.hparams.mini_test else ():
             read_image(pair.image_path)
         _ = self.dataset("train", self.hparams.augmentation)[0, 0]  # an augmentation that fails does so here
@@ -176,23 +179,16 @@ class OvarianTumorDataModule(LightningDataModule):
             InputError: see `prepare_data`.
         """
         check_manifest(self.root, self.hparams.fit, self.hparams.classes)
+        folders = {
+            name: pairs for split in splits if self.pairs(split) for name, pairs in self.tree.folders(split).items()
+        }
         if self.leakage:
             rank_zero_info(f"leakage: near-duplicates of one examination are in two splits of {self.root}.")
-        for split in splits:
-            pairs = self.pairs(split)
+        for name, pairs in folders.items():
             check = partial(verify_pairs, pairs, self.hparams.mask_threshold, self.hparams.classes)
-            empty = self._caches.verify(split, pairs, check, keep)
+            empty = self._caches.verify(name, pairs, check, keep)
             if empty:
-                rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {split} are empty: {first_five(empty)}")
-
-    def _check_exclude(self) -> None:
-        """A stem that no split has was misspelt: its image would go on being used."""
-        present = {stem for split in SPLITS for stem in list_images(self.root / split / "images")}
-        unknown = sorted(set(map(str, self.hparams.exclude or ())) - present, key=natural_key)
-        if unknown:
-            raise InputError(
-                f"data.exclude names {len(unknown)} stems that no split of {self.root} has: {first_five(unknown)}."
-            )
+                rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {name} are empty: {first_five(empty)}")
 
     @property
     def leakage(self) -> bool:
@@ -204,39 +200,31 @@ class OvarianTumorDataModule(LightningDataModule):
         """Names of ids 1, 2, ...; empty for one class. Raises InputError where the dataset does not fit `classes`."""
         return category_names(self.root, self.hparams.classes)
 
-    def state_dict(self) -> dict[str, list[str]]:
-        """What a checkpoint keeps: the names of the categories, for those who have it alone."""
-        return {"categories": self.categories} if self.hparams.classes > 1 else {}
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the names of the categories, for those who have it alone, and what is held out."""
+        categories = {"categories": self.categories} if self.hparams.classes > 1 else {}
+        return categories if self.hparams.fold is None else {**categories, "held_out": self.tree.held_out()}
 
-    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
-        """Check that ids mean here what they meant in training.
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that ids mean here what they meant in training, and that the same images are held out.
 
         Raises:
-            InputError: the dataset has other categories than the checkpoint.
+            InputError: the dataset has other categories than the checkpoint, or its fold holds other images.
         """
         if state_dict.get("categories", self.categories) != self.categories:
             raise InputError(
                 f"The checkpoint was trained for {first_five(state_dict['categories'])}, but the categories of "
                 f"{self.root} are {first_five(self.categories)}. Use a dataset with the same categories."
             )
+        if "held_out" in state_dict and state_dict["held_out"] != self.tree.held_out():
+            raise InputError(
+                f"Fold {self.hparams.fold} of {self.root} holds other images than when the checkpoint was trained, so "
+                "it may have seen them. Use the dataset of that time, or train anew."
+            )
 
     def pairs(self, split: str) -> list[Pair]:
-        """The pairs of `train`, `valid` or `test`, in natural order of their stems.
-
-        Raises:
-            InputError: the split's folders are missing, or pairs are incomplete.
-        """
-        if split not in self._pairs:
-            choose("split", split, dict.fromkeys(SPLITS))
-            if not self.root.is_dir():
-                raise InputError(
-                    f"There is no dataset folder {self.root}. Set data.root, or make it: "
-                    "python scripts/prepare_data.py --source OTU_2d --output FOLDER."
-                )
-            masks = labels_dir(self.root, split, self.hparams.classes)
-            pairs = find_pairs(self.root / split / "images", masks, self.hparams.exclude or ())
-            self._pairs[split] = cut_borders(pairs, self.root, self.hparams.fit)
-        return self._pairs[split]
+        """The pairs of `train`, `valid` or `test`, in natural order of their stems; see `DatasetTree.pairs`."""
+        return self.tree.pairs(split)
 
     def mini_test_pairs(self, count: int) -> list[Pair]:
         """The `count` pictures that snapshots show; those of the folder `mini_test` have no mask."""
@@ -249,7 +237,7 @@ class OvarianTumorDataModule(LightningDataModule):
         settings = self.hparams
         pairs = self.pairs(split)
         options = (settings.image_size, settings.fit, settings.mask_threshold, augmentation, settings.classes)
-        return PairDataset(pairs, *options, self._caches.open(split, pairs))
+        return PairDataset(pairs, *options, self._caches.pick(self.tree.folders(split), pairs))
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.augmentation)

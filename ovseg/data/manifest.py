@@ -99,9 +99,34 @@ def category_names(root: Path, classes: int) -> list[str]:
     return list(names)
 
 
-def image_categories(root: Path, split: str) -> dict[str, str]:
+def image_categories(root: Path, *splits: str) -> dict[str, str]:
     """Stem -> name of its lesion's category (`none` for an empty mask), of the images whose manifest tells it."""
     manifest = read_manifest(root)
     names = ["none", *manifest.get("categories", [])]
-    items = [item for item in manifest.get("items", []) if item["split"] == split and "category" in item]
+    items = [item for item in manifest.get("items", []) if item["split"] in splits and "category" in item]
     return {item["stem"]: names[item["category"]] for item in items}
+
+
+def read_folds(root: Path, count: int | None = None) -> dict[tuple[str, str], int]:
+    """(split, stem) -> fold, 0, 1, ..., of every image of train and valid.
+
+    Args:
+        root: a dataset prepared with folds.
+        count: how many folds are expected; any by default.
+
+    Raises:
+        InputError: no manifest, no folds in it, or another number of them; the message has the command to run.
+    """
+    manifest = read_manifest(root)
+    items = [item for item in manifest.get("items", []) if item.get("fold") is not None]
+    folds = {(item["split"], item["stem"]): int(item["fold"]) for item in items}
+    found, wanted = len(set(folds.values())), count or 5
+    if found and found == (count or found):
+        return folds
+    what = f"{found} folds, expected {count}" if found else "no folds"
+    what = what if manifest else "no manifest.json, which tells the folds"
+    command = f"prepare_data.py --source OTU_2d --output {root} --folds {wanted}"
+    if manifest.get("made_by") == "phantoms":
+        options = " ".join(f"--{name} {manifest[name]}" for name in ("count", "size", "seed"))
+        command = f"make_phantoms.py --output {root} {options} --folds {wanted}"
+    raise InputError(f"{root} has {what}. Make it with folds: python scripts/{command} --overwrite.")

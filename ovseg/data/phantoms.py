@@ -22,6 +22,7 @@ from ovseg.progress import progress_bar
 BEAMS, DEPTHS = 256, 384  # the polar grid, fine enough that speckle spans several cells at 512 pixels
 CATEGORIES = ("cyst", "haze", "solid", "mixed")  # what a lesion is inside; ids in category maps are one higher
 SPLITS = {"train": 0.7, "valid": 0.15, "test": 0.15}
+MAX_FOLDS = 8  # 10 phantoms leave 8 for train and valid
 
 
 def make_phantom(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +172,9 @@ def _scan_convert(polar: np.ndarray, size: int, half_angle: float, near: float) 
     return cv2.remap(polar, to_column.astype(np.float32), to_row.astype(np.float32), cv2.INTER_LINEAR)
 
 
-def write_phantoms(output: Path, count: int, size: int = 256, seed: int = 0, overwrite: bool = False) -> None:
+def write_phantoms(
+    output: Path, count: int, size: int = 256, seed: int = 0, overwrite: bool = False, folds: int = 0
+) -> None:
     """Write a dataset tree of phantoms as `prepare_data` writes one, and its `manifest.json`.
 
     The pictures are `{train,valid,test}/{images,masks,categories}/phantom_<n>.png`.
@@ -182,14 +185,17 @@ def write_phantoms(output: Path, count: int, size: int = 256, seed: int = 0, ove
         size: side of the pictures, pixels.
         seed: phantom n is drawn from (seed, n).
         overwrite: replace a dataset that this function wrote before.
+        folds: also deal train and valid to so many folds, in turn, as `prepare_data` does by groups; 0 deals none.
 
     Raises:
-        InputError: `count` or `size` too small, or `output` exists.
+        InputError: `count` or `size` too small, `folds` out of range, or `output` exists.
     """
     if seed < 0:
         raise InputError(f"The seed of phantoms is {seed}, expected 0 or more.")
     if count < 10:
         raise InputError(f"{count} phantoms are too few to split, expected at least 10.")
+    if folds and not 2 <= folds <= MAX_FOLDS:
+        raise InputError(f"--folds is {folds}, expected 2..{MAX_FOLDS}, or 0 for none.")
     train_end, valid_end = round(count * SPLITS["train"]), round(count * (SPLITS["train"] + SPLITS["valid"]))
     with atomic_dir(output, overwrite, marker="manifest.json") as folder:
         items = []
@@ -199,6 +205,7 @@ def write_phantoms(output: Path, count: int, size: int = 256, seed: int = 0, ove
             pictures = {"images": image, "masks": mask * 255, "categories": mask * np.uint8(category)}
             for kind, picture in pictures.items():
                 write_image(folder / split / kind / f"phantom_{number}.png", picture)
-            items.append({"stem": f"phantom_{number}", "split": split, "category": category})
+            fold = number % folds if folds and split != "test" else None
+            items.append({"stem": f"phantom_{number}", "split": split, "fold": fold, "category": category})
         manifest = {"made_by": "phantoms", "count": count, "size": size, "seed": seed}
         write_json(folder / "manifest.json", {**manifest, "categories": CATEGORIES, "items": items})
