@@ -51,13 +51,16 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("--data", type=Path, help="dataset folder, if it is not the one of training")
     parser.add_argument("--output", type=Path, help="folder to write (default: in the run folder)")
     parser.add_argument("--batch-size", type=int, default=4, help="images at a time (default: 4, as the baseline)")
+    _add_decision(parser)
     _add_common(parser)
     options = parser.parse_args(arguments)
     from ovseg.evaluation import Evaluation
     from ovseg.report import evaluation_dir, print_summary, report_evaluation
 
     output = options.output or evaluation_dir(options.run, options.split)
-    evaluation = Evaluation(options.run, options.split, options.data, options.batch_size, options.device)
+    evaluation = Evaluation(
+        options.run, options.split, options.data, options.batch_size, options.device, options.decision
+    )
     print_summary(report_evaluation(evaluation, output, options.overwrite))
     print(f"Written to {output}")
     return 0
@@ -72,6 +75,7 @@ def _infer(arguments: list[str]) -> int:
     parser.add_argument("--probabilities", action="store_true", help="also write 16-bit probability maps")
     parser.add_argument("--batch-size", type=int, default=4, help="pictures at a time (default: 4)")
     parser.add_argument("--engine", default="torch", help="torch (default), compile, onnxruntime, openvino, or auto")
+    _add_decision(parser)
     _add_common(parser)
     options = vars(parser.parse_args(arguments))
     from ovseg.inference import infer_folder
@@ -80,6 +84,23 @@ def _infer(arguments: list[str]) -> int:
     ids = options["output"] / "categories.json"
     kind = f"category ids, named in {ids.name}" if ids.exists() else "0 and 255"
     return conclude(f"{count} masks ({kind}) written to {options['output']}", failures)
+
+
+def _tune(arguments: list[str]) -> int:
+    parser = build_parser(
+        "tune", "Choose flips, threshold and clean-up of a run on its validation images, for evaluate and infer."
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run folder")
+    parser.add_argument("--metric", default="dice", help="dice (default) or iou, mean per image at the original size")
+    parser.add_argument("--split", default="valid", help="valid (default) or train; never test")
+    parser.add_argument("--data", type=Path, help="dataset folder, if it is not the one of training")
+    parser.add_argument("--batch-size", type=int, default=4, help="images at a time (default: 4)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the GPU, if any)")
+    options = parser.parse_args(arguments)
+    from ovseg.tuning import print_tuning, tune
+
+    print_tuning(tune(**vars(options)))
+    return conclude(f"Written to {options.run}/decision.json, which evaluate and infer use from now on", [])
 
 
 def _import_baseline(arguments: list[str]) -> int:
@@ -158,6 +179,12 @@ def _benchmark(arguments: list[str]) -> int:
     return conclude(f"{benchmark(**vars(options))}\nWritten to {options.output}", [])
 
 
+def _add_decision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-decision", dest="decision", action="store_false", help="leave the run's decision.json (of tune) aside"
+    )
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the GPU, if any)")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier output")
@@ -167,6 +194,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "infer": _infer,
+    "tune": _tune,
     "prepare_data": cli_data.prepare_data,
     "audit_data": cli_data.audit_data,
     "make_phantoms": cli_data.phantoms,

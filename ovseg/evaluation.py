@@ -1,6 +1,5 @@
 """A run and a split to a table with a row for each image, and their summary."""
 
-import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +12,21 @@ from scipy.stats import bootstrap
 
 from ovseg import __version__
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories
 from ovseg.data.original import original_mask, prepared_items
+from ovseg.decision import DECISION_FILE, Decision, average_flips, read_decision, to_dict
 from ovseg.errors import InputError
-from ovseg.inference import category_names_of, choose_device, decide, find_checkpoint, read_checkpoint, restore_probs
-from ovseg.metrics import HARD_SCORES, OnlineScores, category_scores, confusion, hard_scores, main_category, predict
+from ovseg.inference import (
+    category_names_of,
+    checkpoint_digest,
+    choose_device,
+    class_probs,
+    find_checkpoint,
+    read_checkpoint,
+    restore_probs,
+)
+from ovseg.metrics import HARD_SCORES, OnlineScores, category_scores, confusion, hard_scores, main_category
 from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
 
@@ -34,13 +43,20 @@ class Evaluation:
         root: the dataset's folder where it is not the one of training.
         batch_size: images at a time; the soft `dice_coef` is a mean over batches, which the baseline takes of 4.
         device: see `ovseg.inference.choose_device`.
+        decision: with the decision that the run folder holds (see `ovseg.decision`), if any.
 
     Raises:
         InputError: run, dataset or device can't be used.
     """
 
     def __init__(
-        self, run: Path, split: str = "test", root: Path | None = None, batch_size: int = 4, device: str = "auto"
+        self,
+        run: Path,
+        split: str = "test",
+        root: Path | None = None,
+        batch_size: int = 4,
+        device: str = "auto",
+        decision: bool = True,
     ):
         if batch_size < 1:
             raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
@@ -48,6 +64,7 @@ class Evaluation:
         checkpoint = read_checkpoint(self.checkpoint_path)
         unused = {"augmentation": "none", "mini_test": None, "phantoms": 0}  # files of training may be gone
         settings = {**checkpoint["datamodule_hyper_parameters"], **unused, "batch_size": batch_size}
+        self.augmentation = checkpoint["datamodule_hyper_parameters"]["augmentation"]
         settings["root"] = str(root or settings["root"])
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
@@ -56,17 +73,49 @@ class Evaluation:
         self._pairs = {pair.stem: pair for pair in self.datamodule.pairs(split)}
         self._items = prepared_items(self.datamodule.root)
         self.epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        with open(self.checkpoint_path, "rb") as file:
-            self.digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.digest = checkpoint_digest(self.checkpoint_path)
         task = SegmentationTask.load_from_checkpoint(self.checkpoint_path, map_location=self.device, weights_only=True)
         self.task = task.eval()
+        found = read_decision(run, self.digest, self.task.classes) if decision else None
+        self.decision, self.decision_file = found or Decision(), DECISION_FILE if found else None
+
+    def loader(self) -> Iterator[dict]:
+        """Every batch of the split once, with a bar on a terminal."""
+        return progress_bar(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}")
 
     @torch.inference_mode()
     def batches(self) -> Iterator[tuple[dict, torch.Tensor]]:
         """Every batch of the split, on the device, with its logits (N, classes, S, S)."""
-        for batch in progress_bar(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}"):
+        for batch in self.loader():
             on_device = {name: batch[name].to(self.device) for name in ("image", "mask")}
-            yield {**batch, **on_device}, self.task(on_device["image"])
+            yield {**batch, **on_device}, self.logits(on_device["image"], self.decision.flips)
+
+    @torch.inference_mode()
+    def logits(self, image: torch.Tensor, flips: Sequence[str]) -> torch.Tensor:
+        """Logits (N, classes, S, S) of pictures on the device, uint8 (N, 3, S, S), averaged over flips."""
+        return average_flips(self.task, image, flips)
+
+    def original_probs(self, stem: str, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities (classes, height, width) and mask (height, width) at the picture's original size.
+
+        Args:
+            stem: of the split.
+            square: probabilities, float32 (classes, S, S); they are taken out as `Predictor.segment` does.
+        """
+        settings = self.datamodule.hparams
+        pair, item = self._pairs[stem], self._items.get(stem)
+        mask = original_mask(pair, item, settings.mask_threshold, self.task.classes)
+        return restore_probs(square, *mask.shape, settings.fit), mask
+
+    def decide(self, stems: Sequence[str], logits: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, float]]]:
+        """Labels at the network's size, uint8 (N, 1, S, S) on the device, and `original_row` of each image."""
+        settings, preds, rows = self.datamodule.hparams, [], []
+        for stem, square in zip(stems, class_probs(logits), strict=True):
+            probs, mask = self.original_probs(stem, square)
+            box = fit_box(*mask.shape, settings.image_size, settings.fit)
+            preds.append(self.decision.labels(square, box.height * box.width))
+            rows.append(original_row(self.decision.labels(probs), mask))
+        return torch.from_numpy(np.stack(preds)[:, None]).to(self.device), rows
 
     def run(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Score the split.
@@ -78,9 +127,9 @@ class Evaluation:
         names = self.datamodule.categories
         online, rows = OnlineScores(self.task.classes, sync=False).to(self.device), []
         for batch, logits in self.batches():
-            online.update(self.task.loss(logits, batch["mask"]), logits, batch["mask"])
-            added = self.original_rows(batch["stem"], logits)
-            rows += [row | more for row, more in zip(image_rows(batch, logits, names), added, strict=True)]
+            pred, added = self.decide(batch["stem"], logits)
+            online.update(self.task.loss(logits, batch["mask"]), logits, batch["mask"], pred=pred)
+            rows += [row | more for row, more in zip(image_rows(batch, pred, names), added, strict=True)]
         table = pd.DataFrame(rows)
         known = {} if names else image_categories(self.datamodule.root, *self.datamodule.tree.folders(self.split))
         if known:
@@ -95,23 +144,6 @@ class Evaluation:
                 row["category_iou_pooled"] = number(iou)
         return table, summary
 
-    def original_rows(self, stems: Sequence[str], logits: torch.Tensor) -> list[dict[str, float]]:
-        """Hard scores of the lesion and areas in pixels at the pictures' original sizes, a row for each image.
-
-        Probabilities are taken out of the network's square as `Predictor.segment` does, and labels from them there.
-        """
-        settings, rows = self.datamodule.hparams, []
-        probs = (logits.softmax(1) if self.task.classes > 1 else logits.sigmoid()).float().cpu().numpy()
-        for stem, square in zip(stems, probs, strict=True):
-            mask = original_mask(self._pairs[stem], self._items.get(stem), settings.mask_threshold, self.task.classes)
-            labels = decide(restore_probs(square, *mask.shape, settings.fit)).labels
-            pred, mask = torch.from_numpy(labels > 0)[None, None], torch.from_numpy(mask > 0)[None, None]
-            scores = hard_scores(pred, mask)
-            row = {name: scores[name.removesuffix("_original")].item() for name in ORIGINAL_SCORES}
-            areas = {"lesion_pixels": mask, "pred_pixels": pred, "hit_pixels": pred & mask}
-            rows.append(row | {f"{name}_original": int(area.sum()) for name, area in areas.items()})
-        return rows
-
     def describe(self) -> dict[str, Any]:
         """What was evaluated and with what: the part of the summary that is known before any image is scored."""
         packages = ("torch", "torchmetrics", "numpy")
@@ -125,7 +157,9 @@ class Evaluation:
             "images": len(self.datamodule.pairs(self.split)),
             "image_size": self.datamodule.hparams.image_size,
             "classes": self.task.classes,
-            "threshold": 0.5 if self.task.classes == 1 else None,  # more classes: the most probable one
+            "threshold": self.decision.threshold if self.task.classes == 1 else None,  # else the most probable class
+            "decision": to_dict(self.decision),
+            "decision_file": self.decision_file,
             "batch_size": self.datamodule.hparams.batch_size,
             "versions": {"ovseg": __version__, **{name: importlib.metadata.version(name) for name in packages}},
         }
@@ -136,14 +170,13 @@ def number(value: torch.Tensor) -> float | None:
     return None if value.isnan() else float(value)
 
 
-def image_rows(batch: dict, logits: torch.Tensor, categories: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A row for each image of a batch: stem, hard scores of the lesion, areas in pixels.
+def image_rows(batch: dict, pred: torch.Tensor, categories: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row for each image of a batch and its labels (N, 1, S, S): stem, hard scores of the lesion, areas in pixels.
 
     With categories also the name of the one that covers most of the mask and of the prediction (`none` where it is
     empty), and `dice_<id>`, `iou_<id>` of each category against all else.
     """
-    pred, mask = predict(logits), batch["mask"]
-    columns = {}
+    mask, columns = batch["mask"], {}
     if categories:
         counts, names = confusion(pred, mask, len(categories) + 1), ["none", *categories]
         columns["category"] = [names[i] for i in main_category(counts.sum(2)).tolist()]
@@ -157,6 +190,15 @@ def image_rows(batch: dict, logits: torch.Tensor, categories: Sequence[str] = ()
     return [
         dict(zip(["stem", *columns], row, strict=True)) for row in zip(batch["stem"], *columns.values(), strict=True)
     ]
+
+
+def original_row(labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """`ORIGINAL_SCORES` of the lesion of one picture, and areas in pixels, from ids, uint8 (height, width)."""
+    pred, mask = (torch.from_numpy(ids > 0)[None, None] for ids in (labels, mask))
+    scores = hard_scores(pred, mask)
+    row = {name: scores[name.removesuffix("_original")].item() for name in ORIGINAL_SCORES}
+    areas = {"lesion_pixels": mask, "pred_pixels": pred, "hit_pixels": pred & mask}
+    return row | {f"{name}_original": int(area.sum()) for name, area in areas.items()}
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:

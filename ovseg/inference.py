@@ -1,8 +1,9 @@
 """A trained run on new pictures of any size; nothing but its checkpoint is needed."""
 
+import hashlib
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from ovseg.data.geometry import place, restore
 from ovseg.data.pairs import list_images, read_image
+from ovseg.decision import Decision, average_flips, read_decision
 from ovseg.drawing import PALETTE, PRED, legend, paint
 from ovseg.engines import ENGINES, Engine, choose_engine, print_engines
 from ovseg.errors import InputError, choose
@@ -54,6 +56,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def checkpoint_digest(path: Path) -> str:
+    """The sha256 of a checkpoint, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def choose_device(device: str = "auto") -> torch.device:
     """`auto` is the GPU where there is one (CUDA, then Apple's), else the CPU; other names are torch's.
 
@@ -75,7 +83,7 @@ class Prediction:
     """What a network says of one picture, at the picture's own size.
 
     Attributes:
-        labels: uint8 (H, W), 0 and 1 (probability above 0.5), or category ids (the most probable class).
+        labels: uint8 (H, W), 0 and 1, or category ids, as the run's decision has them (see `ovseg.decision.Decision`).
         probs: lesion probability, float32 (H, W) in 0..1; for categories 1 - that of the background, so where two
             categories compete it can be above 0.5 in a pixel whose label is 0.
     """
@@ -95,6 +103,7 @@ class Predictor:
         device: where the network runs.
         categories: names of ids 1, 2, ...; empty for a network of one class.
         engine: what runs it, `auto` or a name of `ovseg.engines.ENGINES`; settled on the first pictures.
+        decision: how its probabilities become labels.
     """
 
     network: torch.nn.Module
@@ -103,20 +112,27 @@ class Predictor:
     device: torch.device
     categories: Sequence[str] = ()
     engine: str = "torch"
+    decision: Decision = field(default_factory=Decision)
     _run: Engine | None = None
 
     @classmethod
-    def from_run(cls, run: Path, device: str = "auto") -> "Predictor":
+    def from_run(cls, run: Path, device: str = "auto", decision: bool = True) -> "Predictor":
         """From a run folder or a checkpoint.
 
+        Args:
+            run: run folder or checkpoint.
+            device: see `choose_device`.
+            decision: with the decision that the run folder holds (see `ovseg.decision.read_decision`), if any.
+
         Raises:
-            InputError: no such run, a broken checkpoint, or no such device.
+            InputError: no such run, a broken checkpoint, another checkpoint's decision, or no such device.
         """
         path, device = find_checkpoint(run), choose_device(device)
         checkpoint = read_checkpoint(path)
         data, names = checkpoint["datamodule_hyper_parameters"], category_names_of(checkpoint)
         task = SegmentationTask.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
-        return cls(task.network, data["image_size"], data["fit"], device, names)
+        chosen = read_decision(run, checkpoint_digest(path), task.classes) if decision else None
+        return cls(task.network, data["image_size"], data["fit"], device, names, decision=chosen or Decision())
 
     def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """Lesion probabilities of pictures at their own sizes, float32 (H, W) in 0..1; see `segment`."""
@@ -135,21 +151,25 @@ class Predictor:
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
         if self._run is None:
             self._run = choose_engine(self.engine, self.network, batch, print_engines)
-        logits = self._run(batch).float()
-        probs = (logits.softmax(1) if self.categories else logits.sigmoid()).cpu().numpy()
-        return [decide(restore_probs(p, *i.shape[:2], self.fit)) for p, i in zip(probs, images, strict=True)]
+        logits = average_flips(self._run, batch, self.decision.flips)
+        return [
+            self._decide(restore_probs(probs, *image.shape[:2], self.fit))
+            for probs, image in zip(class_probs(logits), images, strict=True)
+        ]
+
+    def _decide(self, probs: np.ndarray) -> Prediction:
+        return Prediction(self.decision.labels(probs), probs[0] if len(probs) == 1 else 1 - probs[0])
+
+
+def class_probs(logits: torch.Tensor) -> np.ndarray:
+    """Probabilities, float32 of the shape of the logits (N, classes, H, W): of the lesion, or of each class."""
+    logits = logits.float()
+    return (logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()).cpu().numpy()
 
 
 def restore_probs(probs: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
     """Probabilities of a square, float32 (classes, S, S), to its picture's size, (classes, height, width)."""
     return np.stack([restore(channel, height, width, fit) for channel in probs])
-
-
-def decide(probs: np.ndarray) -> Prediction:
-    """The prediction that probabilities, float32 (classes, H, W), stand for."""
-    if len(probs) > 1:
-        return Prediction(probs.argmax(0).astype(np.uint8), 1 - probs[0])
-    return Prediction((probs[0] > 0.5).astype(np.uint8), probs[0])
 
 
 def category_names_of(checkpoint: dict[str, Any]) -> list[str]:
@@ -190,6 +210,7 @@ def infer_folder(
     device: str = "auto",
     overwrite: bool = False,
     engine: str = "torch",
+    decision: bool = True,
 ) -> tuple[int, list[str]]:
     """Write a mask `<stem>.png` at the image's own size for every picture of a folder.
 
@@ -205,6 +226,7 @@ def infer_folder(
         device: see `choose_device`.
         overwrite: replace masks that this function wrote before.
         engine: what runs the network, see `Predictor`.
+        decision: see `Predictor.from_run`; it is named on the terminal.
 
     Returns:
         How many masks were written, and the message of every picture that could not be read.
@@ -218,7 +240,9 @@ def infer_folder(
     choose("engine", engine, {"auto": None, **ENGINES})
     with atomic_dir(output, overwrite, ".ovseg_masks", inputs=(run, images)) as folder:
         (folder / ".ovseg_masks").touch()
-        predictor = Predictor.from_run(run, device)
+        predictor = Predictor.from_run(run, device, decision)
+        if predictor.decision.changes:
+            print(f"Decision of the run: {predictor.decision}")
         predictor.engine, names = engine, predictor.categories
         if names:
             write_json(folder / "categories.json", dict(enumerate(["background", *names])))

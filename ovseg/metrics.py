@@ -58,7 +58,11 @@ def hard_scores(pred: Tensor, mask: Tensor) -> dict[str, Tensor]:
         raise ValueError(f"pred is {tuple(pred.shape)} and mask {tuple(mask.shape)}, expected one shape.")
     pred, mask = pred.bool().flatten(1), mask.bool().flatten(1)
     hit, false, missed = (pred & mask).sum(1), (pred & ~mask).sum(1), (~pred & mask).sum(1)
-    rest = pred.shape[1] - hit - false - missed
+    return scores_of_counts(hit, false, missed, pred.shape[1] - hit - false - missed)
+
+
+def scores_of_counts(hit: Tensor, false: Tensor, missed: Tensor, rest: Tensor) -> dict[str, Tensor]:
+    """`HARD_SCORES` from pixels that are lesion in both maps, in the prediction, in the mask alone, in neither."""
     return {
         "dice": 2 * hit / (2 * hit + false + missed),
         "iou": hit / (hit + false + missed),
@@ -171,14 +175,19 @@ class OnlineScores(nn.Module):
             threshold=0.5, ignore_index=None, validate_args=False, zero_division=0, sync_on_compute=sync
         )
 
-    def update(self, loss: Tensor, logits: Tensor, mask: Tensor, counted: bool = True) -> None:
-        """Add a batch: loss, logits (N, classes, H, W) and mask of ids (N, 1, H, W); uncounted ones weigh nothing."""
+    def update(
+        self, loss: Tensor, logits: Tensor, mask: Tensor, counted: bool = True, pred: Tensor | None = None
+    ) -> None:
+        """Add a batch: loss, logits (N, classes, H, W) and mask of ids (N, 1, H, W); uncounted ones weigh nothing.
+
+        Hard scores are of `pred`, a map of ids (N, 1, H, W), where it is not what `predict` makes of the logits.
+        """
         loss, logits = loss.detach(), logits.detach()
         coef = dice_coef(lesion_probs(logits), mask > 0)
         logits, mask = (logits, mask) if counted else (logits[:0], mask[:0])
         self.means["loss"].update(loss.expand(len(logits)))  # "disable" drops weights (torchmetrics 1.9)
         self.means["dice_coef"].update(coef.expand(int(counted)))
-        pred = predict(logits)
+        pred = predict(logits) if pred is None else pred
         for name, values in hard_scores(pred, mask).items():
             self.means[name].update(values)
         self.pooled.update((pred > 0).long(), (mask > 0).long())

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from ovseg.data.datamodule import PairDataset
+from ovseg.decision import Decision, to_dict
 from ovseg.drawing import case_row, contact_sheet
 from ovseg.errors import InputError
 from ovseg.evaluation import ORIGINAL_SCORES, Evaluation
 from ovseg.files import atomic_dir, write_image, write_json
-from ovseg.metrics import HARD_SCORES, predict
+from ovseg.metrics import HARD_SCORES
 from ovseg.plots import draw_boxes, draw_confusion, draw_histogram
 
 
@@ -25,7 +25,7 @@ def report_evaluation(evaluation: Evaluation, output: Path, overwrite: bool = Fa
 
     Where the categories of the images are known, also `dice_categories.png`; and of a run for categories
     `confusion.png`, the category of each image against the predicted one. A result of the same checkpoint on the same
-    data is replaced; another one only with `overwrite`.
+    data with the same decision is replaced; another one only with `overwrite`.
 
     Args:
         evaluation: what to run.
@@ -61,8 +61,11 @@ def _is_same(output: Path, description: dict[str, Any]) -> bool:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size")
-    return isinstance(earlier, dict) and all(earlier.get(name) == description[name] for name in names)
+    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size", "decision")
+    if not isinstance(earlier, dict):
+        return False
+    earlier = {"decision": to_dict(Decision()), **earlier}  # what was the only one before there were decisions
+    return all(earlier.get(name) == description[name] for name in names)
 
 
 def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -86,10 +89,10 @@ def _draw_cases(evaluation: Evaluation, table: pd.DataFrame, count: int = 4) -> 
     return contact_sheet(cases, 3, evaluation.datamodule.categories)
 
 
-@torch.inference_mode()
 def _case(evaluation: Evaluation, dataset: PairDataset, table: pd.DataFrame, index: int) -> np.ndarray:
     item = dataset[index]
-    pred = predict(evaluation.task(item["image"][None].to(evaluation.device)))[0, 0].cpu().numpy()
+    logits = evaluation.logits(item["image"][None].to(evaluation.device), evaluation.decision.flips)
+    pred = evaluation.decide([item["stem"]], logits)[0][0, 0].cpu().numpy()
     title = f"{item['stem']}  Dice {table['dice'][index]:.3f}"
     image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"][0].numpy()
     return case_row(image, mask, pred, title, side=200, classes=evaluation.task.classes)
@@ -129,7 +132,9 @@ def print_summary(summary: dict[str, Any]) -> None:
             )
         else:
             rows.append((_FULL_NAMES[name], _text(value), "", "", ""))
-    print_rows(("score", "value", "95 % interval", "median", "images"), rows, f"{title}{summary['epoch']}")
+    decision = Decision(**summary["decision"])
+    title = f"{title}{summary['epoch']}" + (f", {decision}" if decision.changes else "")
+    print_rows(("score", "value", "95 % interval", "median", "images"), rows, title)
     if "per_category" in summary:
         _print_categories(summary["per_category"])
 

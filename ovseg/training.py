@@ -35,6 +35,7 @@ from ovseg.models import ARCHITECTURES
 from ovseg.optim import SCHEDULERS
 from ovseg.report import evaluation_dir, print_summary, report_evaluation
 from ovseg.task import SegmentationTask
+from ovseg.tuning import print_tuning, tune
 
 
 class TrainCLI(LightningCLI):
@@ -43,6 +44,7 @@ class TrainCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="resume from this checkpoint")
         parser.add_argument("--runs_dir", type=str, default="runs", help="parent of all run folders")
+        parser.add_argument("--tune", type=bool, default=False, help="choose flips, threshold and clean-up on valid")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
@@ -191,6 +193,8 @@ def claim_version(folder: Path) -> str:
 def train_from_command_line(arguments: list[str]) -> int:
     """Train as the configuration says, then evaluate the best checkpoint on the test split.
 
+    With `tune: true` its decision (see `ovseg.decision`) is chosen on the validation split before that.
+
     Args:
         arguments: of the command line, without the command.
 
@@ -236,6 +240,8 @@ def train_from_command_line(arguments: list[str]) -> int:
             "model.optimizer_args.lr or clip gradients (trainer.gradient_clip_val). Nothing was evaluated; the curves "
             f"are in {run}."
         )
+    if cli.config.tune:
+        print_tuning(tune(Path(run)))
     _evaluate_best(Path(run))
     return 0
 

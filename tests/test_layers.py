@@ -18,9 +18,9 @@ LAYERS = [
         *("metrics", "losses", "optim", "keras_unet"),
     ],
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
-    ["export", "engines", "task", "callbacks", "inference"],
+    ["export", "engines", "task", "callbacks", "decision", "inference"],
     [
-        *("evaluation", "report", "leakage", "baseline_config", "baseline_import"),
+        *("evaluation", "report", "tuning", "leakage", "baseline_config", "baseline_import"),
         *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),
         *("audit_files", "audit", "audit_report"),
         *("benchmark_peers", "benchmark", "benchmark_layers", "benchmark_report", "benchmark_command"),

@@ -1,0 +1,157 @@
+"""Choose a run's decision (flips, threshold, clean-up) on its validation images; see `ovseg.decision`."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+
+from ovseg import __version__
+from ovseg.data.transforms import build_transform
+from ovseg.decision import DECISION_FILE, FLIPS, Decision, to_dict
+from ovseg.errors import InputError, choose
+from ovseg.evaluation import Evaluation
+from ovseg.files import write_json
+from ovseg.inference import class_probs
+from ovseg.metrics import scores_of_counts
+from ovseg.report import print_rows
+
+METRICS = {"dice": "mean Dice per image", "iou": "mean IoU per image"}
+THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
+# Shares of the picture; the smallest lesion in a validation split of OTU_2d covers 0.007.
+CLEANUPS = ({}, {"min_area": 0.002}, {"min_area": 0.005}, {"keep_largest": True})
+FLIPPING = {  # albumentations' transforms that mirror
+    "HorizontalFlip": ("horizontal",),
+    "VerticalFlip": ("vertical",),
+    "D4": ("horizontal", "vertical"),
+    "SquareSymmetry": ("horizontal", "vertical"),
+}
+GAIN = 0.001  # a smaller one is not worth another rule: a few hundred images do not tell it from chance
+
+
+def tune(
+    run: Path,
+    metric: str = "dice",
+    split: str = "valid",
+    data: Path | None = None,
+    batch_size: int = 4,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Try decisions on a split, and write the one of the best mean score at the original sizes to `decision.json`.
+
+    Of decisions whose scores are within `GAIN` of the best the simplest is taken. Flips are tried where the run's
+    augmentation has them, all together or none.
+
+    Args:
+        run: run folder.
+        metric: a name of `METRICS`; images that it can't score (see `ovseg.metrics`) are left out.
+        split: `valid` or `train`.
+        data: dataset folder, if it is not the one of training.
+        batch_size: images at a time.
+        device: see `ovseg.inference.choose_device`.
+
+    Returns:
+        What is written: the decision, what it was chosen on and for, the score of every candidate, best first.
+
+    Raises:
+        InputError: the test split, no run folder, or a split where nothing can be scored.
+    """
+    choose("metric", metric, METRICS)
+    if split == "test":
+        raise InputError("--split test: a decision chosen on the test images spoils them. Choose it on valid.")
+    if not Path(run).is_dir():
+        raise InputError(f"{run} is no run folder, so it has no place for {DECISION_FILE}. Name the run folder.")
+    evaluation = Evaluation(run, split, data, batch_size, device, decision=False)
+    candidates = list_candidates(seen_flips(evaluation.augmentation), evaluation.task.classes)
+    hit, false, missed, rest = try_candidates(evaluation, candidates).unbind(-1)
+    if not (hit + missed).any():
+        raise InputError(f"No image of {split} in {evaluation.datamodule.root} has a lesion, so nothing can be chosen.")
+    scores = scores_of_counts(hit, false, missed, rest)[metric].nanmean(1).tolist()
+    best = simplest(candidates, scores)
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    description = evaluation.describe()
+    result = {
+        "decision": to_dict(candidates[best]),
+        "score": scores[best],
+        "plain_score": scores[candidates.index(Decision())],
+        "metric": f"{METRICS[metric]}, original size",
+        **{name: description[name] for name in ("checkpoint", "checkpoint_sha256", "data", "split", "images")},
+        "version": __version__,
+        "candidates": [{**to_dict(candidates[i]), "score": scores[i]} for i in order],
+    }
+    write_json(Path(run) / DECISION_FILE, result)
+    return result
+
+
+def list_candidates(flips: tuple[str, ...], classes: int) -> list[Decision]:
+    """Every decision to try; a threshold is for one class only."""
+    thresholds = THRESHOLDS if classes == 1 else (0.5,)
+    grid = itertools.product(dict.fromkeys(((), flips)), thresholds, CLEANUPS, (False, True))
+    return [Decision(turns, threshold, **cleanup, fill_holes=fill) for turns, threshold, cleanup, fill in grid]
+
+
+def try_candidates(evaluation: Evaluation, candidates: list[Decision]) -> torch.Tensor:
+    """Pixels of the lesion at original sizes, int64 (candidates, images, 4): hit, false, missed and rest."""
+    counts: list[list[list[int]]] = []
+    for batch in evaluation.loader():
+        image, known = batch["image"].to(evaluation.device), {}
+        for flips in dict.fromkeys(candidate.flips for candidate in candidates):
+            known[flips] = class_probs(evaluation.logits(image, flips))
+        for row, stem in enumerate(batch["stem"]):
+            squares = {flips: probs[row] for flips, probs in known.items()}
+            counts.append(list(_count(evaluation, stem, squares, candidates)))
+    return torch.tensor(counts).transpose(0, 1)
+
+
+def _count(
+    evaluation: Evaluation, stem: str, squares: dict[tuple[str, ...], np.ndarray], candidates: list[Decision]
+) -> Iterator[list[int]]:
+    """Hit, false, missed and rest of each candidate for one image; `squares` are its probabilities for each flips."""
+    originals = {flips: evaluation.original_probs(stem, square) for flips, square in squares.items()}
+    for candidate in candidates:
+        probs, mask = originals[candidate.flips]
+        pred, lesion = candidate.labels(probs) > 0, mask > 0
+        hit, found, real = (int(np.count_nonzero(area)) for area in (pred & lesion, pred, lesion))
+        yield [hit, found - hit, real - hit, mask.size - found - real + hit]
+
+
+def simplest(candidates: list[Decision], scores: list[float]) -> int:
+    """The index of the candidate with the fewest changes among those within `GAIN` of the best; then the best."""
+    best = max(scores)
+    good = [i for i, score in enumerate(scores) if score >= best - GAIN]
+    return min(good, key=lambda i: (len(candidates[i].changes), -scores[i]))
+
+
+def seen_flips(augmentation: str) -> tuple[str, ...]:
+    """Which flips a network met in training: a mirrored picture is strange to one that met none.
+
+    Args:
+        augmentation: of training, see `ovseg.data.transforms.build_transform`. Where its file is gone, a message says
+            that no flips are tried.
+    """
+    try:
+        steps, seen = [build_transform(augmentation)], set()
+    except InputError as error:
+        rank_zero_info(f"No flips are tried, since the run's augmentation is unknown: {error}")
+        return ()
+    while steps:
+        step = steps.pop()
+        if step is not None and step.p > 0:
+            seen.update(FLIPPING.get(type(step).__name__, ()))
+            steps += getattr(step, "transforms", [])
+    return tuple(name for name in FLIPS if name in seen)
+
+
+def print_tuning(result: dict[str, Any]) -> None:
+    """The chosen decision, the plain one, and the five best, as a table on the terminal."""
+    chosen, plain = result["decision"], to_dict(Decision())
+    rows = [("chosen", str(Decision(**chosen)), f"{result['score']:.4f}")]
+    rows.append(("without", str(Decision(**plain)), f"{result['plain_score']:.4f}"))
+    for rank, candidate in enumerate(result["candidates"][:5], 1):
+        words = {name: value for name, value in candidate.items() if name != "score"}
+        rows.append((f"best {rank}", str(Decision(**words)), f"{candidate['score']:.4f}"))
+    title = f"{result['metric']}, {result['images']} images of {result['split']}, {len(result['candidates'])} tried"
+    print_rows(("", "decision", "score"), rows, title)
