@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from ovseg.averaging import averaged
 from ovseg.data.geometry import place
 from ovseg.data.pairs import read_image, read_pair
 from ovseg.drawing import PALETTE, PRED, case_row, contact_sheet, paint
@@ -20,6 +21,7 @@ from ovseg.errors import InputError, choose
 from ovseg.files import atomic_path, write_image
 from ovseg.metrics import HARD_SCORES, predict
 from ovseg.plots import draw_curves
+from ovseg.schedules import watch_mode
 
 LOGGED_OF_CATEGORIES = ("val_dice_categories", "val_iou_pooled_categories")  # only where data.classes is above 1
 LOGGED = (
@@ -37,7 +39,7 @@ def best_mode(monitor: str) -> str:
         InputError: nothing of that name is logged.
     """
     choose("monitor", monitor, dict.fromkeys(LOGGED))
-    return "min" if monitor.endswith("loss") else "max"
+    return watch_mode(monitor)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -190,17 +192,18 @@ class EpochSnapshots(Callback):
             return
         data, rows, name = trainer.datamodule, [], f"Epoch_{trainer.current_epoch + 1}"
         settings = data.hparams
-        for pair in data.mini_test_pairs(self.num_infer_images):
-            if pair.mask_path is None:
-                pictures = (read_image(pair.image_path),)
-            else:
-                pictures = read_pair(pair, settings.mask_threshold, settings.classes)
-            image, *masks = (place(picture, settings.image_size, settings.fit) for picture in pictures)
-            mask = masks[0] if masks else None
-            pred = self._predict(trainer, pl_module, image)
-            picture = paint(image, pred, PALETTE if data.categories else (PRED,))
-            write_image(folder / f"{name}_{pair.stem}.png", picture)
-            rows.append(case_row(image, mask, pred, pair.stem, classes=settings.classes))
+        with averaged(trainer, pl_module):
+            for pair in data.mini_test_pairs(self.num_infer_images):
+                if pair.mask_path is None:
+                    pictures = (read_image(pair.image_path),)
+                else:
+                    pictures = read_pair(pair, settings.mask_threshold, settings.classes)
+                image, *masks = (place(picture, settings.image_size, settings.fit) for picture in pictures)
+                mask = masks[0] if masks else None
+                pred = self._predict(trainer, pl_module, image)
+                picture = paint(image, pred, PALETTE if data.categories else (PRED,))
+                write_image(folder / f"{name}_{pair.stem}.png", picture)
+                rows.append(case_row(image, mask, pred, pair.stem, classes=settings.classes))
         write_image(folder / f"{name}.png", contact_sheet(rows, categories=data.categories))
 
     @torch.no_grad()

@@ -1,10 +1,10 @@
-"""Optimisers and schedules by name, Keras' own arithmetic among them."""
+"""Optimisers by name, Keras' own arithmetic among them, and what each of their groups of parameters gets."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch import nn
 
 from ovseg.errors import InputError, check_arguments, choose
 
@@ -76,43 +76,51 @@ def build_optimizer(name: str, params: Iterable, **arguments: Any) -> torch.opti
         raise InputError(f"optimizer {name} refuses {arguments}: {error}") from error
 
 
-def keras_plateau(
-    optimizer: torch.optim.Optimizer,
-    factor: float = 0.1,
-    patience: int = 10,
-    min_delta: float = 1e-4,
-    min_lr: float = 0.0,
-) -> ReduceLROnPlateau:
-    """Keras' ReduceLROnPlateau: the rate falls at the `patience`-th epoch without a gain of `min_delta`.
-
-    torch's waits one epoch longer for the same number, and compares relatively by default.
-    """
-    if patience < 1:
-        raise ValueError(f"patience is {patience}, expected at least 1")
-    return ReduceLROnPlateau(
-        optimizer,
-        mode="min",
-        factor=factor,
-        patience=patience - 1,
-        threshold=min_delta,
-        threshold_mode="abs",
-        min_lr=min_lr,
-        eps=0.0,
-    )
+def find_encoder(network: nn.Module) -> nn.Module | None:
+    """The encoder of a network, or of the network that it wraps; None where it has none."""
+    for owner in (network, getattr(network, "network", None)):
+        if isinstance(getattr(owner, "encoder", None), nn.Module):
+            return owner.encoder
+    return None
 
 
-SCHEDULERS: dict[str, Callable] = {"keras_plateau": keras_plateau}
+def optimize_network(
+    network: nn.Module, name: str, arguments: dict[str, Any], encoder_lr_factor: float = 1.0, apart: bool = False
+) -> torch.optim.Optimizer:
+    """An optimiser of a whole network, in groups where its parameters are not treated alike.
 
+    Weight decay is for the weights of layers: norms and biases (one dimension or none) are left out, for pulling a
+    norm's scale or an offset to 0 is no regularisation. Without decay and with one rate there is one group, as ever.
 
-def build_scheduler(name: str, optimizer: torch.optim.Optimizer, **arguments: Any) -> ReduceLROnPlateau:
-    """A schedule by name with its arguments, stepped once an epoch on the monitored value.
+    Args:
+        network: what to train.
+        name: see `OPTIMIZERS`.
+        arguments: of the optimiser.
+        encoder_lr_factor: the encoder's learning rate is `lr` times this.
+        apart: the encoder has groups of its own also at a factor of 1, for it does not always train.
 
     Raises:
-        InputError: unknown name or argument, or a value that the schedule refuses.
+        InputError: as `build_optimizer`, or a factor that no network or not this one can have.
     """
-    kind = choose("scheduler", name, SCHEDULERS)
-    check_arguments(f"scheduler {name}", kind, arguments, given=1)
-    try:
-        return kind(optimizer, **arguments)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"scheduler {name} refuses {arguments}: {error}") from error
+    optimizer, encoder = build_optimizer(name, network.parameters(), **arguments), find_encoder(network)
+    if encoder_lr_factor <= 0:
+        raise InputError(f"model.encoder_lr_factor is {encoder_lr_factor}, expected above 0.")
+    apart = apart or encoder_lr_factor != 1
+    if apart and encoder is None:
+        raise InputError(
+            "model.encoder_lr_factor and model.freeze_encoder_epochs are for networks with an encoder, which "
+            f"{type(network).__name__} has not. Leave them at 1 and 0."
+        )
+    lr, decay = optimizer.defaults["lr"], optimizer.defaults.get("weight_decay", 0.0)
+    inside = {id(parameter) for parameter in encoder.parameters()} if apart else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in network.parameters():
+        groups.setdefault((id(parameter) in inside, bool(decay) and parameter.ndim <= 1), []).append(parameter)
+    if len(groups) == 1:
+        return optimizer
+    settings = [
+        {"params": groups[key], "lr": lr * encoder_lr_factor if key[0] else lr}
+        | ({"weight_decay": 0.0} if key[1] else {})
+        for key in sorted(groups)
+    ]
+    return build_optimizer(name, settings, **arguments)

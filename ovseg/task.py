@@ -1,5 +1,6 @@
 """The LightningModule: it wires network, loss, scores and optimiser together and knows nothing of files."""
 
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from ovseg.errors import InputError
 from ovseg.losses import build_loss
 from ovseg.metrics import OnlineScores, dice_coef, lesion_probs
 from ovseg.models import build_model
-from ovseg.optim import build_optimizer, build_scheduler
+from ovseg.optim import find_encoder, optimize_network
+from ovseg.schedules import ANY_LENGTH, STEPWISE, Length, build_scheduler, check_length, watch_mode
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -29,14 +31,16 @@ class SegmentationTask(LightningModule):
         loss: see `ovseg.losses.LOSSES`, and `CATEGORY_LOSSES` where `arch_args` has `classes` above 1.
         optimizer: see `ovseg.optim.OPTIMIZERS`.
         optimizer_args: its arguments (`lr`, ...).
-        scheduler: see `ovseg.optim.SCHEDULERS`; null keeps the rate constant.
+        scheduler: see `ovseg.schedules.SCHEDULERS`; null keeps the rate constant.
         scheduler_args: its arguments.
-        monitor: logged name that a plateau schedule watches, lower is better.
+        monitor: logged name that a plateau schedule watches; a loss is best low, a score high.
         channels_last: hold weights, and so all maps, channels last from the start of training. segmentation-models-
             pytorch's U-Net with EfficientNet-lite0 takes 14 % less time on a CPU; with dilated convolutions of torch's
             own the backward pass can take a hundredfold.
         compile: compile the network when training starts (minutes, once); checkpoints are the same with and without.
         tf32: train in TF32 on GPUs that have it (see `allow_tf32`): several times as fast as float32 proper.
+        encoder_lr_factor: the encoder's learning rate is the optimiser's times this.
+        freeze_encoder_epochs: for so many epochs the encoder stays as it is, its norms' statistics too.
 
     Raises:
         InputError: an unknown name or argument.
@@ -55,6 +59,8 @@ class SegmentationTask(LightningModule):
         channels_last: bool = False,
         compile: bool = False,
         tf32: bool = True,
+        encoder_lr_factor: float = 1.0,
+        freeze_encoder_epochs: int = 0,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -62,7 +68,9 @@ class SegmentationTask(LightningModule):
         self.network = build_model(arch, **(arch_args or {}))
         self.loss = build_loss(loss, self.classes)
         self.scores = torch.nn.ModuleDict({stage: OnlineScores(self.classes) for stage in ("val", "test")})
-        self.configure_optimizers()  # a wrong name or argument shows here, not after the data are verified
+        if freeze_encoder_epochs < 0:
+            raise InputError(f"model.freeze_encoder_epochs is {freeze_encoder_epochs}, expected 0 or more.")
+        self._optimization(ANY_LENGTH)  # a wrong name or argument shows here, not after the data are verified
 
     def setup(self, stage: str) -> None:
         """Masks of ids for a network of one class, or the other way round, would train or score nonsense."""
@@ -104,6 +112,28 @@ class SegmentationTask(LightningModule):
     def test_step(self, batch: dict, _: int) -> None:
         self._step(batch, "test")
 
+    def on_train_start(self) -> None:
+        for config in self.trainer.lr_scheduler_configs:
+            check_length(config.scheduler, self.trainer.estimated_stepping_batches)
+
+    def on_train_epoch_start(self) -> None:
+        """Statistics and dropout of a frozen encoder rest; it trains as the rest does from then on."""
+        if self.hparams.freeze_encoder_epochs:
+            find_encoder(self.network).train(not self._is_encoder_frozen())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop a frozen encoder's gradients, before they are clipped: without them no optimiser moves or decays it.
+
+        `requires_grad` stays on: several processes settle at the start which gradients they exchange, and would never
+        exchange those of the encoder.
+        """
+        if self._is_encoder_frozen():
+            for parameter in find_encoder(self.network).parameters():
+                parameter.grad = None
+
+    def _is_encoder_frozen(self) -> bool:
+        return self.current_epoch < self.hparams.freeze_encoder_epochs
+
     def on_train_epoch_end(self) -> None:
         """Step plateau schedules: Lightning does so after the checkpoints are written, so a resume lost a step."""
         for config in self.trainer.lr_scheduler_configs:
@@ -134,10 +164,27 @@ class SegmentationTask(LightningModule):
         scores.reset()
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule stepped at each epoch's end on `monitor`."""
+        """The optimiser and its schedule; the length of the training is known here."""
+        if self.hparams.scheduler not in STEPWISE:
+            return self._optimization(ANY_LENGTH)
+        self.trainer.fit_loop.setup_data()
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise InputError(f"The schedule {self.hparams.scheduler} needs an end: set trainer.max_epochs.")
+        epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return self._optimization(Length(steps, epoch))
+
+    def _optimization(self, length: Length) -> Any:
+        """What Lightning takes: the optimiser, and the schedule stepped with it or at each epoch's end on `monitor`."""
         settings = self.hparams
-        optimizer = build_optimizer(settings.optimizer, self.parameters(), **(settings.optimizer_args or {}))
+        optimizer = optimize_network(
+            self.network, settings.optimizer, settings.optimizer_args or {}, settings.encoder_lr_factor,
+            apart=settings.freeze_encoder_epochs > 0,
+        )  # fmt: skip
         if settings.scheduler is None:
             return optimizer
-        scheduler = build_scheduler(settings.scheduler, optimizer, **(settings.scheduler_args or {}))
+        mode, arguments = watch_mode(settings.monitor), settings.scheduler_args or {}
+        scheduler = build_scheduler(settings.scheduler, optimizer, mode, length, **arguments)
+        if settings.scheduler in STEPWISE:
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": settings.monitor}}

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from ovseg.averaging import AveragedWeights, decay_of
 from ovseg.callbacks import (
     LOGGED_OF_CATEGORIES,
     BestCheckpoint,
@@ -32,8 +33,8 @@ from ovseg.errors import InputError, fill_defaults
 from ovseg.evaluation import Evaluation
 from ovseg.inference import read_checkpoint
 from ovseg.models import ARCHITECTURES
-from ovseg.optim import SCHEDULERS
 from ovseg.report import evaluation_dir, print_summary, report_evaluation
+from ovseg.schedules import SCHEDULERS
 from ovseg.task import SegmentationTask
 from ovseg.tuning import print_tuning, tune
 
@@ -45,6 +46,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="resume from this checkpoint")
         parser.add_argument("--runs_dir", type=str, default="runs", help="parent of all run folders")
         parser.add_argument("--tune", type=bool, default=False, help="choose flips, threshold and clean-up on valid")
+        parser.add_argument("--ema.decay", type=float, default=0.0, help="average of the weights, see averaging.py")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
@@ -80,16 +82,13 @@ class TrainCLI(LightningCLI):
         config = self.config
         config.early_stopping.mode = best_mode(config.early_stopping.monitor)
         best_mode(config.best_checkpoint.monitor)
-        for name in ("early_stopping", "best_checkpoint"):
+        best_mode(config.model.monitor)
+        for name in ("early_stopping", "best_checkpoint", "model"):
             if config[name].monitor in LOGGED_OF_CATEGORIES and config.data.classes == 1:
                 raise InputError(
                     f"{name}.monitor is {config[name].monitor}, which is logged only where data.classes is above 1. "
                     "Set it to val_dice."
                 )
-        if best_mode(config.model.monitor) == "max":
-            raise InputError(
-                f"model.monitor is {config.model.monitor}, expected a loss: the schedule watches for lower."
-            )
         for name in ("max_epochs", "limit_train_batches"):
             if config.trainer[name] == 0:
                 raise InputError(f"trainer.{name} is 0, so nothing would be trained. Raise it.")
@@ -105,16 +104,20 @@ class TrainCLI(LightningCLI):
         if scheduler not in SCHEDULERS:
             return  # none, or the task's own error lists the choices
         wanted = fill_defaults(SCHEDULERS[scheduler], self.config.model.scheduler_args).get("patience")
-        if isinstance(wanted, int) and self.config.early_stopping.patience <= wanted:
+        later = scheduler == "plateau"  # torch's waits one epoch longer than Keras'
+        if isinstance(wanted, int) and self.config.early_stopping.patience <= wanted + later:
             rank_zero_info(
                 f"early_stopping.patience {self.config.early_stopping.patience} ends training before the schedule's "
-                f"patience {wanted} can lower the rate. Raise early_stopping.patience above {wanted} if it should."
+                f"patience {wanted} can lower the rate. Raise early_stopping.patience above {wanted + later} if it "
+                "should."
             )
 
     def _check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A resume goes on with the network, optimiser and schedule of the checkpoint, at the end of an epoch."""
-        path, here, there = self.config.ckpt_path, self.config.model, checkpoint["hyper_parameters"]
-        for name in ("arch", "arch_args", "optimizer", "optimizer_args", "scheduler", "scheduler_args", "loss"):
+        path, here = self.config.ckpt_path, self.config.model
+        there = fill_defaults(SegmentationTask, checkpoint["hyper_parameters"])
+        names = ("arch", "arch_args", "optimizer", "optimizer_args", "scheduler", "scheduler_args", "loss")
+        for name in (*names, "encoder_lr_factor", "freeze_encoder_epochs"):
             ours, theirs = here[name], there[name]
             if name == "arch_args" and here["arch"] in ARCHITECTURES:
                 ours, theirs = (fill_defaults(ARCHITECTURES[here["arch"]], value) for value in (ours, theirs))
@@ -130,6 +133,17 @@ class TrainCLI(LightningCLI):
                 f"{path} was trained with data.fold {fold}, but the configuration has {self.config.data.fold}, whose "
                 "validation images it may have seen. Resume with the run's own config.yaml."
             )
+        decayed = (there["optimizer_args"] or {}).get("weight_decay", 0.01 if there["optimizer"] == "adamw" else 0.0)
+        if decayed and "encoder_lr_factor" not in checkpoint["hyper_parameters"]:
+            raise InputError(
+                f"{path} was trained by an earlier version, whose weight decay took norms and biases along. It can be "
+                "evaluated, but not resumed: train it anew."
+            )
+        if decay_of(checkpoint) != self.config.ema.decay:
+            raise InputError(
+                f"{path} was trained with ema.decay {decay_of(checkpoint)}, but the configuration has "
+                f"{self.config.ema.decay}. Resume with the run's own config.yaml."
+            )
         done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         wanted = self.config.trainer.max_epochs
         if wanted is not None and 0 < wanted <= done:
@@ -143,8 +157,11 @@ class TrainCLI(LightningCLI):
         trainer = self.config_init["trainer"]
         if rank_zero_only.rank == 0:
             self.datamodule.prepare_data()
+        kwargs["callbacks"] = list(trainer["callbacks"] or [])
         if trainer["enable_progress_bar"] is not False:
-            kwargs["callbacks"] = [*(trainer["callbacks"] or []), _progress_bar()]
+            kwargs["callbacks"].append(_progress_bar())
+        if self.config.ema.decay:
+            kwargs["callbacks"].append(AveragedWeights(self.config.ema.decay))
         if trainer["fast_dev_run"]:
             return super().instantiate_trainer(logger=False, **kwargs)
         folder = Path(self.config.runs_dir) / self._config_name()

