@@ -1,14 +1,18 @@
 """Losses by name, on logits, in float32 also under mixed precision.
 
-Those for one class equal the baseline's on sigmoid(logits); those for several classes are of softmax(logits).
+Those for one class are of sigmoid(logits), and equal the baseline's where it has them; those for several
+classes are of softmax(logits).
 """
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
+from torchvision.ops import sigmoid_focal_loss
 
 from ovseg.errors import InputError, choose
 from ovseg.metrics import dice_coef, iou_coef
@@ -63,6 +67,84 @@ def basnet_hybrid_loss(logits: Tensor, mask: Tensor) -> Tensor:
     return (binary_crossentropy(logits, mask) + ssim_loss(logits, mask) + iou_loss(logits, mask)) / 3
 
 
+def dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """1 - soft Dice of every image, their mean, scalar: a small lesion weighs as much as a large one.
+
+    One pixel of smoothing, as in `dice_coef`, so an empty mask asks for an empty prediction. segmentation-models-
+    pytorch's DiceLoss sums over the batch, as `dice_loss` does.
+    """
+    return tversky_loss(logits, mask, 0.5, 0.5)
+
+
+def bce_dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """(cross-entropy + Dice loss of every image) / 2, scalar."""
+    return (binary_crossentropy(logits, mask) + dice_per_image_loss(logits, mask)) / 2
+
+
+def tversky_loss(logits: Tensor, mask: Tensor, false: float = 0.3, missed: float = 0.7) -> Tensor:
+    """1 - Tversky index of every image, their mean, scalar: a missed pixel costs more than a false one.
+
+    Half a pixel of smoothing, so an empty mask asks for an empty prediction; 0.5 and 0.5 make it the Dice loss.
+
+    Source: S. S. M. Salehi et al., MLMI 2017, whose best weights are 0.3 and 0.7.
+    """
+    probs, mask = logits.sigmoid().flatten(1), mask.flatten(1)
+    hit = (probs * mask).sum(1)
+    wrong = false * (probs * (1 - mask)).sum(1) + missed * ((1 - probs) * mask).sum(1)
+    return (1 - (hit + 0.5) / (hit + wrong + 0.5)).mean()
+
+
+def focal_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy weighted by the square of what is missing to certainty, mean over pixels, scalar.
+
+    No class weights: they are for objects far rarer than a lesion's pixels.
+
+    Source: T.-Y. Lin et al., ICCV 2017, whose best exponent is 2.
+    """
+    return sigmoid_focal_loss(logits, mask, alpha=-1, gamma=2, reduction="mean")
+
+
+def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """The Lovasz hinge of every image, their mean, scalar: the convex surrogate of 1 - IoU.
+
+    Of an empty mask it is the hinge of the most lesion-like pixel.
+
+    Source: M. Berman et al., CVPR 2018, algorithm 1.
+    """
+    logits, mask = logits.flatten(1), mask.flatten(1)
+    errors, order = (1 - logits * (2 * mask - 1)).sort(1, descending=True)
+    mask = mask.gather(1, order)
+    area = mask.sum(1, keepdim=True)
+    lost = 1 - (area - mask.cumsum(1)) / (area + (1 - mask).cumsum(1))
+    return (errors.relu() * lost.diff(dim=1, prepend=torch.zeros_like(area))).sum(1).mean()
+
+
+def boundary_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean over pixels of |probability - mask| times the distance to the mask's border, scalar in 0..1.
+
+    Distances count from the edges of pixels and are divided by the image's largest. This is the source's loss less
+    that of the mask itself, which no gradient sees: so the best is 0. A mask without border, empty or full, costs 0:
+    combine the loss with another. The distances are computed on the CPU at every step.
+
+    Source: H. Kervadec et al., Medical Image Analysis 67, 2021, equation 5.
+    """
+    distance = np.stack([border_distance(image) for image in mask[:, 0].cpu().numpy() > 0.5])
+    return (torch.from_numpy(distance).to(logits.device)[:, None] * (logits.sigmoid() - mask).abs()).mean()
+
+
+def border_distance(mask: np.ndarray) -> np.ndarray:
+    """Distance of each pixel's centre to the border of a mask, bool (H, W) -> float32 (H, W) in 0..1."""
+    if mask.all() or not mask.any():
+        return np.zeros(mask.shape, np.float32)
+    distance = distance_transform_edt(mask) + distance_transform_edt(~mask) - 0.5
+    return (distance / distance.max()).astype(np.float32)
+
+
+def bce_dice_boundary_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """(cross-entropy + Dice loss of every image + boundary loss) / 3, scalar."""
+    return (binary_crossentropy(logits, mask) + dice_per_image_loss(logits, mask) + boundary_loss(logits, mask)) / 3
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "binary_crossentropy": binary_crossentropy,
     "dice_loss": dice_loss,
@@ -71,6 +153,13 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "bce_iou_loss": bce_iou_loss,
     "ssim_loss": ssim_loss,
     "basnet_hybrid_loss": basnet_hybrid_loss,
+    "dice_per_image_loss": dice_per_image_loss,
+    "bce_dice_per_image_loss": bce_dice_per_image_loss,
+    "tversky_loss": tversky_loss,
+    "focal_loss": focal_loss,
+    "lovasz_loss": lovasz_loss,
+    "boundary_loss": boundary_loss,
+    "bce_dice_boundary_loss": bce_dice_boundary_loss,
 }
 
 
