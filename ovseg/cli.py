@@ -4,14 +4,13 @@ import argparse
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from ovseg import cli_data
-from ovseg.cli_parser import build_parser, conclude
+from ovseg import cli_data, cli_studies
+from ovseg.cli_parser import build_parser, conclude, quiet_lightning
 from ovseg.errors import InputError, choose
 
 
@@ -34,13 +33,9 @@ def _run(command: Callable[[list[str]], int], arguments: list[str] | None = None
 
 
 def _train(arguments: list[str]) -> int:
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's own calls
+    quiet_lightning()
     from ovseg.training import train_from_command_line
 
-    advertisement = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())
-    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
-    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="pytorch_lightning")  # its own code
     return train_from_command_line(arguments)
 
 
@@ -192,6 +187,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "cross_validate": cli_studies.cross_validate,
     "evaluate": _evaluate,
     "infer": _infer,
     "tune": _tune,

@@ -1,7 +1,10 @@
 """What the commands share: a parser whose mistakes are one line, and how a command ends."""
 
 import argparse
+import logging
+import os
 import sys
+import warnings
 from typing import NoReturn
 
 from ovseg.errors import InputError
@@ -27,3 +30,12 @@ def conclude(text: str, failures: list[str]) -> int:
     if failures:
         print(f"{len(failures)} files failed.", file=sys.stderr)
     return 1 if failures else 0
+
+
+def quiet_lightning() -> None:
+    """Leave out Lightning's messages that a user can do nothing about; to be called before it is imported."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's own calls
+    advertisement = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="pytorch_lightning")  # its own code

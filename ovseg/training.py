@@ -1,5 +1,6 @@
 """`train`: LightningCLI with a run folder, our callbacks, checks before work starts, and an evaluation at the end."""
 
+import json
 import math
 import os
 import sys
@@ -47,6 +48,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--runs_dir", type=str, default="runs", help="parent of all run folders")
         parser.add_argument("--tune", type=bool, default=False, help="choose flips, threshold and clean-up on valid")
         parser.add_argument("--ema.decay", type=float, default=0.0, help="average of the weights, see averaging.py")
+        parser.add_argument("--evaluate_test", type=bool, default=True, help="score the best checkpoint on test")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
@@ -207,23 +209,11 @@ def claim_version(folder: Path) -> str:
             raise InputError(f"Cannot write {folder}: {error.strerror}. Choose another --runs_dir.") from None
 
 
-def train_from_command_line(arguments: list[str]) -> int:
-    """Train as the configuration says, then evaluate the best checkpoint on the test split.
-
-    With `tune: true` its decision (see `ovseg.decision`) is chosen on the validation split before that.
-
-    Args:
-        arguments: of the command line, without the command.
-
-    Returns:
-        Exit code.
-
-    Raises:
-        InputError: a mistake in the configuration or the data, before training starts.
-    """
+def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
+    """The command line of `train`, parsed and checked."""
     # Lightning warns of arguments beside the process' own, which a several-process launch repeats as they are.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-    cli = TrainCLI(
+    return kind(
         SegmentationTask,
         OvarianTumorDataModule,
         args=arguments,
@@ -238,6 +228,40 @@ def train_from_command_line(arguments: list[str]) -> int:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,  # it saves an "_instantiator" that only LightningCLI understands
     )
+
+
+class ConfigurationCLI(TrainCLI):
+    """Checks a configuration as `train` does, network and optimiser too, but trains and writes nothing."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:
+        """None is needed."""
+
+
+def read_configuration(arguments: list[str]) -> dict[str, Any]:
+    """The whole configuration that `train` would take from these arguments, with all defaults, as plain values.
+
+    Raises:
+        InputError: a mistake in the configuration.
+    """
+    cli = build_cli(ConfigurationCLI, arguments)
+    return json.loads(cli.parser.dump(cli.config, format="json", skip_none=False))
+
+
+def train_from_command_line(arguments: list[str]) -> int:
+    """Train as the configuration says, then, unless `evaluate_test` is false, score the best checkpoint on test.
+
+    With `tune: true` its decision (see `ovseg.decision`) is chosen on the validation split before that.
+
+    Args:
+        arguments: of the command line, without the command.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        InputError: a mistake in the configuration or the data, before training starts.
+    """
+    cli = build_cli(TrainCLI, arguments)
     trainer = cli.trainer
     trainer.callbacks.insert(0, EpochSeed(cli.datamodule.hparams.seed))
     if cli.config.ckpt_path:
@@ -259,7 +283,9 @@ def train_from_command_line(arguments: list[str]) -> int:
         )
     if cli.config.tune:
         print_tuning(tune(Path(run)))
-    _evaluate_best(Path(run))
+    if cli.config.evaluate_test:
+        _evaluate_best(Path(run))
+    print(f"Run folder: {run}\nCurves: {run}/train_losses.png, {run}/train_metrics.png")
     return 0
 
 
@@ -281,5 +307,4 @@ def _progress_bar() -> LineProgress | TQDMProgressBar:
 def _evaluate_best(run: Path) -> None:
     output = evaluation_dir(run, "test")
     print_summary(report_evaluation(Evaluation(run), output))
-    print(f"Run folder: {run}\nCurves: {run}/train_losses.png, {run}/train_metrics.png")
     print(f"Snapshots: {run}/epoch_change_infer/\nEvaluation: {output}/")

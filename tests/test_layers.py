@@ -20,12 +20,12 @@ LAYERS = [
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
     ["export", "engines", "task", "averaging", "callbacks", "decision", "inference"],
     [
-        *("evaluation", "report", "tuning", "leakage", "baseline_config", "baseline_import"),
+        *("evaluation", "report", "tuning", "out_of_fold", "leakage", "baseline_config", "baseline_import"),
         *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),
         *("audit_files", "audit", "audit_report"),
         *("benchmark_peers", "benchmark", "benchmark_layers", "benchmark_report", "benchmark_command"),
     ],
-    ["training", "cli_parser", "cli_data", "cli"],
+    ["training", "subtraining", "cross_validation", "cli_parser", "cli_data", "cli_studies", "cli", "__main__"],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
 ONLY_IN = {
