@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
-
 from ovseg import cli_data, cli_studies
 from ovseg.cli_parser import build_parser, conclude, quiet_lightning
 from ovseg.errors import InputError, choose
@@ -18,18 +16,29 @@ def _run(command: Callable[[list[str]], int], arguments: list[str] | None = None
     """Run a command; a user's mistake is one line on standard error and exit code 2."""
     try:
         return command(sys.argv[1:] if arguments is None else arguments)
-    except (InputError, argparse.ArgumentError, MisconfigurationException, UnicodeDecodeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except SIGTERMException:  # Lightning's, which would leave with 0
-        print("error: stopped by SIGTERM", file=sys.stderr)
-        return 143
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except _of_lightning("SIGTERMException"):  # which would leave with 0
+        print("error: stopped by SIGTERM", file=sys.stderr)
+        return 143
+    except (
+        InputError,
+        argparse.ArgumentError,
+        UnicodeDecodeError,
+        *_of_lightning("MisconfigurationException"),
+    ) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _of_lightning(name: str) -> tuple[type[BaseException], ...]:
+    """An exception of Lightning; none where it is not imported, which takes seconds in which Ctrl-C must work."""
+    module = sys.modules.get("pytorch_lightning.utilities.exceptions")
+    return (getattr(module, name),) if module else ()
 
 
 def _train(arguments: list[str]) -> int:

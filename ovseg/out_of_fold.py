@@ -34,7 +34,7 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     """
     tables, folds = [], []
     for fold, run in enumerate(runs):
-        evaluation = Evaluation(run, "valid", device=device)
+        evaluation = Evaluation(run, "valid", device=device, decision=False)  # a decision was chosen on these images
         table, summary = evaluation.run()
         table.insert(1, "fold", fold)
         tables.append(table)

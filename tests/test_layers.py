@@ -8,8 +8,8 @@ from conftest import REPOSITORY
 # Every module and its layer; within a layer, later ones may import earlier ones.
 LAYERS = [
     [
-        *("errors", "files", "progress", "plots", "drawing", "data.geometry", "data.pairs"),
-        *("data.manifest", "data.original", "data.tree"),
+        *("errors", "files", "settings", "run_folder", "progress", "plots", "drawing"),
+        *("data.geometry", "data.pairs", "data.manifest", "data.original", "data.tree"),
         *("data.sector", "data.ultrasound", "data.calipers", "data.transforms", "data.phantoms"),
         *("data.duplicates", "data.splits", "models.layers", "models.unet"),
         *("models.attention_unet", "models.multires_unet", "models.unet3plus"),
@@ -25,7 +25,17 @@ LAYERS = [
         *("audit_files", "audit", "audit_report"),
         *("benchmark_peers", "benchmark", "benchmark_layers", "benchmark_report", "benchmark_command"),
     ],
-    ["training", "subtraining", "cross_validation", "cli_parser", "cli_data", "cli_studies", "cli", "__main__"],
+    [
+        "training_checks",
+        "training",
+        "subtraining",
+        "cross_validation",
+        "cli_parser",
+        "cli_data",
+        "cli_studies",
+        "cli",
+        "__main__",
+    ],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
 ONLY_IN = {
