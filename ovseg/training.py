@@ -34,7 +34,7 @@ from ovseg.report import evaluation_dir, print_summary, report_evaluation
 from ovseg.run_folder import claim_version, release_run
 from ovseg.settings import explain, explain_failure, explain_refusal, read_settings
 from ovseg.task import SegmentationTask
-from ovseg.training_checks import check_checkpoint, check_monitors, check_patience, share_classes
+from ovseg.training_checks import check_checkpoint, check_monitors, check_schedule, share_classes
 from ovseg.tuning import print_tuning, tune
 
 
@@ -77,7 +77,7 @@ class TrainCLI(LightningCLI):
         """Refuse what would fail or do nothing after hours; a resume brings its weights, so it downloads nothing."""
         share_classes(self.config)
         check_monitors(self.config)
-        check_patience(self.config)
+        check_schedule(self.config)
         if self.config.ckpt_path is None:
             return
         check_checkpoint(self.config, read_checkpoint(Path(self.config.ckpt_path)))

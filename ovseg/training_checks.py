@@ -46,18 +46,24 @@ def check_monitors(config: Any) -> None:
         )
 
 
-def check_patience(config: Any) -> None:
-    """Stopping before the rate can fall makes the schedule a dead option, which configurations of others have."""
-    if config.early_stopping.patience < 0:
-        raise InputError(f"early_stopping.patience is {config.early_stopping.patience}, expected 0 or more.")
-    scheduler = config.model.scheduler
+def check_schedule(config: Any) -> None:
+    """A rate that can't fall, for training stops before, is a dead option, which configurations of others have."""
+    patience, epochs, scheduler = config.early_stopping.patience, config.trainer.max_epochs, config.model.scheduler
+    if patience < 0:
+        raise InputError(f"early_stopping.patience is {patience}, expected 0 or more.")
     if scheduler not in SCHEDULERS:
         return  # none, or the task's own error lists the choices
-    wanted = fill_defaults(SCHEDULERS[scheduler], config.model.scheduler_args).get("patience")
+    arguments = fill_defaults(SCHEDULERS[scheduler], config.model.scheduler_args)
+    wanted, warmup = arguments.get("patience"), arguments.get("warmup_epochs")
+    if isinstance(warmup, int | float) and epochs is not None and 0 < epochs <= warmup:
+        raise InputError(
+            f"model.scheduler_args.warmup_epochs is {warmup} of trainer.max_epochs {epochs}, so the rate would only "
+            "rise. Lower it."
+        )
     later = scheduler == "plateau"  # torch's waits one epoch longer than Keras'
-    if isinstance(wanted, int) and config.early_stopping.patience <= wanted + later:
+    if isinstance(wanted, int) and patience <= wanted + later:
         rank_zero_info(
-            f"early_stopping.patience {config.early_stopping.patience} ends training before the schedule's "
+            f"early_stopping.patience {patience} ends training before the schedule's "
             f"patience {wanted} can lower the rate. Raise early_stopping.patience above {wanted + later} if it "
             "should."
         )

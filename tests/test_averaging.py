@@ -186,9 +186,21 @@ def test_resume_refuses_another_average_or_length(tiny, capsys):
     assert "weight decay took norms and biases along" in capsys.readouterr().err
 
 
-def test_wrong_decay_is_one_line_and_leaves_nothing(tiny, capsys):
-    assert train("--ema.decay", "1.5") == 2
-    assert "error: ema.decay is 1.5" in capsys.readouterr().err and not (tiny / "runs").exists()
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ema.decay", "1.5"], "error: ema.decay is 1.5"),
+        (["--model.scheduler_args.warmup_epochs", "4"], "warmup_epochs is 4 of trainer.max_epochs 4, so the rate"),
+        (
+            ["--model.monitor", "val_dice_categories"],
+            "model.monitor is val_dice_categories, which is logged only where",
+        ),
+        (["--model.monitor", "luck"], "Unknown monitor 'luck'"),
+    ],
+)
+def test_mistake_is_one_line_and_leaves_nothing(tiny, capsys, arguments, message):
+    assert train(*arguments) == 2
+    assert message in capsys.readouterr().err and not (tiny / "runs").exists()
 
 
 def test_broken_off_validation_gives_the_weights_back(phantom_root, tmp_path):

