@@ -146,7 +146,7 @@ def read_decision(run: Path, digest: str, classes: int) -> Decision | None:
 
     Args:
         run: run folder or checkpoint.
-        digest: sha256 of what the decision must have been chosen for, see `ovseg.inference.checkpoint_digest`.
+        digest: sha256 of what the decision must have been chosen for, see `ovseg.checkpoints.checkpoint_digest`.
         classes: of the network.
 
     Raises:

@@ -11,21 +11,14 @@ import torch
 from scipy.stats import bootstrap
 
 from ovseg import __version__
+from ovseg.checkpoints import check_evaluable, checkpoint_digest, read_members
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories
 from ovseg.data.original import original_mask, prepared_items
-from ovseg.decision import DECISION_FILE, Decision, average_flips, read_decision, to_dict
+from ovseg.decision import DECISION_FILE, Decision, average_flips, mean_logits, read_decision, to_dict
 from ovseg.errors import InputError
-from ovseg.inference import (
-    category_names_of,
-    checkpoint_digest,
-    choose_device,
-    class_probs,
-    find_checkpoint,
-    read_checkpoint,
-    restore_probs,
-)
+from ovseg.inference import choose_device, class_probs, restore_probs
 from ovseg.metrics import HARD_SCORES, OnlineScores, category_scores, confusion, hard_scores, main_category
 from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
@@ -35,10 +28,10 @@ POOLED_SCORES = ("loss", "dice_coef", "iou_pooled", "dice_categories", "iou_pool
 
 
 class Evaluation:
-    """One checkpoint on one split, at the size the network was trained at and at the pictures' original sizes.
+    """A run on one split, at the size the network was trained at and at the pictures' original sizes.
 
     Args:
-        run: run folder or checkpoint.
+        run: run folder, checkpoint, or the folder of an ensemble; its loss is the first member's.
         split: `train`, `valid` or `test`.
         root: the dataset's folder where it is not the one of training.
         batch_size: images at a time; the soft `dice_coef` is a mean over batches, which the baseline takes of 4.
@@ -60,24 +53,24 @@ class Evaluation:
     ):
         if batch_size < 1:
             raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
-        self.split, self.device, self.checkpoint_path = split, choose_device(device), find_checkpoint(run)
-        checkpoint = read_checkpoint(self.checkpoint_path)
+        self.split, self.device, self.members = split, choose_device(device), read_members(run)
+        check_evaluable(self.members, split, root)
+        first, self.paths = self.members[0], [member.path for member in self.members]
         unused = {"augmentation": "none", "mini_test": None, "phantoms": 0}  # files of training may be gone
-        settings = {**checkpoint["datamodule_hyper_parameters"], **unused, "batch_size": batch_size}
-        self.augmentation = checkpoint["datamodule_hyper_parameters"]["augmentation"]
+        settings = {**first.data, **unused, "batch_size": batch_size}
         settings["root"] = str(root or settings["root"])
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
-        held_out = {} if split == "test" else {"held_out": checkpoint.get("OvarianTumorDataModule", {}).get("held_out")}
-        self.datamodule.load_state_dict({"categories": category_names_of(checkpoint), **held_out})
+        held_out = {} if split == "test" else {"held_out": first.held_out}
+        self.datamodule.load_state_dict({"categories": first.categories, **held_out})
         self._pairs = {pair.stem: pair for pair in self.datamodule.pairs(split)}
         self._items = prepared_items(self.datamodule.root)
-        self.epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        self.digest = checkpoint_digest(self.checkpoint_path)
-        task = SegmentationTask.load_from_checkpoint(self.checkpoint_path, map_location=self.device, weights_only=True)
-        self.task = task.eval()
-        found = read_decision(run, self.digest, self.task.classes) if decision else None
+        self.digest = checkpoint_digest(*self.paths)
+        found = read_decision(run, self.digest, first.classes) if decision else None
         self.decision, self.decision_file = found or Decision(), DECISION_FILE if found else None
+        options = {"map_location": self.device, "weights_only": True}
+        self.tasks = [SegmentationTask.load_from_checkpoint(path, **options).eval() for path in self.paths]
+        self.task = self.tasks[0]
 
     def loader(self) -> Iterator[dict]:
         """Every batch of the split once, with a bar on a terminal."""
@@ -92,8 +85,8 @@ class Evaluation:
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor, flips: Sequence[str]) -> torch.Tensor:
-        """Logits (N, classes, S, S) of pictures on the device, uint8 (N, 3, S, S), averaged over flips."""
-        return average_flips(self.task, image, flips)
+        """Logits (N, classes, S, S) of pictures on the device, uint8 (N, 3, S, S), over flips and members."""
+        return mean_logits([average_flips(task, image, flips) for task in self.tasks])
 
     def original_probs(self, stem: str, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (classes, height, width) and mask (height, width) at the picture's original size.
@@ -148,9 +141,10 @@ class Evaluation:
         """What was evaluated and with what: the part of the summary that is known before any image is scored."""
         packages = ("torch", "torchmetrics", "numpy")
         return {
-            "checkpoint": self.checkpoint_path.name,
+            "checkpoint": self.paths[0].name if len(self.paths) == 1 else f"ensemble of {len(self.paths)}",
             "checkpoint_sha256": self.digest,
-            "epoch": self.epoch,
+            "members": [str(path) for path in self.paths],
+            "epoch": self.members[0].epoch if len(self.paths) == 1 else [member.epoch for member in self.members],
             "data": str(self.datamodule.root),
             "split": self.split,
             "leakage": self.datamodule.leakage,

@@ -1,15 +1,13 @@
 """A trained run on new pictures of any size; nothing but its checkpoint is needed."""
 
-import hashlib
-import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from ovseg.checkpoints import checkpoint_digest, read_members
 from ovseg.data.geometry import place, restore
 from ovseg.data.pairs import list_images, read_image
 from ovseg.decision import Decision, average_flips, read_decision
@@ -19,47 +17,6 @@ from ovseg.errors import InputError, choose
 from ovseg.files import atomic_dir, write_image, write_json
 from ovseg.progress import progress_bar
 from ovseg.task import SegmentationTask
-
-
-def find_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run folder (`best`, else `last`, else `interrupted`), or the .ckpt itself.
-
-    Raises:
-        InputError: there is none.
-    """
-    run = Path(run)
-    if run.is_file():
-        return run
-    for name in ("best", "last", "interrupted"):
-        path = run / "checkpoints" / f"{name}.ckpt"
-        if path.is_file():
-            return path
-    what = "no checkpoints/best.ckpt or last.ckpt" if run.is_dir() else "not there"
-    raise InputError(f"{run}: {what}. Name a run folder such as runs/unet/version_0, or a .ckpt.")
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint as a dict, without running code from the file.
-
-    Raises:
-        InputError: missing, truncated, or not a checkpoint of ovseg.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"There is no checkpoint {path}. Check the path.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = {"state_dict", "hyper_parameters", "datamodule_hyper_parameters"}
-        if not wanted <= checkpoint.keys() or "arch" not in checkpoint["hyper_parameters"]:
-            raise KeyError("arch")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} is not a whole checkpoint of ovseg ({type(error).__name__}).") from error
-    return checkpoint
-
-
-def checkpoint_digest(path: Path) -> str:
-    """The sha256 of a checkpoint, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -104,6 +61,8 @@ class Predictor:
         categories: names of ids 1, 2, ...; empty for a network of one class.
         engine: what runs it, `auto` or a name of `ovseg.engines.ENGINES`; settled on the first pictures.
         decision: how its probabilities become labels.
+        others: further members of an ensemble. Probabilities are averaged at the pictures' own sizes, so members may
+            place pictures in squares of their own; engine and decision are this one's.
     """
 
     network: torch.nn.Module
@@ -113,32 +72,36 @@ class Predictor:
     categories: Sequence[str] = ()
     engine: str = "torch"
     decision: Decision = field(default_factory=Decision)
+    others: Sequence["Predictor"] = ()
     _run: Engine | None = None
 
     @classmethod
     def from_run(cls, run: Path, device: str = "auto", decision: bool = True) -> "Predictor":
-        """From a run folder or a checkpoint.
+        """From a run folder, a checkpoint or the folder of an ensemble.
 
         Args:
-            run: run folder or checkpoint.
+            run: see `ovseg.checkpoints.find_checkpoints`.
             device: see `choose_device`.
             decision: with the decision that the run folder holds (see `ovseg.decision.read_decision`), if any.
 
         Raises:
-            InputError: no such run, a broken checkpoint, another checkpoint's decision, or no such device.
+            InputError: no such run, a broken checkpoint, members that differ in their categories, another checkpoint's
+                decision, or no such device.
         """
-        path, device = find_checkpoint(run), choose_device(device)
-        checkpoint = read_checkpoint(path)
-        data, names = checkpoint["datamodule_hyper_parameters"], category_names_of(checkpoint)
-        task = SegmentationTask.load_from_checkpoint(path, map_location=device, weights_only=True).eval()
-        chosen = read_decision(run, checkpoint_digest(path), task.classes) if decision else None
-        return cls(task.network, data["image_size"], data["fit"], device, names, decision=chosen or Decision())
+        device, members = choose_device(device), read_members(run)
+        chosen, predictors = None, []
+        if decision:
+            chosen = read_decision(run, checkpoint_digest(*(m.path for m in members)), members[0].classes)
+        for member in members:
+            task = SegmentationTask.load_from_checkpoint(member.path, map_location=device, weights_only=True).eval()
+            settings = member.data["image_size"], member.data["fit"], device, member.categories
+            predictors.append(cls(task.network, *settings, decision=chosen or Decision()))
+        return replace(predictors[0], others=predictors[1:])
 
     def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
         """Lesion probabilities of pictures at their own sizes, float32 (H, W) in 0..1; see `segment`."""
         return [prediction.probs for prediction in self.segment(images)]
 
-    @torch.inference_mode()
     def segment(self, images: list[np.ndarray]) -> list[Prediction]:
         """Labels and lesion probabilities of pictures at their own sizes.
 
@@ -147,15 +110,18 @@ class Predictor:
         Args:
             images: RGB, uint8 (H, W, 3), sizes may differ.
         """
+        views = [member.class_probs(images, self.engine, self.decision.flips) for member in (self, *self.others)]
+        return [self._decide(np.mean(probs, axis=0)) for probs in zip(*views, strict=True)]
+
+    @torch.inference_mode()
+    def class_probs(self, images: list[np.ndarray], engine: str, flips: Sequence[str]) -> list[np.ndarray]:
+        """What this network alone says of pictures, averaged over flips: float32 (classes, H, W) each."""
         squares = np.stack([place(image, self.image_size, self.fit) for image in images])
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
         if self._run is None:
-            self._run = choose_engine(self.engine, self.network, batch, print_engines)
-        logits = average_flips(self._run, batch, self.decision.flips)
-        return [
-            self._decide(restore_probs(probs, *image.shape[:2], self.fit))
-            for probs, image in zip(class_probs(logits), images, strict=True)
-        ]
+            self._run = choose_engine(engine, self.network, batch, print_engines)
+        probs = class_probs(average_flips(self._run, batch, flips))
+        return [restore_probs(p, *image.shape[:2], self.fit) for p, image in zip(probs, images, strict=True)]
 
     def _decide(self, probs: np.ndarray) -> Prediction:
         return Prediction(self.decision.labels(probs), probs[0] if len(probs) == 1 else 1 - probs[0])
@@ -170,11 +136,6 @@ def class_probs(logits: torch.Tensor) -> np.ndarray:
 def restore_probs(probs: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
     """Probabilities of a square, float32 (classes, S, S), to its picture's size, (classes, height, width)."""
     return np.stack([restore(channel, height, width, fit) for channel in probs])
-
-
-def category_names_of(checkpoint: dict[str, Any]) -> list[str]:
-    """The names of categories 1, 2, ... that a checkpoint was trained for; empty for one class."""
-    return checkpoint.get("OvarianTumorDataModule", {}).get("categories", [])
 
 
 def predict_files(
@@ -217,7 +178,7 @@ def infer_folder(
     Masks are 0/255; of a network for categories they hold ids, which `categories.json` names.
 
     Args:
-        run: run folder or checkpoint.
+        run: run folder, checkpoint, or the folder of an ensemble.
         images: folder of pictures.
         output: folder to make; it appears when all masks are written.
         overlays: also `overlays/<stem>.png`, the mask over the image, for categories with a legend below it.

@@ -39,7 +39,7 @@ def report_evaluation(evaluation: Evaluation, output: Path, overwrite: bool = Fa
         InputError: `output` holds something else.
     """
     same = _is_same(output, evaluation.describe())
-    with atomic_dir(output, overwrite or same, "summary.json", inputs=[evaluation.checkpoint_path]) as folder:
+    with atomic_dir(output, overwrite or same, "summary.json", inputs=evaluation.paths) as folder:
         table, summary = evaluation.run()
         baseline = pd.DataFrame([{name: summary["scores"][name] for name in ("loss", "dice_coef")}])
         if summary["leakage"]:

@@ -25,11 +25,11 @@ from ovseg.callbacks import (
     LastCheckpoint,
     LineProgress,
 )
+from ovseg.checkpoints import read_checkpoint
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.tree import SPLITS
 from ovseg.errors import InputError
 from ovseg.evaluation import Evaluation
-from ovseg.inference import read_checkpoint
 from ovseg.report import evaluation_dir, print_summary, report_evaluation
 from ovseg.run_folder import claim_version, release_run
 from ovseg.settings import explain, explain_failure, explain_refusal, read_settings

@@ -1,7 +1,7 @@
 """Choose a run's decision (flips, threshold, clean-up) on its validation images; see `ovseg.decision`."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg import __version__
+from ovseg.checkpoints import Member, checkpoint_digest, read_members
 from ovseg.data.transforms import build_transform
 from ovseg.decision import DECISION_FILE, FLIPS, Decision, to_dict
 from ovseg.errors import InputError, choose
@@ -45,8 +46,11 @@ def tune(
     Of decisions whose scores are within `GAIN` of the best the simplest is taken. Flips are tried where the run's
     augmentation has them, all together or none.
 
+    Of an ensemble each member is tried alone on its own split, and all their images count: the members of a
+    cross-validation have seen one another's validation images, so their average can't be judged there.
+
     Args:
-        run: run folder.
+        run: run folder, or the folder of an ensemble.
         metric: a name of `METRICS`; images that it can't score (see `ovseg.metrics`) are left out.
         split: `valid` or `train`.
         data: dataset folder, if it is not the one of training.
@@ -64,21 +68,26 @@ def tune(
         raise InputError("--split test: a decision chosen on the test images spoils them. Choose it on valid.")
     if not Path(run).is_dir():
         raise InputError(f"{run} is no run folder, so it has no place for {DECISION_FILE}. Name the run folder.")
-    evaluation = Evaluation(run, split, data, batch_size, device, decision=False)
-    candidates = list_candidates(seen_flips(evaluation.augmentation), evaluation.task.classes)
-    hit, false, missed, rest = try_candidates(evaluation, candidates).unbind(-1)
-    if not (hit + missed).any():
-        raise InputError(f"No image of {split} in {evaluation.datamodule.root} has a lesion, so nothing can be chosen.")
-    scores = scores_of_counts(hit, false, missed, rest)[metric].nanmean(1).tolist()
+    members = read_members(run)
+    candidates = list_candidates(flips_of_all(members), members[0].classes)
+    evaluations = [Evaluation(member.path, split, data, batch_size, device, decision=False) for member in members]
+    counts = torch.cat([try_candidates(evaluation, candidates) for evaluation in evaluations], 1)
+    root = evaluations[0].datamodule.root
+    if not counts[..., [0, 2]].any():
+        raise InputError(f"No image of {split} in {root} has a lesion, so nothing can be chosen.")
+    scores = scores_of_counts(*counts.unbind(-1))[metric].nanmean(1).tolist()
     best = simplest(candidates, scores)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    description = evaluation.describe()
     result = {
         "decision": to_dict(candidates[best]),
         "score": scores[best],
         "plain_score": scores[candidates.index(Decision())],
         "metric": f"{METRICS[metric]}, original size",
-        **{name: description[name] for name in ("checkpoint", "checkpoint_sha256", "data", "split", "images")},
+        "split": split,
+        "data": str(root),
+        "images": counts.shape[1],
+        "members": [str(member.path) for member in members],
+        "checkpoint_sha256": checkpoint_digest(*(member.path for member in members)),
         "version": __version__,
         "candidates": [{**to_dict(candidates[i]), "score": scores[i]} for i in order],
     }
@@ -123,6 +132,12 @@ def simplest(candidates: list[Decision], scores: list[float]) -> int:
     best = max(scores)
     good = [i for i, score in enumerate(scores) if score >= best - GAIN]
     return min(good, key=lambda i: (len(candidates[i].changes), -scores[i]))
+
+
+def flips_of_all(members: Sequence[Member]) -> tuple[str, ...]:
+    """The flips that every member met in training."""
+    seen = [seen_flips(member.data["augmentation"]) for member in members]
+    return tuple(name for name in FLIPS if all(name in flips for flips in seen))
 
 
 def seen_flips(augmentation: str) -> tuple[str, ...]:

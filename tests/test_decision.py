@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ovseg.checkpoints import checkpoint_digest
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.geometry import fit_box
 from ovseg.data.pairs import read_image
 from ovseg.decision import Decision, average_flips, mean_logits, read_decision, to_dict
 from ovseg.errors import InputError
 from ovseg.evaluation import Evaluation
-from ovseg.inference import Predictor, checkpoint_digest
+from ovseg.inference import Predictor
 from ovseg.metrics import predict
 
 PICTURE = np.array(  # a ring of 8 with a hole, two pixels that touch at a corner, one alone

@@ -13,13 +13,14 @@ from conftest import REPOSITORY
 from PIL import Image
 from pytorch_lightning import Trainer
 
+from ovseg.checkpoints import find_checkpoint
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.phantoms import make_phantom
 from ovseg.engines import ENGINES
 from ovseg.errors import InputError
 from ovseg.evaluation import summarise
-from ovseg.inference import Predictor, choose_device, find_checkpoint
+from ovseg.inference import Predictor, choose_device
 from ovseg.task import SegmentationTask
 
 

@@ -18,7 +18,7 @@ LAYERS = [
         *("metrics", "losses", "optim", "schedules", "keras_unet"),
     ],
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
-    ["export", "engines", "task", "averaging", "callbacks", "decision", "inference"],
+    ["export", "engines", "task", "averaging", "callbacks", "checkpoints", "decision", "inference"],
     [
         *("evaluation", "report", "tuning", "out_of_fold", "leakage", "baseline_config", "baseline_import"),
         *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from ovseg.checkpoints import checkpoint_digest
 from ovseg.cli import COMMANDS, _run
 from ovseg.decision import Decision, to_dict
 from ovseg.errors import InputError
 from ovseg.evaluation import Evaluation
-from ovseg.inference import checkpoint_digest
 from ovseg.tuning import GAIN, list_candidates, print_tuning, seen_flips, simplest, try_candidates, tune
 
 
@@ -38,7 +38,11 @@ def test_chosen_decision_scores_in_evaluate_what_tune_says(run, metric, capsys):
     assert run_tune(run, "--metric", metric) == 0
     found = json.loads((run / "decision.json").read_text())
     assert found["checkpoint_sha256"] == checkpoint_digest(run / "checkpoints" / "last.ckpt")
-    assert found["split"] == "valid" and found["images"] == 3 and found["checkpoint"] == "last.ckpt"
+    assert (
+        found["split"] == "valid"
+        and found["images"] == 3
+        and found["members"] == [str(run / "checkpoints" / "last.ckpt")]
+    )
     scores = [candidate["score"] for candidate in found["candidates"]]
     assert len(scores) == 2 * 9 * 4 * 2 and scores == sorted(scores, reverse=True)
     assert scores[0] - GAIN <= found["score"] <= scores[0] and found["plain_score"] < found["score"]
@@ -175,7 +179,9 @@ def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, 
     found = json.loads((run / "decision.json").read_text())
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     assert summary["decision"] == found["decision"] and summary["decision_file"] == "decision.json"
-    assert found["checkpoint"] == "best.ckpt" and yaml.safe_load((run / "config.yaml").read_text())["tune"] is True
+    assert (
+        found["members"][0].endswith("best.ckpt") and yaml.safe_load((run / "config.yaml").read_text())["tune"] is True
+    )
     assert _run(COMMANDS["train"], ["--config", "tiny.yaml", "--tune", "false"]) == 0
     assert not (tmp_path / "runs" / "tiny" / "version_1" / "decision.json").exists()
 
