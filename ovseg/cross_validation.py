@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ovseg.checkpoints import read_checkpoint
 from ovseg.data.manifest import read_folds
 from ovseg.errors import InputError, first_five
 from ovseg.files import write_json
-from ovseg.inference import read_checkpoint
 from ovseg.out_of_fold import score_folds
 from ovseg.subtraining import training_process, write_configuration
 

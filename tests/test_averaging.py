@@ -11,10 +11,10 @@ from pytorch_lightning import Callback, Trainer
 from ovseg import callbacks
 from ovseg.averaging import AveragedWeights, averaged, decay_of
 from ovseg.callbacks import BreakTraining, EpochSnapshots
+from ovseg.checkpoints import read_checkpoint
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.errors import InputError
-from ovseg.inference import read_checkpoint
 from ovseg.task import SegmentationTask
 
 NETWORK = {"base_filters": 2, "base_kernel": 3, "num_layers": 3, "dilation": 1, "normalization": True}
