@@ -200,6 +200,35 @@ def _standard() -> list:
     ]
 
 
+def _strong() -> list:
+    """The steps of `standard` over wider ranges, bent tissue, blur, and squares cut out: for pretrained networks."""
+    affine = A.Affine(
+        scale=(0.7, 1.4),
+        translate_percent=(-0.12, 0.12),
+        rotate=(-25, 25),
+        shear=(-8, 8),
+        interpolation=cv2.INTER_LINEAR,
+        mask_interpolation=cv2.INTER_NEAREST,
+        border_mode=cv2.BORDER_CONSTANT,
+        fill=0,
+        fill_mask=0,
+        p=0.9,
+    )
+    bend = A.GridDistortion(
+        num_steps=4, distort_limit=0.25, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=0.3
+    )
+    return [
+        A.HorizontalFlip(p=0.5),
+        affine,
+        bend,
+        A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
+        A.RandomGamma(gamma_limit=(60, 160), p=0.5),
+        A.GaussianBlur(sigma_limit=(0.5, 1.5), p=0.2),
+        A.GaussNoise(std_range=(0.01, 0.08), p=0.4),
+        A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=(0.08, 0.2), hole_width_range=(0.08, 0.2), p=0.3),
+    ]
+
+
 def _ultrasound_light() -> list:
     """What differs between two good pictures of one console: view, gain, speckle, calipers."""
     return [
@@ -231,6 +260,7 @@ PIPELINES: dict[str, Callable[[], list]] = {
     "none": list,
     "flips": _flips,
     "standard": _standard,
+    "strong": _strong,
     "ultrasound_light": _ultrasound_light,
     "ultrasound_strong": _ultrasound_strong,
 }
