@@ -197,6 +197,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "cross_validate": cli_studies.cross_validate,
+    "sweep": cli_studies.sweep,
     "evaluate": _evaluate,
     "infer": _infer,
     "tune": _tune,

@@ -12,10 +12,10 @@ from typing import Any
 
 from ovseg.checkpoints import read_checkpoint
 from ovseg.data.manifest import read_folds
-from ovseg.errors import InputError, first_five
+from ovseg.errors import InputError
 from ovseg.files import write_json
 from ovseg.out_of_fold import score_folds
-from ovseg.subtraining import training_process, write_configuration
+from ovseg.subtraining import changed_settings, training_process, write_configuration
 
 SETTINGS, FINISHED = "cross_validation.json", "finished.json"
 
@@ -81,12 +81,10 @@ def claim_output(output: Path, settings: dict[str, Any]) -> str:
     """
     path, settings = output / SETTINGS, json.loads(json.dumps(settings))
     if path.is_file():
-        earlier, now = (flatten(each) for each in (json.loads(path.read_text(encoding="utf-8")), settings))
-        changed = [name for name in sorted(earlier.keys() | now.keys()) if earlier.get(name) != now.get(name)]
+        changed = changed_settings(json.loads(path.read_text(encoding="utf-8")), settings)
         if changed:
-            texts = first_five(f"{name} {earlier.get(name)}, now {now.get(name)}" for name in changed)
             raise InputError(
-                f"{output} holds a cross-validation of other settings: {texts}. Go back to them, or choose another "
+                f"{output} holds a cross-validation of other settings: {changed}. Go back to them, or choose another "
                 "--output."
             )
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
@@ -94,14 +92,6 @@ def claim_output(output: Path, settings: dict[str, Any]) -> str:
     else:
         write_json(path, settings)
     return _digest(settings)
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
-    return flat
 
 
 def finished_run(output: Path, fold: int, digest: str) -> Path | None:

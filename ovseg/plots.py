@@ -114,6 +114,34 @@ def draw_distributions(values: dict[str, list[float]], unit: str, path: Path) ->
     save_figure(figure, path)
 
 
+def draw_sweep(trials: pd.DataFrame, parameters: dict[str, bool], value: str, mode: str, path: Path) -> None:
+    """The value of each finished trial, the best so far, and the value against each parameter, as PNG.
+
+    Args:
+        trials: a row a trial: `trial`, `value` and the parameters.
+        parameters: name -> whether its axis is logarithmic.
+        value: what the value is.
+        mode: `max` or `min`, which is best.
+        path: to write.
+    """
+    figure = Figure(figsize=(4 * (len(parameters) + 1), 3.5), layout="constrained")
+    first, *others = figure.subplots(1, len(parameters) + 1, squeeze=False)[0]
+    best = trials["value"].cummax() if mode == "max" else trials["value"].cummin()
+    first.scatter(trials["trial"], trials["value"], s=16)
+    first.step(trials["trial"], best, where="post", color="tab:red", label="best so far")
+    first.set(xlabel="trial", ylabel=value)
+    first.xaxis.get_major_locator().set_params(integer=True)
+    first.legend()
+    for axes, (name, logarithmic) in zip(others, parameters.items(), strict=True):
+        numbers = pd.api.types.is_numeric_dtype(trials[name]) and not pd.api.types.is_bool_dtype(trials[name])
+        points = axes.scatter(trials[name] if numbers else trials[name].astype(str), trials["value"], c=trials["trial"])
+        axes.set_xlabel(name)
+        if logarithmic:
+            axes.set_xscale("log")
+    figure.colorbar(points, label="trial")
+    save_figure(figure, path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG at 110 dots an inch."""
     with atomic_path(path) as temporary:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import yaml
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from ovseg.errors import first_five
 from ovseg.files import atomic_path
 
 
@@ -18,6 +19,21 @@ def write_configuration(path: Path, config: dict[str, Any]) -> None:
     """Write a configuration for `train --config`; the run folder takes the name of the file."""
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def changed_settings(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that differ, by dotted keys with both values; empty where none does."""
+    earlier, now = flatten(earlier), flatten(now)
+    changed = [name for name in sorted(earlier.keys() | now.keys()) if earlier.get(name) != now.get(name)]
+    return first_five(f"{name} {earlier.get(name)}, now {now.get(name)}" for name in changed)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted keys."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return flat
 
 
 @contextmanager

@@ -30,6 +30,7 @@ LAYERS = [
         "training",
         "subtraining",
         "cross_validation",
+        "sweep",
         "cli_parser",
         "cli_data",
         "cli_studies",
@@ -50,6 +51,7 @@ ONLY_IN = {
     "onnxruntime": "engines",
     "openvino": "engines",
     "monai": "benchmark_peers",
+    "optuna": "sweep",
 }
 
 
