@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ovseg.data.datamodule import OvarianTumorDataModule, WholeBatchSampler
+from ovseg.data.transforms import augment, build_transform
 from ovseg.errors import InputError
 
 
@@ -182,3 +183,15 @@ def test_dropping_the_only_batch_is_an_error(phantom_root):
 def test_unknown_split_is_an_error(phantom_root):
     with pytest.raises(InputError, match="Unknown split 'val'"):
         make(phantom_root).pairs("val")
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_batch_holds_what_the_pipeline_made(phantom_root, tmp_path, cache):
+    data = make(phantom_root, augmentation="standard", cache=str(tmp_path) if cache else False)
+    data.prepare_data()
+    dataset = data.dataset("train", "standard")
+    batch = dataset.__getitems__([(3, 7), (5, 8)])
+    for row, (index, seed) in enumerate(((3, 7), (5, 8))):
+        image, mask = augment(build_transform("standard"), *dataset.load(index), seed)
+        assert np.array_equal(batch["image"][row].permute(1, 2, 0), image)
+        assert np.array_equal(batch["mask"][row, 0], mask)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from ovseg.data.phantoms import make_phantom
-from ovseg.data.transforms import PIPELINES, augment, build_transform
+from ovseg.data.transforms import PIPELINES, GaussianNoise, augment, build_transform
 from ovseg.errors import InputError
 
 
@@ -68,3 +68,23 @@ def test_bad_pipelines_are_errors(tmp_path):
 def test_pipeline_that_changes_the_size_is_an_error():
     with pytest.raises(InputError, match="must keep size and dtype"):
         augment(A.Compose([A.Resize(32, 32)]), *make_phantom(2, 64), 0)
+
+
+def test_noise_is_that_of_albumentations():
+    """Theirs is a twentieth weaker than asked for at most: it cuts decimals off, ours rounds."""
+    grey, mask = np.full((256, 256, 3), 128, np.uint8), np.zeros((256, 256), np.uint8)
+    own, theirs = A.Compose([GaussianNoise((0.04, 0.04), p=1)]), A.Compose([A.GaussNoise((0.04, 0.04), p=1)])
+    drawn = [augment(step, grey, mask, seed)[0].astype(float) - 128 for step, seed in ((own, 1), (theirs, 1), (own, 2))]
+    for noise, least in zip(drawn, (0.99, 0.95, 0.99), strict=True):
+        assert (least < noise.std((0, 1)) / (0.04 * 255)).all() and (noise.std((0, 1)) < 1.01 * 0.04 * 255).all()
+        assert (abs(noise.mean((0, 1))) < 0.15).all()
+        assert abs(np.corrcoef(noise.reshape(-1, 3).T) - np.eye(3)).max() < 0.03  # each channel has its own
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_noise_stays_in_range_and_has_checked_bounds():
+    edges = np.repeat(np.array([[0], [255]], np.uint8), 64, 1)[..., None].repeat(3, 2)
+    noisy = GaussianNoise((0.05, 0.05), p=1)(image=edges)["image"]
+    assert noisy[0].max() < 128 < noisy[1].min() and (noisy[0] == 0).any() and (noisy[1] == 255).any()
+    with pytest.raises(InputError, match="deviation is"):
+        GaussianNoise((0.5, 0.1))

@@ -59,18 +59,19 @@ class PairDataset(Dataset):
         indices = [key[0] if isinstance(key, tuple) else key for key in keys]
         for row, key in enumerate(keys):
             seed = key[1] if isinstance(key, tuple) else 0
-            images.numpy()[row], masks.numpy()[row, 0] = self._planes(indices[row], seed)
+            self._write(indices[row], seed, images.numpy()[row], masks.numpy()[row, 0])
         return {"image": images, "mask": masks, "stem": [self.pairs[i].stem if i >= 0 else "" for i in indices]}
 
-    def _planes(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Image (3, S, S) and mask (S, S) as they go into a batch."""
+    def _write(self, index: int, seed: int, planes: np.ndarray, labels: np.ndarray) -> None:
+        """Put an image into its planes (3, S, S) of a batch, and its mask into `labels` (S, S)."""
         if self.cache and self.transform is None:
-            planes = self.cache.records[index]
-            return planes[:3], planes[3]
+            planes[:], labels[:] = self.cache.records[index][:3], self.cache.records[index][3]
+            return
         image, mask = self.load(index)
         if self.transform is not None:
             image, mask = augment(self.transform, image, mask, seed)
-        return image.transpose(2, 0, 1), mask
+        cv2.split(image, list(planes))  # in place, and several times as fast as numpy's transpose
+        labels[:] = mask
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Placed image (S, S, 3) and mask (S, S), from the cache where there is one."""
