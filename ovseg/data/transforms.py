@@ -227,7 +227,7 @@ def _strong() -> list:
         A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
         A.RandomGamma(gamma_limit=(60, 160), p=0.5),
         A.GaussianBlur(sigma_limit=(0.5, 1.5), p=0.2),
-        A.GaussNoise(std_range=(0.01, 0.08), p=0.4),
+        GaussianNoise(deviation=(0.01, 0.08), p=0.4),
         A.CoarseDropout(num_holes_range=(1, 4), hole_height_range=(0.08, 0.2), hole_width_range=(0.08, 0.2), p=0.3),
     ]
 
