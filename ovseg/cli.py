@@ -50,7 +50,7 @@ def _train(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     parser = build_parser("evaluate", "Score a run on a split: tables, summary and pictures.")
-    parser.add_argument("--run", type=Path, required=True, help="run folder or checkpoint")
+    parser.add_argument("--run", type=Path, required=True, help="run folder, checkpoint, or folder of an ensemble")
     parser.add_argument("--split", default="test", help="train, valid or test (default)")
     parser.add_argument("--data", type=Path, help="dataset folder, if it is not the one of training")
     parser.add_argument("--output", type=Path, help="folder to write (default: in the run folder)")
@@ -72,7 +72,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _infer(arguments: list[str]) -> int:
     parser = build_parser("infer", "Segment every picture of a folder: one mask each, at the picture's own size.")
-    parser.add_argument("--run", type=Path, required=True, help="run folder or checkpoint")
+    parser.add_argument("--run", type=Path, required=True, help="run folder, checkpoint, or folder of an ensemble")
     parser.add_argument("--images", type=Path, required=True, help="folder of jpg, png, bmp or tif pictures")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--overlays", action="store_true", help="also write the masks over the images")
@@ -94,7 +94,7 @@ def _tune(arguments: list[str]) -> int:
     parser = build_parser(
         "tune", "Choose flips, threshold and clean-up of a run on its validation images, for evaluate and infer."
     )
-    parser.add_argument("--run", type=Path, required=True, help="run folder")
+    parser.add_argument("--run", type=Path, required=True, help="run folder, or folder of an ensemble")
     parser.add_argument("--metric", default="dice", help="dice (default) or iou, mean per image at the original size")
     parser.add_argument("--split", default="valid", help="valid (default) or train; never test")
     parser.add_argument("--data", type=Path, help="dataset folder, if it is not the one of training")

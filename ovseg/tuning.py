@@ -44,7 +44,8 @@ def tune(
     """Try decisions on a split, and write the one of the best mean score at the original sizes to `decision.json`.
 
     Of decisions whose scores are within `GAIN` of the best the simplest is taken. Flips are tried where the run's
-    augmentation has them, all together or none.
+    augmentation has them, all together or none. The score is of the images it was chosen on, so it is too good: the
+    result is that of the test split.
 
     Of an ensemble each member is tried alone on its own split, and all their images count: the members of a
     cross-validation have seen one another's validation images, so their average can't be judged there.
