@@ -17,7 +17,7 @@ from ovseg.errors import InputError
 from ovseg.plots import draw_sweep
 from ovseg.sweep import read_space, watch, with_values
 
-optuna = pytest.importorskip("optuna", reason="needs the extra sweep")
+optuna = pytest.importorskip("optuna", reason="needs the extra [sweep]")
 
 SETTINGS = {
     "model": {
