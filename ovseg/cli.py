@@ -107,6 +107,19 @@ def _tune(arguments: list[str]) -> int:
     return conclude(f"Written to {options.run}/decision.json, which evaluate and infer use from now on", [])
 
 
+def _export(arguments: list[str]) -> int:
+    parser = build_parser("export", "Write a run's network as ONNX, with how its logits become masks beside it.")
+    parser.add_argument("--run", type=Path, required=True, help="run folder or checkpoint")
+    parser.add_argument("--output", type=Path, help="folder to make (default: export in the run folder)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    options = parser.parse_args(arguments)
+    from ovseg.run_export import export_run
+
+    description = export_run(options.run, options.output, options.overwrite)
+    where = options.output or "export in the run folder"
+    return conclude(f"Written to {where}; probabilities within {description['difference']:.1e} of torch's.", [])
+
+
 def _import_baseline(arguments: list[str]) -> int:
     parser = build_parser("import_baseline", "Turn a configuration of the baseline, and its weights, into a run.")
     parser.add_argument("--config", type=Path, required=True, help="train_eval_infer.config")
@@ -201,6 +214,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "infer": _infer,
     "tune": _tune,
+    "export": _export,
     "prepare_data": cli_data.prepare_data,
     "audit_data": cli_data.audit_data,
     "make_phantoms": cli_data.phantoms,

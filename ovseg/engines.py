@@ -105,18 +105,27 @@ def _compile(network: torch.nn.Module, image: Tensor) -> Engine:
     return torch.compile(network, mode="reduce-overhead" if image.device.type == "cuda" else "default")
 
 
-def _onnxruntime(network: torch.nn.Module, image: Tensor) -> Engine:
+def open_onnx(path: Path) -> Engine:
+    """A file that `ovseg.export.export_onnx` wrote, run by ONNX Runtime on the CPU.
+
+    Raises:
+        InputError: the package is missing.
+    """
     try:
         import onnxruntime
     except ImportError:
         raise InputError("This engine needs ONNX Runtime: pip install 'ovseg[onnx]'.") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+
+
+def _onnxruntime(network: torch.nn.Module, image: Tensor) -> Engine:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(network, image, path)
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        return open_onnx(path)
 
 
 def _openvino(network: torch.nn.Module, image: Tensor) -> Engine:

@@ -20,7 +20,16 @@ LAYERS = [
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
     ["export", "engines", "task", "averaging", "callbacks", "checkpoints", "decision", "inference"],
     [
-        *("evaluation", "report", "tuning", "out_of_fold", "leakage", "baseline_config", "baseline_import"),
+        *(
+            "evaluation",
+            "report",
+            "tuning",
+            "run_export",
+            "out_of_fold",
+            "leakage",
+            "baseline_config",
+            "baseline_import",
+        ),
         *("compare_training", "compare_masks", "benchmark_data", "augmentation_sheet"),
         *("audit_files", "audit", "audit_report"),
         *("benchmark_peers", "benchmark", "benchmark_layers", "benchmark_report", "benchmark_command"),
