@@ -95,7 +95,7 @@ class OvarianTumorDataModule(LightningDataModule):
         image_size: side of the square that images and masks are placed in, pixels, 16..8192.
         batch_size: images a batch and process.
         num_workers: loader processes; 0 loads in the main process, as do splits that are cached and not augmented.
-        augmentation: for training: `none`, `flips`, `standard`, or an albumentations YAML/JSON file.
+        augmentation: for training: a name of `ovseg.data.transforms.PIPELINES` or an albumentations YAML/JSON file.
         shuffle: new order of the training images in each epoch (the baseline has none).
         drop_last: leave out a short last training batch; batch normalisation fails on a batch of one pixel.
         seed: order and augmentation follow from (seed, epoch, image).
