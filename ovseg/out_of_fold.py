@@ -9,8 +9,9 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from ovseg.data.manifest import read_manifest
-from ovseg.evaluation import Evaluation, summarise
+from ovseg.evaluation import ORIGINAL_SCORES, Evaluation, summarise
 from ovseg.files import atomic_path, write_json
+from ovseg.metrics import HARD_SCORES
 from ovseg.plots import draw_boxes
 from ovseg.report import print_rows
 
@@ -67,7 +68,7 @@ def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, An
     """
     areas = pd.DataFrame({"hit": table["hit_pixels"], "union": table["lesion_pixels"] + table["pred_pixels"]})
     areas["union"] -= areas["hit"]
-    scores = summarise(table)
+    scores = summarise(table[[name for name in (*HARD_SCORES, *ORIGINAL_SCORES) if name in table]])
     scores["iou_pooled"] = {"value": _ratio(areas), "ci95": ratio_interval(areas["hit"], areas["union"])}
     if groups:
         units = table["stem"].map(groups)

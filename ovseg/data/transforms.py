@@ -13,18 +13,9 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it asks PyPI for a newer version
 import albumentations as A
 from albumentations.core.type_definitions import Targets
 
+import ovseg.data.ultrasound as ultrasound
 from ovseg.data.calipers import LABELS, YELLOWS, caliper_ends, draw_caliper, draw_label, remove_calipers
 from ovseg.data.sector import Sector, find_sector
-from ovseg.data.ultrasound import (
-    add_haze,
-    attenuate,
-    cast_shadow,
-    change_gain,
-    roughen,
-    smoothen,
-    speckle_texture,
-    turn,
-)
 from ovseg.errors import InputError, choose
 
 Span = tuple[float, float]  # the smallest and the largest value that is drawn, evenly
@@ -43,9 +34,6 @@ class _InSector(A.ImageOnlyTransform):
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         return {"sector": find_sector(data["image"])}
 
-    def _texture(self, sector: Sector) -> np.ndarray:
-        return speckle_texture(self.random_generator, sector.height, sector.width)
-
 
 class DepthAttenuation(_InSector):
     """Loss of up to `decibel` at the deepest echo (see `attenuate`)."""
@@ -55,17 +43,11 @@ class DepthAttenuation(_InSector):
         self.decibel = _span("decibel", decibel, 0, 60)
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
-        return attenuate(img, sector, self.py_random.uniform(*self.decibel))
+        return ultrasound.attenuate(img, sector, self.py_random.uniform(*self.decibel))
 
 
 class AcousticShadow(_InSector):
-    """One to three shadows along the beams (see `cast_shadow`).
-
-    Args:
-        decibel: loss.
-        width: half width, where 1 is half the sector.
-        p: how often.
-    """
+    """One to three shadows along the beams (see `cast_shadow`), `width` the half width, where 1 is half the sector."""
 
     def __init__(self, decibel: Span = (5, 20), width: Span = (0.03, 0.2), p: float = 0.5):
         super().__init__(p=p)
@@ -75,7 +57,7 @@ class AcousticShadow(_InSector):
         draw = self.py_random.uniform
         for _shadow in range(self.py_random.randint(1, 3)):
             where = {"beam": draw(-1, 1), "start": draw(0, 0.6), "width": draw(*self.width)}
-            img = cast_shadow(img, sector, decibel=draw(*self.decibel), **where)
+            img = ultrasound.cast_shadow(img, sector, decibel=draw(*self.decibel), **where)
         return img
 
 
@@ -88,7 +70,7 @@ class GainChange(_InSector):
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
         sliders = self.py_random.uniform(*self.decibel) + self.random_generator.uniform(-self.tgc, self.tgc, 8)
-        return change_gain(img, sector, sliders)
+        return ultrasound.change_gain(img, sector, sliders)
 
 
 class SpeckleChange(_InSector):
@@ -100,8 +82,9 @@ class SpeckleChange(_InSector):
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
         if self.py_random.random() < 0.5:
-            return smoothen(img, sector, self.py_random.uniform(*self.less))
-        return roughen(img, sector, self._texture(sector), self.py_random.uniform(*self.more))
+            return ultrasound.smoothen(img, sector, self.py_random.uniform(*self.less))
+        texture = ultrasound.speckle_texture(self.random_generator, sector.height, sector.width)
+        return ultrasound.roughen(img, sector, texture, self.py_random.uniform(*self.more))
 
 
 class Haze(_InSector):
@@ -114,7 +97,8 @@ class Haze(_InSector):
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
         depth, width, decibel = (self.py_random.uniform(*span) for span in (self.depth, self.width, self.decibel))
-        return add_haze(img, sector, self._texture(sector), depth, width, decibel)
+        texture = ultrasound.speckle_texture(self.random_generator, sector.height, sector.width)
+        return ultrasound.add_haze(img, sector, texture, depth, width, decibel)
 
 
 class SectorAffine(A.DualTransform):
@@ -131,7 +115,7 @@ class SectorAffine(A.DualTransform):
         return {"sector": find_sector(data["image"]), "degrees": degrees, "scale": scale}
 
     def apply(self, img: np.ndarray, sector: Sector, degrees: float, scale: float, **_: object) -> np.ndarray:
-        return turn(img, sector, degrees, scale)
+        return ultrasound.turn(img, sector, degrees, scale)
 
     apply_to_mask = apply  # labels are two-dimensional and take the nearest value
 
@@ -139,9 +123,7 @@ class SectorAffine(A.DualTransform):
 class DrawCalipers(A.ImageOnlyTransform):
     """One or two measurements and at times a label, as sonographers leave them (see `ovseg.data.calipers`).
 
-    Args:
-        on_lesion: how often on the lesion's edge rather than anywhere; at 0.5 or less a mark does not point to one.
-        p: how often.
+    `on_lesion` is how often on the lesion's edge rather than anywhere; at 0.5 or less a mark does not point to one.
     """
 
     def __init__(self, on_lesion: float = 0.5, p: float = 0.5):
@@ -180,10 +162,11 @@ class GaussianNoise(A.ImageOnlyTransform):
         self.deviation = _span("deviation", deviation, 0, 1)
 
     def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
-        cv2.setRNGSeed(int(self.random_generator.integers(2**31)))
-        deviation = 255 * self.py_random.uniform(*self.deviation)
-        noise = cv2.randn(np.empty(img.shape, np.int16), (0.0,) * 3, (deviation,) * 3)
-        return cv2.add(img, noise, dtype=cv2.CV_8U)  # saturates
+        seed, deviation = int(self.random_generator.integers(2**31)), self.py_random.uniform(*self.deviation)
+        return ultrasound.add_noise(img, seed, deviation)
+
+
+BLACK = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": 0}
 
 
 def _flips() -> list:
@@ -196,7 +179,7 @@ def _standard() -> list:
     move = {"scale": (0.85, 1.15), "translate_percent": (-0.06, 0.06), "rotate": (-15, 15), "shear": (-5, 5)}
     return [
         A.HorizontalFlip(p=0.5),
-        A.Affine(**move, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=0.8),
+        A.Affine(**move, **BLACK, p=0.8),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
         A.RandomGamma(gamma_limit=(80, 125), p=0.3),
         GaussianNoise(deviation=(0.01, 0.05), p=0.3),
@@ -205,25 +188,11 @@ def _standard() -> list:
 
 def _strong() -> list:
     """The steps of `standard` over wider ranges, bent tissue, blur, and squares cut out: for pretrained networks."""
-    affine = A.Affine(
-        scale=(0.7, 1.4),
-        translate_percent=(-0.12, 0.12),
-        rotate=(-25, 25),
-        shear=(-8, 8),
-        interpolation=cv2.INTER_LINEAR,
-        mask_interpolation=cv2.INTER_NEAREST,
-        border_mode=cv2.BORDER_CONSTANT,
-        fill=0,
-        fill_mask=0,
-        p=0.9,
-    )
-    bend = A.GridDistortion(
-        num_steps=4, distort_limit=0.25, border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=0, p=0.3
-    )
+    move = {"scale": (0.7, 1.4), "translate_percent": (-0.12, 0.12), "rotate": (-25, 25), "shear": (-8, 8)}
     return [
         A.HorizontalFlip(p=0.5),
-        affine,
-        bend,
+        A.Affine(**move, **BLACK, p=0.9),
+        A.GridDistortion(num_steps=4, distort_limit=0.25, **BLACK, p=0.3),
         A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
         A.RandomGamma(gamma_limit=(60, 160), p=0.5),
         A.GaussianBlur(sigma_limit=(0.5, 1.5), p=0.2),

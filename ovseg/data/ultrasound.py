@@ -151,3 +151,16 @@ def turn(picture: np.ndarray, sector: Sector, degrees: float, scale: float) -> n
     matrix = cv2.getRotationMatrix2D(sector.apex, degrees, scale)
     flags = cv2.INTER_LINEAR if picture.ndim == 3 else cv2.INTER_NEAREST
     return cv2.warpAffine(picture, matrix, (sector.width, sector.height), flags=flags)
+
+
+def add_noise(image: np.ndarray, seed: int, deviation: float) -> np.ndarray:
+    """Gaussian noise on every channel, in whole numbers, also outside the sector.
+
+    Args:
+        image: uint8 (H, W, 3).
+        seed: of OpenCV's generator.
+        deviation: standard deviation, where 1 is white.
+    """
+    cv2.setRNGSeed(seed)
+    noise = cv2.randn(np.empty(image.shape, np.int16), (0.0,) * 3, (255 * deviation,) * 3)
+    return cv2.add(image, noise, dtype=cv2.CV_8U)  # saturates
