@@ -9,6 +9,7 @@ import torch
 
 from ovseg.checkpoints import checkpoint_digest, read_members
 from ovseg.data.geometry import place, restore
+from ovseg.data.manifest import check_bordered
 from ovseg.data.pairs import list_images, read_image
 from ovseg.decision import Decision, average_flips, read_decision
 from ovseg.drawing import PALETTE, PRED, legend, paint
@@ -204,6 +205,8 @@ def infer_folder(
         predictor = Predictor.from_run(run, device, decision)
         if predictor.decision.changes:
             print(f"Decision of the run: {predictor.decision}")
+        for fit in {member.fit for member in (predictor, *predictor.others)}:
+            check_bordered(images, fit)
         predictor.engine, names = engine, predictor.categories
         if names:
             write_json(folder / "categories.json", dict(enumerate(["background", *names])))

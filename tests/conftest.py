@@ -1,5 +1,6 @@
 """Tiny phantoms for every test, no network, and the shared real data where a checkout has it."""
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -38,6 +39,12 @@ def no_network(monkeypatch):
 def seeded():
     """The same random weights in every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def messages_of_lightning():
+    """Some commands quiet Lightning's logger for their process, which the tests share."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")

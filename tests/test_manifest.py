@@ -5,7 +5,7 @@ import pytest
 
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import place
-from ovseg.data.manifest import check_manifest, image_categories, read_manifest
+from ovseg.data.manifest import check_bordered, check_manifest, image_categories, read_manifest
 from ovseg.errors import InputError
 from ovseg.files import write_image, write_json
 
@@ -80,3 +80,11 @@ def test_a_box_outside_of_the_picture_is_an_error(tmp_path):
     data = OvarianTumorDataModule(root=str(tmp_path), image_size=32, fit="stretch", cache=False)
     with pytest.raises(InputError, match="is 64 x 64 pixels, but manifest.json has its picture in Box"):
         data.verify(["train"])
+
+
+def test_bordered_pictures_are_not_stretched_by_inference(tmp_path):
+    letterboxed(tmp_path)
+    check_bordered(tmp_path / "train" / "images", "letterbox")
+    check_bordered(tmp_path / "elsewhere", "stretch")
+    with pytest.raises(InputError, match="with --fit letterbox, but the run places pictures with stretch. Give"):
+        check_bordered(tmp_path / "train" / "images", "stretch")

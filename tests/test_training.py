@@ -174,7 +174,7 @@ def test_divergence_is_told_and_nothing_is_evaluated(tiny, capsys):
 
 
 def test_a_schedule_that_cannot_act_is_told(tiny, caplog):
-    with caplog.at_level("INFO", logger="pytorch_lightning"):  # another command of this process may have quieted it
+    with caplog.at_level("INFO"):
         assert train("--early_stopping.patience", "1", "--trainer.max_epochs", "1") == 0
     assert "Raise early_stopping.patience above 1" in caplog.text
 

@@ -62,6 +62,25 @@ def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
     return [replace(pair, box=boxes[pair.stem]) for pair in pairs]
 
 
+def check_bordered(images: Path, fit: str) -> None:
+    """Refuse pictures that `prepare_data` letterboxed where a run stretches: it would stretch their borders too.
+
+    Args:
+        images: a folder of pictures, which may be `{train,valid,test}/images` of a prepared dataset.
+        fit: of the run.
+
+    Raises:
+        InputError: they are such pictures.
+    """
+    root = Path(images).absolute().parent.parent
+    prepared = read_manifest(root).get("fit", fit)
+    if prepared != fit:
+        raise InputError(
+            f"{images} holds pictures that were prepared with --fit {prepared}, but the run places pictures with "
+            f"{fit}. Give the original pictures, or score the dataset with ovseg evaluate."
+        )
+
+
 def labels_dir(root: Path, split: str, classes: int) -> Path:
     """The folder of a split's masks, or of its category maps.
 
