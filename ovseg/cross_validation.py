@@ -7,6 +7,7 @@ end `out_of_fold.{csv,png}`, `summary.json` and `ensemble.json`, which names the
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +135,28 @@ def find_last(folder: Path, config: dict[str, Any]) -> tuple[Path | None, bool]:
     """The newest whole `last.ckpt` of a fold's run folders, if any, and whether training had come to its end there.
 
     A training that is killed between its last epoch and its marker must not go on: where early stopping ended it, a
-    resume would train an epoch more.
+    resume would train an epoch more. One that diverged is no use: the fold goes on from an older one, or anew.
     """
     paths = sorted(folder.glob("version_*/checkpoints/last.ckpt"), key=lambda path: int(path.parts[-3][8:]))
     for path in reversed(paths):
         try:
-            return path, is_over(read_checkpoint(path), config["trainer"])
+            return path, is_over(read_sound(path), config["trainer"])
         except InputError as error:
             print(f"{error} An older one is taken, or the fold is begun anew.", flush=True)
     return None, False
+
+
+def read_sound(path: Path) -> dict[str, Any]:
+    """A checkpoint, see `read_checkpoint`, of a training that had not diverged.
+
+    Raises:
+        InputError: it can't be read, or `train` would fail at its validation loss.
+    """
+    checkpoint = read_checkpoint(path)
+    loss = checkpoint["callbacks"]["HistoryPlots"]["rows"][-1].get("val_loss", 0.0)
+    if not math.isfinite(loss):
+        raise InputError(f"{path} is of a training that diverged: val_loss is {loss}.")
+    return checkpoint
 
 
 def is_over(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:

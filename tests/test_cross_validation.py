@@ -182,6 +182,17 @@ def test_mistake_is_one_line_before_anything_is_trained(tiny, in_process, capsys
     assert not in_process and not (tiny / "out").exists()
 
 
+def test_fold_that_diverged_is_never_taken_as_finished(tiny, in_process, capsys):
+    how = ("--model.optimizer_args.lr", "1e30", "--trainer.max_epochs", "1")
+    for _ in range(2):  # all epochs are done in the second call too
+        assert validate("out", *how) == 2
+        assert "3 of 3 folds failed, see above: fold_0, fold_1, fold_2" in capsys.readouterr().err
+    assert not list(tiny.glob("out/*/finished.json")) and not (tiny / "out" / "summary.json").exists()
+    assert in_process == ["fold_0", "fold_1", "fold_2"] * 2  # anew, not from weights that are lost
+    with pytest.raises(InputError, match="last.ckpt is of a training that diverged: val_loss is nan"):
+        cross_validation.read_sound(tiny / "out" / "fold_0" / "version_0" / "checkpoints" / "last.ckpt")
+
+
 def test_resuming_from_a_checkpoint_is_refused(tiny):
     config = {"data": {"fold": None, "root": "d"}, "ckpt_path": "some.ckpt"}
     with pytest.raises(InputError, match="ckpt_path is some.ckpt, but cross_validate sets it for each fold"):
