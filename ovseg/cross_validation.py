@@ -2,7 +2,7 @@
 
 A folder of results holds `cross_validation.json` (the settings), for each fold `fold_<k>.yaml`, its run folders
 `fold_<k>/version_<n>` (a resumed training gets a further one) and, when it is trained, `fold_<k>/finished.json`; at the
-end `out_of_fold.{csv,png}`, `summary.json` and `ensemble.json`, which names the members.
+end `ensemble.json`, which names the members, `out_of_fold.{csv,png}` and `summary.json`.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ovseg.checkpoints import read_checkpoint
+from ovseg.checkpoints import ENSEMBLE_FILE, read_checkpoint
 from ovseg.data.manifest import read_folds
 from ovseg.errors import InputError
 from ovseg.files import write_json
@@ -56,9 +56,8 @@ def cross_validate(config: dict[str, Any], folds: int, output: Path, device: str
             f"{len(failed)} of {folds} folds failed, see above: {', '.join(failed)}. The others are kept: mend the "
             "cause and run the same command again."
         )
-    summary = score_folds(runs, output, device)
-    write_json(output / "ensemble.json", {"members": [run.relative_to(output).as_posix() for run in runs]})
-    return summary
+    write_json(output / ENSEMBLE_FILE, {"members": [run.relative_to(output).as_posix() for run in runs]})
+    return score_folds(runs, output, device)
 
 
 def describe(config: dict[str, Any], folds: int) -> dict[str, Any]:

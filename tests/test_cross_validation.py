@@ -193,6 +193,16 @@ def test_fold_that_diverged_is_never_taken_as_finished(tiny, in_process, capsys)
         cross_validation.read_sound(tiny / "out" / "fold_0" / "version_0" / "checkpoints" / "last.ckpt")
 
 
+def test_ensemble_is_kept_where_the_scoring_fails(tiny, in_process, monkeypatch):
+    def fail(*_):
+        raise InputError("no space left")
+
+    monkeypatch.setattr(cross_validation, "score_folds", fail)
+    assert validate("out", "--trainer.max_epochs", "1") == 2
+    members = json.loads((tiny / "out" / "ensemble.json").read_text())["members"]
+    assert members == ["fold_0/version_0", "fold_1/version_0", "fold_2/version_0"]
+
+
 def test_resuming_from_a_checkpoint_is_refused(tiny):
     config = {"data": {"fold": None, "root": "d"}, "ckpt_path": "some.ckpt"}
     with pytest.raises(InputError, match="ckpt_path is some.ckpt, but cross_validate sets it for each fold"):
