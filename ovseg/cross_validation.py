@@ -17,6 +17,7 @@ from ovseg.errors import InputError
 from ovseg.files import write_json
 from ovseg.out_of_fold import score_folds
 from ovseg.subtraining import changed_settings, training_process, write_configuration
+from ovseg.tuning import print_tuning, tune
 
 SETTINGS, FINISHED = "cross_validation.json", "finished.json"
 
@@ -25,6 +26,7 @@ def cross_validate(config: dict[str, Any], folds: int, output: Path, device: str
     """Train every fold that is not trained yet, then score them all.
 
     A fold that was killed goes on from its last complete epoch. One that fails does not keep the others from training.
+    With `tune: true` the decision of their ensemble is chosen at the end; the scores are without it.
 
     Args:
         config: the whole configuration, see `ovseg.training.read_configuration`.
@@ -57,7 +59,10 @@ def cross_validate(config: dict[str, Any], folds: int, output: Path, device: str
             "cause and run the same command again."
         )
     write_json(output / ENSEMBLE_FILE, {"members": [run.relative_to(output).as_posix() for run in runs]})
-    return score_folds(runs, output, device)
+    summary = score_folds(runs, output, device)
+    if config["tune"]:
+        print_tuning(tune(output, device=device))
+    return summary
 
 
 def describe(config: dict[str, Any], folds: int) -> dict[str, Any]:
@@ -112,7 +117,7 @@ def finished_run(output: Path, fold: int, digest: str) -> Path | None:
 def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> Path | None:
     """Train a fold, from where an earlier training of it was stopped; its run folder, or None where it failed."""
     folder, path = output / f"fold_{fold}", output / f"fold_{fold}.yaml"
-    own = {"data": {**config["data"], "fold": fold}, "runs_dir": str(output), "evaluate_test": False}
+    own = {"data": {**config["data"], "fold": fold}, "runs_dir": str(output), "evaluate_test": False, "tune": False}
     write_configuration(path, {**config, **own})
     last, over = find_last(folder, config)
     if not over:

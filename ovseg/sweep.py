@@ -214,7 +214,7 @@ def count_finished(study: "Study") -> int:
 def run_trial(study: "Study", trial: "Trial", config: dict[str, Any], output: Path, monitor: str) -> bool:
     """Train with a trial's values and tell the study; whether it did not fail."""
     states, path = import_optuna().trial.TrialState, output / f"trial_{trial.number}.yaml"
-    fixed = {"runs_dir": str(output), "evaluate_test": False, "snapshots": {"num_infer_images": 0}}
+    fixed = {"runs_dir": str(output), "evaluate_test": False, "tune": False, "snapshots": {"num_infer_images": 0}}
     write_configuration(path, {**with_values(config, trial.params), **fixed})
     values = ", ".join(f"{name} {value}" for name, value in trial.params.items())
     print(f"Trial {trial.number}: {values}", flush=True)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from ovseg import callbacks, cross_validation
+from ovseg import callbacks, cross_validation, training
 from ovseg.cli import COMMANDS, _run
 from ovseg.cross_validation import find_last, is_over
 from ovseg.errors import InputError
@@ -103,6 +103,7 @@ def test_killed_fold_goes_on_and_the_table_is_that_of_an_uninterrupted_run(tiny,
     assert validate("whole") == 0 and in_process == ["fold_0", "fold_1", "fold_2"]
     assert "python scripts/evaluate.py --run whole" in capsys.readouterr().out
     assert not list(tiny.glob("whole/*/*/evaluation"))  # nothing looks at test
+    assert not list(tiny.glob("whole/**/decision.json"))
     in_process.clear()
     with monkeypatch.context() as patch:
         die_after(patch, fold=1, epoch=1)
@@ -201,6 +202,17 @@ def test_ensemble_is_kept_where_the_scoring_fails(tiny, in_process, monkeypatch)
     assert validate("out", "--trainer.max_epochs", "1") == 2
     members = json.loads((tiny / "out" / "ensemble.json").read_text())["members"]
     assert members == ["fold_0/version_0", "fold_1/version_0", "fold_2/version_0"]
+
+
+def test_decision_is_chosen_once_for_the_ensemble(tiny, in_process, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(training, "tune", calls.append)  # of a fold's own training
+    assert validate("out", "--trainer.max_epochs", "1", "--tune", "true") == 0
+    assert not calls and not list(tiny.glob("out/*/*/decision.json"))
+    result = json.loads((tiny / "out" / "decision.json").read_text())
+    assert result["images"] == 17 and len(result["members"]) == 3  # each image by the network that has not seen it
+    assert "17 images of valid" in capsys.readouterr().out
+    assert yaml.safe_load((tiny / "out" / "fold_0.yaml").read_text())["tune"] is False
 
 
 def test_resuming_from_a_checkpoint_is_refused(tiny):

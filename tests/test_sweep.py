@@ -70,7 +70,7 @@ def parameters(output) -> pd.DataFrame:
 
 
 def test_killed_search_goes_on_as_an_uninterrupted_one(tiny, in_process, capsys):
-    assert search("whole", 3) == 0
+    assert search("whole", 3, "--tune", "true") == 0
     assert "Best of 3 trials: val_dice " in capsys.readouterr().out
     in_process.interrupt = ("trial_1",)
     assert search("killed", 2) == 130
@@ -82,10 +82,10 @@ def test_killed_search_goes_on_as_an_uninterrupted_one(tiny, in_process, capsys)
     assert parameters(tiny / "whole")["model.optimizer_args.lr"].nunique() == 3
     check_files(tiny / "whole", in_process.started)
     count = len(in_process.started)
-    assert search("whole", 3) == 0 and len(in_process.started) == count  # nothing is left to do
-    assert search("whole", 3, "--trainer.max_epochs", "1") == 2
+    assert search("whole", 3, "--tune", "true") == 0 and len(in_process.started) == count  # nothing is left to do
+    assert search("whole", 3, "--tune", "true", "--trainer.max_epochs", "1") == 2
     assert "study of other settings: config.trainer.max_epochs 2, now 1. Go back" in capsys.readouterr().err
-    assert search("whole", 3, "--study", "new.db") == 2
+    assert search("whole", 3, "--tune", "true", "--study", "new.db") == 2
     assert "whole holds trials of another study than new.db" in capsys.readouterr().err
 
 
@@ -95,11 +95,12 @@ def check_files(output, started) -> None:
     for number, value in zip(table["trial"], table["value"], strict=True):
         run = output / f"trial_{number}" / "version_0"
         assert pd.read_csv(run / "train_metrics.csv")["val_dice"].max() == value
-        assert not list(run.glob("evaluation*")) and not (run / "epoch_change_infer").exists()
+        assert not [*run.glob("evaluation*"), *run.glob("decision.json")] and not (run / "epoch_change_infer").exists()
     assert table["value"].nunique() > 1
     best, row = yaml.safe_load((output / "best.yaml").read_text()), table.loc[table["value"].idxmax()]
     assert best["model"]["optimizer_args"]["lr"] == row["model.optimizer_args.lr"]
     assert best["best_checkpoint"]["monitor"] == "val_dice" and best["evaluate_test"] is True
+    assert best["tune"] is True and not any(config["tune"] for config in started)
     assert best["runs_dir"] == "runs" and best["snapshots"]["num_infer_images"] == 6
     assert all(config["best_checkpoint"]["monitor"] == "val_dice" for config in started)
     assert (output / "sweep.png").stat().st_size > 1000
