@@ -15,9 +15,13 @@ from ovseg.metrics import HARD_SCORES
 from ovseg.plots import draw_boxes
 from ovseg.report import print_rows
 
+NOTE = "each network's best epoch was chosen on the images it is scored on, so the scores are slightly too good"
+
 
 def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dict[str, Any]:
-    """Score each fold's best checkpoint on the fold that it held out.
+    """Score each fold's best checkpoint, which users will use, on the fold that it held out.
+
+    The best epoch was chosen on the same images, so the scores are slightly too good; the summary's `note` says so.
 
     Writes `out_of_fold.csv` (a row an image: `stem`, `fold` and what `per_image.csv` of `evaluate` has),
     `summary.json` and `out_of_fold.png`, the Dice of each fold.
@@ -28,7 +32,7 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
         device: see `ovseg.inference.choose_device`.
 
     Returns:
-        The summary, see `summarise_folds`.
+        The summary: `data`, `leakage`, `note`, and those of `summarise_folds`.
 
     Raises:
         InputError: see `ovseg.evaluation.Evaluation`.
@@ -43,7 +47,7 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     table = pd.concat(tables, ignore_index=True)
     items = read_manifest(evaluation.datamodule.root).get("items", [])
     groups = {item["stem"]: item["group"] for item in items if "group" in item}
-    summary = {"data": summary["data"], "leakage": summary["leakage"], **summarise_folds(table, groups)}
+    summary = {"data": summary["data"], "leakage": summary["leakage"], "note": NOTE, **summarise_folds(table, groups)}
     summary["per_fold"] = [{**fold, **scores} for fold, scores in zip(folds, summary["per_fold"], strict=True)]
     with atomic_path(output / "out_of_fold.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -116,7 +120,7 @@ def print_folds(summary: dict[str, Any]) -> None:
         if any(bounds):
             rows.append((title, "", *("" if b is None else "{:.4f} .. {:.4f}".format(*b) for b in bounds)))
     leakage = "LEAKAGE, near-duplicates in two splits: " if summary["leakage"] else ""
-    title = f"{leakage}out of fold: {summary['images']} images of {summary['data']}"
+    title = f"{leakage}out of fold: {summary['images']} images of {summary['data']}; {summary['note']}"
     print_rows(("", "images", "Dice per image", "IoU per image", "IoU pooled"), rows, title)
 
 

@@ -18,7 +18,7 @@ from ovseg import callbacks, cross_validation, training
 from ovseg.cli import COMMANDS, _run
 from ovseg.cross_validation import find_last, is_over
 from ovseg.errors import InputError
-from ovseg.out_of_fold import ratio_interval, summarise_folds
+from ovseg.out_of_fold import NOTE, ratio_interval, summarise_folds
 from ovseg.subtraining import training_process
 
 NETWORK = {"base_filters": 4, "base_kernel": 3, "num_layers": 3, "dilation": 1, "dropout_rate": 0.2}
@@ -91,6 +91,7 @@ def check_results(output) -> pd.DataFrame:
     assert table["pred_pixels"].nunique() > 5  # the networks say something, so tables that agree mean something
     summary = json.loads((output / "summary.json").read_text())
     assert summary["scores"]["dice"]["mean"] == pytest.approx(table["dice"].mean())
+    assert "chosen on the images it is scored on" in summary["note"]
     assert [row["images"] for row in summary["per_fold"]] == [6, 6, 5]
     members = json.loads((output / "ensemble.json").read_text())
     assert list(members) == ["members"] and [row["run"] for row in summary["per_fold"]] == members["members"]
@@ -101,7 +102,8 @@ def check_results(output) -> pd.DataFrame:
 
 def test_killed_fold_goes_on_and_the_table_is_that_of_an_uninterrupted_run(tiny, in_process, monkeypatch, capsys):
     assert validate("whole") == 0 and in_process == ["fold_0", "fold_1", "fold_2"]
-    assert "python scripts/evaluate.py --run whole" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "python scripts/evaluate.py --run whole" in output and NOTE in " ".join(output.split())
     assert not list(tiny.glob("whole/*/*/evaluation"))  # nothing looks at test
     assert not list(tiny.glob("whole/**/decision.json"))
     in_process.clear()
