@@ -113,7 +113,7 @@ class SegmentationTask(LightningModule):
         self._step(batch, "test")
 
     def on_train_start(self) -> None:
-        for config in self.trainer.lr_scheduler_configs:
+        for config in [] if self.trainer.fast_dev_run else self.trainer.lr_scheduler_configs:
             check_length(config.scheduler, self.trainer.estimated_stepping_batches)
 
     def on_train_epoch_start(self) -> None:
@@ -164,8 +164,8 @@ class SegmentationTask(LightningModule):
         scores.reset()
 
     def configure_optimizers(self) -> Any:
-        """The optimiser and its schedule; the length of the training is known here."""
-        if self.hparams.scheduler not in STEPWISE:
+        """The optimiser and its schedule; the length of the training is known here, and means nothing in a dev run."""
+        if self.hparams.scheduler not in STEPWISE or self.trainer.fast_dev_run:
             return self._optimization(ANY_LENGTH)
         self.trainer.fit_loop.setup_data()
         steps = self.trainer.estimated_stepping_batches
