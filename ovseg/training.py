@@ -132,6 +132,13 @@ class TrainCLI(LightningCLI):
             size, batch = self.config.data.image_size, self.config.data.batch_size
             raise explain_failure(error, self.settings, bool(self.trainer.global_step), size, batch) from None
 
+    def _release_unstarted(self) -> None:
+        if self.trainer.global_step in (
+            0,
+            self.first_step,
+        ):  # later its configuration, logs and curves tell what went wrong
+            release_run(self.run_dir)
+
     def _config_name(self) -> str:
         """The name of the last --config file without its suffix; for a run's own config.yaml, the run's name."""
         if not self.config.config:
@@ -184,7 +191,8 @@ def read_configuration(arguments: list[str]) -> dict[str, Any]:
 def train_from_command_line(arguments: list[str]) -> int:
     """Train as the configuration says, then, unless `evaluate_test` is false, score the best checkpoint on test.
 
-    With `tune: true` its decision (see `ovseg.decision`) is chosen on the validation split before that.
+    With `tune: true` its decision (see `ovseg.decision`) is chosen on the validation split before that; where none can
+    be chosen, the scores are those of the plain one.
 
     Args:
         arguments: of the command line, without the command.
@@ -216,7 +224,7 @@ def train_from_command_line(arguments: list[str]) -> int:
             f"are in {run}."
         )
     if cli.config.tune:
-        print_tuning(tune(Path(run)))
+        _tune(Path(run))
     if cli.config.evaluate_test:
         _evaluate_best(Path(run))
     print(f"Run folder: {run}\nCurves: {run}/train_losses.png, {run}/train_metrics.png")
@@ -236,6 +244,14 @@ def _announce(task: SegmentationTask, data: OvarianTumorDataModule) -> None:
 def _progress_bar() -> LineProgress | TQDMProgressBar:
     """A bar on a terminal, lines in a log file."""
     return TQDMProgressBar(refresh_rate=1) if sys.stderr.isatty() else LineProgress()
+
+
+def _tune(run: Path) -> None:
+    """Choose the decision; where none can be chosen say why, so that a finished training still gets its scores."""
+    try:
+        print_tuning(tune(run))
+    except InputError as error:
+        print(f"No decision was chosen, so the plain one holds: {error}")
 
 
 def _evaluate_best(run: Path) -> None:

@@ -186,6 +186,26 @@ def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, 
     assert not (tmp_path / "runs" / "tiny" / "version_1" / "decision.json").exists()
 
 
+def test_training_is_evaluated_plainly_where_no_decision_can_be_chosen(tmp_path, save_png, monkeypatch, capsys):
+    for split, number, lesion in (("train", 0, 255), ("train", 1, 255), ("valid", 2, 0), ("test", 3, 255)):
+        image, mask = (
+            np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8),
+            np.zeros((32, 32), np.uint8),
+        )
+        mask[8:20, 8:20] = lesion
+        save_png(tmp_path / "d" / split / "images" / f"{number}.png", image)
+        save_png(tmp_path / "d" / split / "masks" / f"{number}.png", mask)
+    network = {"arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 3}}
+    settings = {"model": network, "data": {"root": "d", "image_size": 32, "batch_size": 2, "num_workers": 0}}
+    settings |= {"trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}, "tune": True}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    assert _run(COMMANDS["train"], ["--config", "tiny.yaml"]) == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    assert "No decision was chosen, so the plain one holds: No image of valid in" in capsys.readouterr().out
+    assert json.loads((run / "evaluation" / "summary.json").read_text())["decision"] == to_dict(Decision())
+
+
 def test_table_names_the_five_best(capsys):
     candidates = [{**to_dict(decision), "score": 0.5} for decision in list_candidates((), 1)]
     best = {"decision": to_dict(Decision(threshold=0.2)), "score": 0.5, "plain_score": 0.4, "metric": "mean Dice"}
