@@ -116,7 +116,7 @@ class TrainCLI(LightningCLI):
         return {"logger": loggers, "default_root_dir": root}
 
     def fit(self) -> None:
-        """Train; a failure that leaves no checkpoint leaves no folder either.
+        """Train; a failure before the first step leaves no folder.
 
         Raises:
             InputError: settings that Lightning or the network refuse only now.
@@ -125,10 +125,10 @@ class TrainCLI(LightningCLI):
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True)
         except SystemExit as error:
-            release_run(self.run_dir)
+            self._release_unstarted()
             raise error if isinstance(error, SIGTERMException) else KeyboardInterrupt from None
         except Exception as error:
-            release_run(self.run_dir)
+            self._release_unstarted()
             size, batch = self.config.data.image_size, self.config.data.batch_size
             raise explain_failure(error, self.settings, bool(self.trainer.global_step), size, batch) from None
 

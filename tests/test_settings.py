@@ -173,14 +173,15 @@ def test_run_folder_with_a_checkpoint_is_never_released(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["version_0"]
 
 
-def test_failing_callback_mid_way_keeps_its_traceback_and_leaves_nothing(tiny, monkeypatch):
+@pytest.mark.parametrize(("hook", "kept"), [("on_train_start", False), ("on_train_batch_end", True)])
+def test_failure_keeps_its_traceback_and_from_the_first_step_on_its_folder(tiny, monkeypatch, hook, kept):
     def fail(*_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(callbacks.EpochSnapshots, "on_train_epoch_end", fail)
+    monkeypatch.setattr(callbacks.EpochSnapshots, hook, fail)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         train("--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0")
-    assert not (tiny / "runs").exists()
+    assert (tiny / "runs" / "tiny" / "version_0" / "config.yaml").exists() == (tiny / "runs").exists() == kept
 
 
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(tiny, monkeypatch, capsys):
