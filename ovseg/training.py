@@ -133,10 +133,7 @@ class TrainCLI(LightningCLI):
             raise explain_failure(error, self.settings, bool(self.trainer.global_step), size, batch) from None
 
     def _release_unstarted(self) -> None:
-        if self.trainer.global_step in (
-            0,
-            self.first_step,
-        ):  # later its configuration, logs and curves tell what went wrong
+        if self.trainer.global_step == 0:  # later its configuration, logs and curves tell what went wrong
             release_run(self.run_dir)
 
     def _config_name(self) -> str:

