@@ -198,6 +198,13 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(encoder, caplog):
 ENCODERS = {"segformer": "mit_b0", "dpt": "tu-vit_tiny_patch16_224", "upernet": "tu-convnext_atto"}
 
 
+@pytest.mark.parametrize(("height", "width"), [(48, 80), (64, 33), (16, 112)])
+def test_dpt_takes_any_size(height, width):
+    network = build_model("smp", architecture="dpt", encoder_name=ENCODERS["dpt"]).eval()
+    with torch.no_grad():
+        assert network(pixels(1, 3, height, width)).shape == (1, 1, height, width)
+
+
 @pytest.mark.parametrize("architecture", smp.MODEL_ARCHITECTURES_MAPPING)
 def test_every_smp_architecture_trains(architecture):
     side = 128 if architecture == "pan" else 64  # PAN pools four times at stride 16

@@ -68,7 +68,7 @@ class SmpNetwork(nn.Module):
         if encoder_weights and hub is None:
             load_encoder(self.network.encoder, encoder_name, encoder_weights)
         _set_head_stride(self.network, architecture, head_stride, classes, decoder_args)
-        self.stride = self.network.encoder.output_stride
+        self.stride = self.network.encoder.output_stride * (2 if architecture == "dpt" else 1)  # which halves once more
         self.scale = InputScale(1 / 255, normalization["mean"], normalization["std"])
 
     def forward(self, image: Tensor) -> Tensor:
