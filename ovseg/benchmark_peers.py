@@ -18,7 +18,7 @@ from ovseg.losses import build_loss
 from ovseg.models import ARCHITECTURES, build_model
 from ovseg.models.keras_weights import load_keras_weights
 from ovseg.models.layers import ALGORITHMS, InputScale
-from ovseg.optim import build_optimizer
+from ovseg.optim import find_encoder, optimize_network
 from ovseg.task import allow_tf32
 
 # Peers and what they are; all but the last two compute the configuration's network; those are networks of their own.
@@ -92,7 +92,7 @@ def make_batch(work: Workload) -> tuple[Tensor, Tensor]:
 
 
 def build_network(peer: str, work: Workload) -> nn.Module:
-    """The torch network of a peer, with Keras' weights where the work has them."""
+    """The torch network of a peer, with Keras' weights where the work has them; nothing is downloaded."""
     torch.manual_seed(0)
     if peer == "smp":
         return build_model("smp", architecture="unet", encoder_name="resnet34", encoder_weights=None)
@@ -101,6 +101,8 @@ def build_network(peer: str, work: Workload) -> nn.Module:
     arguments = dict(work.model.get("arch_args") or {})
     if peer == "torch" and takes_convolution(work.model["arch"]):
         arguments["convolution"] = "direct"
+    if "encoder_weights" in arguments:
+        arguments["encoder_weights"] = None  # which change no time
     network = build_model(work.model["arch"], **arguments)
     if work.weights:
         load_keras_weights(network, work.weights)
@@ -125,7 +127,9 @@ def count_flops(work: Workload) -> int:
 def _training_step(peer: str, network: nn.Module, image: Tensor, mask: Tensor, work: Workload) -> Callable[[], float]:
     loss_function = build_loss(work.model.get("loss", "bce_dice_loss"))
     name, arguments = work.model.get("optimizer", "adam"), work.model.get("optimizer_args") or {}
-    optimizer = build_optimizer(name, network.parameters(), **arguments)
+    settings = work.model if find_encoder(network) else {}  # the network of another peer has no encoder to treat apart
+    apart = settings.get("freeze_encoder_epochs", 0) > 0
+    optimizer = optimize_network(network, name, arguments, settings.get("encoder_lr_factor", 1.0), apart)
     scaler = torch.amp.GradScaler(image.device.type, enabled=work.precision == "16")
     mode = "reduce-overhead" if peer == "graphs" else "default"
     forward = torch.compile(network, mode=mode) if peer in ("compile", "graphs") else network

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from ovseg import benchmark, benchmark_command, benchmark_layers
+from ovseg import benchmark, benchmark_command, benchmark_layers, benchmark_peers
 from ovseg.benchmark import measure_scaling
 from ovseg.benchmark_command import default_peers
 from ovseg.benchmark_layers import list_layers, measure_layers
@@ -65,6 +65,23 @@ def test_training_step_lowers_the_loss(peer):
 def test_training_step_runs_in_less_than_float32(precision):
     assert build_step("ovseg", work("train", precision=precision))() > 0
     assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == (precision == "tf32")
+
+
+PRETRAINED = {
+    "arch": "smp",
+    "arch_args": {"encoder_name": "resnet18", "encoder_weights": "imagenet", "decoder_args": {}, "head_stride": 4},
+    "optimizer": "adamw",
+    "encoder_lr_factor": 0.1,
+}
+
+
+@pytest.mark.parametrize(("peer", "rates"), [("ovseg", [1e-3, 1e-3, 1e-4, 1e-4]), ("monai", [1e-3, 1e-3])])
+def test_training_step_takes_the_tasks_optimizer_and_downloads_nothing(monkeypatch, peer, rates):
+    made, build = [], benchmark_peers.optimize_network
+    monkeypatch.setattr(benchmark_peers, "optimize_network", lambda *a: made.append(build(*a)) or made[0])
+    monkeypatch.setattr(benchmark_peers, "_monai_unet", lambda: torch.nn.Conv2d(3, 1, 3, padding=1))
+    build_step(peer, work("train", image_size=64, model=PRETRAINED))
+    assert [group["lr"] for group in made[0].param_groups] == pytest.approx(rates)
 
 
 def test_graphs_replay_only_on_a_gpu(monkeypatch):
