@@ -51,6 +51,12 @@ def check_schedule(config: Any) -> None:
     patience, epochs, scheduler = config.early_stopping.patience, config.trainer.max_epochs, config.model.scheduler
     if patience < 0:
         raise InputError(f"early_stopping.patience is {patience}, expected 0 or more.")
+    frozen = config.model.freeze_encoder_epochs
+    if frozen and epochs is not None and 0 < epochs <= frozen:
+        raise InputError(
+            f"model.freeze_encoder_epochs is {frozen} of trainer.max_epochs {epochs}, so the encoder would never "
+            "train. Lower it."
+        )
     if scheduler not in SCHEDULERS:
         return  # none, or the task's own error lists the choices
     arguments = fill_defaults(SCHEDULERS[scheduler], config.model.scheduler_args)

@@ -183,6 +183,7 @@ def test_resume_refuses_another_average_or_length(tiny, capsys):
     ("arguments", "message"),
     [
         (["--ema.decay", "1.5"], "error: ema.decay is 1.5"),
+        (["--model.freeze_encoder_epochs", "4"], "freeze_encoder_epochs is 4 of trainer.max_epochs 4, so the encoder"),
         (["--model.scheduler_args.warmup_epochs", "4"], "warmup_epochs is 4 of trainer.max_epochs 4, so the rate"),
         (
             ["--model.monitor", "val_dice_categories"],
