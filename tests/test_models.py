@@ -164,7 +164,7 @@ def test_every_activation_is_finite(name):
         ),
         (
             {"encoder_name": "tu-tf_efficientnet_lite0.nope", "encoder_weights": "imagenet"},
-            "no weights 'nope' of tf_efficientnet_lite0. Set encoder_name to tu- and one of: tf_efficientnet_lite0.in1k",
+            "weights 'nope' of tf_efficientnet_lite0. Set encoder_name to tu- and one of: tf_efficientnet_lite0.in1k",
         ),
         ({"encoder_name": "tu-vit_tiny_patch16_224", "architecture": "unet"}, "cannot be built"),
         ({"encoder_name": "tu-resnet18", "encoder_weights": "a1"}, "Unknown encoder_weights of tu-resnet18 'a1'"),
