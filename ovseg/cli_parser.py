@@ -1,6 +1,7 @@
 """What the commands share: a parser whose mistakes are one line, and how a command ends."""
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -20,6 +21,21 @@ class Parser(argparse.ArgumentParser):
 def build_parser(command: str, description: str) -> argparse.ArgumentParser:
     """The parser of `ovseg COMMAND`; options are written out in full."""
     return Parser(prog=f"ovseg {command}", description=description, allow_abbrev=False)
+
+
+def parse_own(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The parser's own options, and what is left for `train`.
+
+    Raises:
+        InputError: what is left has an option that is nearly an own one; keys of `train` have a section and a dot.
+    """
+    own = [option for action in parser._actions for option in action.option_strings]
+    options, rest = parser.parse_known_args(arguments)
+    for name in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
+        near = difflib.get_close_matches(name, own, 1, 0.85)
+        if near and "." not in name:
+            raise InputError(f"There is no option {name}. Did you mean {near[0]}? Keys of train have a section.")
+    return options, rest
 
 
 def conclude(text: str, failures: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ovseg.cli_parser import build_parser, conclude, quiet_lightning
+from ovseg.cli_parser import build_parser, conclude, parse_own, quiet_lightning
 
 
 def cross_validate(arguments: list[str]) -> int:
@@ -16,7 +16,7 @@ def cross_validate(arguments: list[str]) -> int:
     parser.add_argument("--folds", type=int, default=5, help="as the dataset was prepared (default: 5)")
     parser.add_argument("--output", type=Path, help="folder of results (default: runs/cv/<config>)")
     parser.add_argument("--device", default="auto", help="of the scoring (default: the GPU, if any)")
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = parse_own(parser, arguments)
     quiet_lightning()
     from ovseg.cross_validation import cross_validate
     from ovseg.out_of_fold import print_folds
@@ -44,7 +44,7 @@ def sweep(arguments: list[str]) -> int:
     parser.add_argument("--monitor", default="val_dice", help="validation value to better (default: val_dice)")
     parser.add_argument("--seed", type=int, default=0, help="of the search (default: 0)")
     parser.add_argument("--prune", action="store_true", help="end trials below the median of the others' epochs")
-    options, overrides = parser.parse_known_args(arguments)
+    options, overrides = parse_own(parser, arguments)
     quiet_lightning()
     from ovseg.sweep import sweep
     from ovseg.training import read_configuration

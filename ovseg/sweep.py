@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 METRICS = ("val_dice", "val_dice_coef", "val_iou", "val_iou_pooled", "val_dice_categories")
 MONITORS = {"val_loss": "train_losses.csv", **dict.fromkeys(METRICS, "train_metrics.csv")}
 # What sweep sets itself, and what would change the images that trials are compared on.
-FIXED = ("runs_dir", "ckpt_path", "evaluate_test", "best_checkpoint.monitor", "snapshots.num_infer_images")
+FIXED = ("runs_dir", "ckpt_path", "evaluate_test", "tune", "best_checkpoint.monitor", "snapshots.num_infer_images")
 FIXED += ("data.root", "data.fold", "data.exclude", "data.classes", "data.phantoms", "data.fit", "data.mask_threshold")
 FAILURES = 3  # in a row, after which the cause is not the values
 
@@ -72,6 +72,7 @@ def sweep(
     if config["ckpt_path"] is not None:
         raise InputError(f"ckpt_path is {config['ckpt_path']}, but trials begin anew. Leave it out.")
     space = read_space(space_path, config)
+    check_comparable(space, monitor, space_path)
     settings = {"config": {**config, "runs_dir": None}, "monitor": monitor, "seed": seed, "prune": prune}
     settings["space"] = {name: repr(distribution) for name, distribution in space.items()}
     study = open_study(Path(study_path), Path(output), settings)
@@ -107,7 +108,8 @@ def read_space(path: Path, config: dict[str, Any]) -> dict[str, "BaseDistributio
     """The keys to search, such as `model.optimizer_args.lr: {low: 1e-4, high: 1e-2, log: true}`, in a YAML file.
 
     Bounds that are both whole numbers, without a point or exponent, search whole numbers. `step` and `log` exclude
-    each other. `choices` is a list of plain values.
+    each other. `choices` is a list of plain values. With `data.image_size` the trials are compared on masks of
+    different sizes, which shifts their scores a little.
 
     Args:
         path: the file.
@@ -153,6 +155,15 @@ def check_key(key: str, config: dict[str, Any], path: Path) -> None:
         place = place.get(name) if isinstance(place, dict) else None
     if isinstance(place, dict) or key.endswith("_args"):
         raise InputError(f"{path}: {key} holds further keys. Name one of them.")
+
+
+def check_comparable(space: dict[str, "BaseDistribution"], monitor: str, path: Path) -> None:
+    """Raise InputError where trials of different losses would be compared by their losses."""
+    losses = [key for key in space if key.startswith("model.loss")]
+    if losses and monitor == "val_loss":
+        raise InputError(
+            f"{path}: {losses[0]} changes what val_loss means, so trials do not compare. Use --monitor val_dice."
+        )
 
 
 def with_values(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def test_training_that_early_stopping_ended_is_over(tiny, in_process):
     ("arguments", "message"),
     [
         (["--folds", "5"], "has 3 folds, expected 5. Make it with folds: python scripts/make_phantoms.py"),
+        (["--fold", "3"], "There is no option --fold. Did you mean --folds"),
         (["--data.fold", "1"], "data.fold is 1, but cross_validate sets it for each fold"),
         (["--ckpt_path", "some.ckpt"], "There is no checkpoint some.ckpt"),
         (["--model.arch", "unet9000"], "Unknown arch 'unet9000'"),

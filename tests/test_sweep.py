@@ -168,6 +168,7 @@ def test_space_reads_numbers_as_they_are_meant(tmp_path):
         ("model: {low: 1, high: 2}", "model holds further keys"),
         ("model.optimizer_args: {low: 1, high: 2}", "model.optimizer_args holds further keys"),
         ("data.root: {choices: [a, b]}", "data.root has to be the same in all trials"),
+        ("tune: {choices: [true, false]}", "tune has to be the same in all trials"),
         ("data.batch_size: 3", "data.batch_size is 3 .*expected {low, high} with log or step"),
         ("data.batch_size: {low: 3}", "data.batch_size is {'low': 3} .*expected"),
         ("data.batch_size: {low: 3, high: 1}", "expected {low, high}"),
@@ -188,6 +189,7 @@ def test_mistake_in_the_space_is_an_error(tmp_path, text, message):
     [
         (["--space", "gone.yaml"], "gone.yaml cannot be read"),
         (["--monitor", "test_dice"], "Unknown monitor 'test_dice'"),
+        (["--trial", "3"], "There is no option --trial. Did you mean --trials"),
         (["--trials", "0"], "--trials is 0 and --seed 0, expected"),
         (["--study", "tiny.yaml"], "tiny.yaml is not a study of sweep"),
         (["--model.arch", "unet9000"], "Unknown arch 'unet9000'"),
@@ -197,6 +199,13 @@ def test_mistake_is_one_line_before_anything_is_trained(tiny, in_process, capsys
     assert search("out", 2, *arguments) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and re.search(message, error) and not in_process.started
+
+
+@pytest.mark.parametrize("key", ["model.loss", "model.loss_args.alpha"])
+def test_losses_of_different_kinds_are_not_compared(key):
+    sweep_module.check_comparable({key: None}, "val_dice", "space.yaml")
+    with pytest.raises(InputError, match=f"{key} changes what val_loss means"):
+        sweep_module.check_comparable({"data.batch_size": None, key: None}, "val_loss", "space.yaml")
 
 
 def test_trials_begin_anew(tiny):
