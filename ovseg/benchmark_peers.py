@@ -115,13 +115,18 @@ def takes_convolution(arch: str) -> bool:
 
 
 def count_flops(work: Workload) -> int:
-    """Floating-point operations of the work's direct algorithm, one multiply-add counted as two."""
+    """Floating-point operations of the work's direct algorithm, one multiply-add counted as two.
+
+    The backward pass of a network with grouped convolutions is taken as twice the forward pass: torch's counter takes
+    their weight gradients for dense ones.
+    """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = build_network("torch", Workload(**{**vars(work), "weights": None}))
         logits = network(torch.zeros(work.batch_size, 3, work.image_size, work.image_size))
-        if work.mode == "train":
+        grouped = any(getattr(module, "groups", 1) > 1 for module in network.modules())
+        if work.mode == "train" and not grouped:
             logits.sum().backward()
-    return counter.get_total_flops()
+    return counter.get_total_flops() * (3 if work.mode == "train" and grouped else 1)
 
 
 def _training_step(peer: str, network: nn.Module, image: Tensor, mask: Tensor, work: Workload) -> Callable[[], float]:

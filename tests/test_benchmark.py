@@ -176,6 +176,12 @@ def test_markdown_leaves_out_what_was_not_measured():
     assert to_markdown(table).splitlines()[-1] == "| a |  | 0.123 | 12346 |"
 
 
+def test_grouped_convolutions_cost_three_forward_passes_to_train():
+    model = {"arch": "smp", "arch_args": {"encoder_name": "tu-tf_efficientnet_lite0"}}
+    forward, training = (count_flops(Workload(mode, model, image_size=32)) for mode in ("infer", "train"))
+    assert training == 3 * forward > 0
+
+
 def test_default_peers_are_what_is_installed(monkeypatch):
     monkeypatch.setattr(benchmark_command.importlib.util, "find_spec", lambda name: name == "openvino" or None)
     assert default_peers(work()) == ["torch", "ovseg", "openvino"]
