@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,17 +112,23 @@ def open_onnx(path: Path) -> Engine:
     Raises:
         InputError: the package is missing.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise InputError("This engine needs ONNX Runtime: pip install 'ovseg[onnx]'.") from None
+    onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError("This engine needs ONNX Runtime: pip install 'ovseg[onnx]'.") from None
+    return onnxruntime
+
+
 def _onnxruntime(network: torch.nn.Module, image: Tensor) -> Engine:
+    _import_onnxruntime()  # or the exporter's missing package would be told
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(network, image, path)
