@@ -17,9 +17,9 @@ from ovseg.schedules import ANY_LENGTH, STEPWISE, Length, build_scheduler, check
 
 def allow_tf32(allowed: bool) -> None:
     """Let CUDA round the factors of float32 products to 10 bits (TF32), or forbid it; nothing changes on a CPU."""
-    precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
+    # torch's newer flag for each operation leaves the two of cuDNN apart, which its ONNX exporter refuses to read
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 class SegmentationTask(LightningModule):

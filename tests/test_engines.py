@@ -10,6 +10,7 @@ from ovseg.engines import ENGINES, build_engine, calibrate, choose_engine
 from ovseg.errors import InputError
 from ovseg.export import export_onnx
 from ovseg.models import build_model
+from ovseg.task import allow_tf32
 
 
 @pytest.fixture
@@ -38,6 +39,14 @@ def test_exported_graph_has_plain_convolutions(network, image, tmp_path):
     export_onnx(network, image, tmp_path / "network.onnx")
     kinds = [node.op_type for node in onnx.load(tmp_path / "network.onnx").graph.node]
     assert (kinds.count("Conv"), kinds.count("ConvTranspose"), kinds.count("MatMul")) == (11, 2, 0)
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_export_works_in_a_process_that_set_tf32(allowed, network, image, tmp_path):
+    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    allow_tf32(allowed)
+    export_onnx(network, image, tmp_path / "network.onnx")
+    assert (tmp_path / "network.onnx").stat().st_size > 0
 
 
 def test_calibration_skips_what_differs_or_is_missing(network, image, monkeypatch):
