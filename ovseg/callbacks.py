@@ -18,7 +18,7 @@ from ovseg.data.geometry import place
 from ovseg.data.pairs import read_image, read_pair
 from ovseg.drawing import PALETTE, PRED, case_row, contact_sheet, paint
 from ovseg.errors import InputError, choose
-from ovseg.files import atomic_path, write_image
+from ovseg.files import atomic_path, write_image, write_table
 from ovseg.metrics import HARD_SCORES, predict
 from ovseg.plots import draw_curves
 from ovseg.schedules import watch_mode
@@ -165,8 +165,7 @@ class HistoryPlots(Callback):
 
     def _write(self, history: pd.DataFrame, path: Path, columns: list[str]) -> None:
         table = history[["epoch", *(c for c in columns if c in history)]]
-        with atomic_path(path.with_suffix(".csv")) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(path.with_suffix(".csv"), table)
         draw_curves(table, path.with_suffix(".png"))
 
 

@@ -5,7 +5,6 @@ A folder of results holds `cross_validation.json` (the settings), for each fold 
 end `ensemble.json`, which names the members, `out_of_fold.{csv,png}` and `summary.json`.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from ovseg.checkpoints import ENSEMBLE_FILE, read_checkpoint
 from ovseg.data.manifest import read_folds
 from ovseg.errors import InputError
-from ovseg.files import write_json
+from ovseg.files import content_digest, write_json
 from ovseg.out_of_fold import score_folds
 from ovseg.subtraining import changed_settings, training_process, write_configuration
 from ovseg.tuning import print_tuning, tune
@@ -72,7 +71,7 @@ def describe(config: dict[str, Any], folds: int) -> dict[str, Any]:
         InputError: the dataset has not that many folds.
     """
     dealt = sorted((*key, fold) for key, fold in read_folds(Path(config["data"]["root"]), folds).items())
-    return {"folds": folds, "folds_sha256": _digest(dealt), "config": {**config, "runs_dir": None}}
+    return {"folds": folds, "folds_sha256": content_digest(dealt), "config": {**config, "runs_dir": None}}
 
 
 def claim_output(output: Path, settings: dict[str, Any]) -> str:
@@ -96,7 +95,7 @@ def claim_output(output: Path, settings: dict[str, Any]) -> str:
         raise InputError(f"{output} holds something else than a cross-validation. Choose another --output.")
     else:
         write_json(path, settings)
-    return _digest(settings)
+    return content_digest(settings)
 
 
 def finished_run(output: Path, fold: int, digest: str) -> Path | None:
@@ -170,7 +169,3 @@ def is_over(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
     stopped = any(state["wait_count"] >= state["patience"] for state in stoppers)
     limit = trainer["max_epochs"] or 1000  # Lightning's own, where nothing is said
     return 0 < limit <= done or (stopped and done >= (trainer["min_epochs"] or 0))
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

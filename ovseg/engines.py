@@ -45,11 +45,11 @@ def calibrate(network: torch.nn.Module, image: Tensor, repeats: int = 3) -> tupl
     rows, engines = [], {}
     names = [name for name in ENGINES if image.device.type == "cpu" or name not in ON_CPU_ONLY]
     with torch.inference_mode():
-        reference = network(image).float().sigmoid()
+        reference = network(image)
         for name in names:
             try:
                 engine = build_engine(name, network, image)
-                gap = (engine(image).float().sigmoid() - reference).abs().max().item()
+                gap = largest_gap(engine(image), reference)
             except (InputError, RuntimeError) as error:
                 rows.append((name, "", "", str(error).splitlines()[0]))
                 continue
@@ -74,10 +74,15 @@ def choose_engine(name: str, network: torch.nn.Module, image: Tensor, report: Ca
         raise InputError(f"--engine {name} runs on the CPU, not on {image.device}. Add --device cpu.")
     with torch.inference_mode():
         engine = build_engine(name, network, image)
-        gap = (engine(image).float().sigmoid() - network(image).float().sigmoid()).abs().max().item()
+        gap = largest_gap(engine(image), network(image))
     if not gap <= TOLERANCE:
         raise InputError(f"--engine {name} is {gap:.2g} off torch's probabilities, expected {TOLERANCE}. Use torch.")
     return engine
+
+
+def largest_gap(logits: Tensor, reference: Tensor) -> float:
+    """The largest difference of a probability between two maps of logits of one shape."""
+    return (logits.float().sigmoid() - reference.float().sigmoid()).abs().max().item()
 
 
 def print_engines(rows: list[tuple]) -> None:

@@ -14,8 +14,8 @@ from ovseg import __version__
 from ovseg.checkpoints import check_evaluable, checkpoint_digest, read_members
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import fit_box
-from ovseg.data.manifest import image_categories
-from ovseg.data.original import original_mask, prepared_items
+from ovseg.data.manifest import image_categories, prepared_items
+from ovseg.data.original import original_mask
 from ovseg.decision import DECISION_FILE, Decision, average_flips, mean_logits, read_decision, to_dict
 from ovseg.errors import InputError
 from ovseg.inference import choose_device, class_probs, restore_probs
@@ -176,8 +176,7 @@ def image_rows(batch: dict, pred: torch.Tensor, categories: Sequence[str] = ()) 
         columns["category"] = [names[i] for i in main_category(counts.sum(2)).tolist()]
         columns["pred_category"] = [names[i] for i in main_category(counts.sum(1)).tolist()]
     columns |= {name: values.tolist() for name, values in hard_scores(pred, mask).items()}
-    areas = {"lesion_pixels": mask > 0, "pred_pixels": pred > 0, "hit_pixels": (pred > 0) & (mask > 0)}
-    columns |= {name: area.flatten(1).sum(1).tolist() for name, area in areas.items()}
+    columns |= {name: values.tolist() for name, values in area_counts(pred, mask).items()}
     if categories:
         for name, values in category_scores(counts).items():
             columns |= {f"{name}_{i}": column for i, column in enumerate(values.T.tolist(), 1)}
@@ -191,8 +190,13 @@ def original_row(labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     pred, mask = (torch.from_numpy(ids > 0)[None, None] for ids in (labels, mask))
     scores = hard_scores(pred, mask)
     row = {name: scores[name.removesuffix("_original")].item() for name in ORIGINAL_SCORES}
-    areas = {"lesion_pixels": mask, "pred_pixels": pred, "hit_pixels": pred & mask}
-    return row | {f"{name}_original": int(area.sum()) for name, area in areas.items()}
+    return row | {f"{name}_original": int(count) for name, count in area_counts(pred, mask).items()}
+
+
+def area_counts(pred: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Lesion pixels of each image in its mask, its prediction and both, int64 (N,), from ids (N, 1, H, W)."""
+    areas = {"lesion_pixels": mask > 0, "pred_pixels": pred > 0, "hit_pixels": (pred > 0) & (mask > 0)}
+    return {name: area.flatten(1).sum(1) for name, area in areas.items()}
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -1,16 +1,21 @@
 """Files and folders that are either whole or not there: written under a temporary name, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ovseg.errors import InputError
+
+if TYPE_CHECKING:  # the commands that write no table need not wait for it
+    from pandas import DataFrame
 
 
 @contextmanager
@@ -36,6 +41,17 @@ def write_json(path: Path, content: object) -> None:
     """Write indented JSON."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: "DataFrame") -> None:
+    """Write a table as CSV, without its index."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def content_digest(content: object) -> str:
+    """SHA-256 of what JSON can hold, in hexadecimal; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

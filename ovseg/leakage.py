@@ -29,7 +29,7 @@ from ovseg.data.manifest import read_manifest
 from ovseg.data.splits import deal_groups
 from ovseg.data.transforms import augment, build_transform
 from ovseg.errors import InputError
-from ovseg.files import atomic_path, write_json
+from ovseg.files import write_json, write_table
 from ovseg.inference import choose_device
 from ovseg.losses import build_loss
 from ovseg.metrics import hard_scores, predict
@@ -86,7 +86,7 @@ def measure_leakage(
             related = np.isin(groups[test], groups[train])
             rows = {"seed": seed, "split": name, "stem": stems[test], "dice": dice, "train_images": len(train)}
             done = pd.concat([done, pd.DataFrame({**rows, "related": related})], ignore_index=True).astype(COLUMNS)
-            _write_table(done, output / "images.csv")
+            write_table(output / "images.csv", done)
     return _report(done[done["seed"] < seeds], settings, output)
 
 
@@ -195,11 +195,6 @@ def _read_done(output: Path, settings: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
-
-
 def _report(rows: pd.DataFrame, settings: dict[str, Any], output: Path) -> dict[str, Any]:
     by_training = rows.groupby(["seed", "split"], sort=False).agg(
         dice=("dice", "mean"),
@@ -207,7 +202,7 @@ def _report(rows: pd.DataFrame, settings: dict[str, Any], output: Path) -> dict[
         train_images=("train_images", "first"),
         related=("related", "mean"),
     )
-    _write_table(by_training.reset_index(), output / "leakage.csv")
+    write_table(output / "leakage.csv", by_training.reset_index())
     summary = {**settings, **summarise_leakage(rows)}
     write_json(output / "leakage.json", summary)
     draw_leakage(by_training["dice"].unstack(), summary["differences"], output / "leakage.png")

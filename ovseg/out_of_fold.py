@@ -9,8 +9,8 @@ import pandas as pd
 from scipy.stats import bootstrap
 
 from ovseg.data.manifest import read_manifest
-from ovseg.evaluation import ORIGINAL_SCORES, Evaluation, summarise
-from ovseg.files import atomic_path, write_json
+from ovseg.evaluation import ORIGINAL_SCORES, Evaluation, pooled_iou, summarise
+from ovseg.files import write_json, write_table
 from ovseg.metrics import HARD_SCORES
 from ovseg.plots import draw_boxes
 from ovseg.report import print_rows
@@ -49,8 +49,7 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     groups = {item["stem"]: item["group"] for item in items if "group" in item}
     summary = {"data": summary["data"], "leakage": summary["leakage"], "note": NOTE, **summarise_folds(table, groups)}
     summary["per_fold"] = [{**fold, **scores} for fold, scores in zip(folds, summary["per_fold"], strict=True)]
-    with atomic_path(output / "out_of_fold.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(output / "out_of_fold.csv", table)
     boxes = {f"fold {fold}": part["dice"].dropna().to_numpy() for fold, part in table.groupby("fold")}
     draw_boxes(boxes, "Dice per image of the held-out images", output / "out_of_fold.png")
     write_json(output / "summary.json", summary)
@@ -73,7 +72,7 @@ def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, An
     areas = pd.DataFrame({"hit": table["hit_pixels"], "union": table["lesion_pixels"] + table["pred_pixels"]})
     areas["union"] -= areas["hit"]
     scores = summarise(table[[name for name in (*HARD_SCORES, *ORIGINAL_SCORES) if name in table]])
-    scores["iou_pooled"] = {"value": _ratio(areas), "ci95": ratio_interval(areas["hit"], areas["union"])}
+    scores["iou_pooled"] = {"value": pooled_iou(table), "ci95": ratio_interval(areas["hit"], areas["union"])}
     if groups:
         units = table["stem"].map(groups)
         for name in scores.keys() & set(table):
@@ -82,9 +81,9 @@ def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, An
         sums = areas.groupby(units).sum()
         scores["iou_pooled"]["ci95_groups"] = ratio_interval(sums["hit"], sums["union"])
     per_fold = []
-    for fold, part in table.groupby("fold"):
+    for _, part in table.groupby("fold"):
         means = {name: None if np.isnan(part[name].mean()) else float(part[name].mean()) for name in ("dice", "iou")}
-        per_fold.append({"images": len(part), **means, "iou_pooled": _ratio(areas[table["fold"] == fold])})
+        per_fold.append({"images": len(part), **means, "iou_pooled": pooled_iou(part)})
     return {"images": len(table), "scores": scores, "per_fold": per_fold}
 
 
@@ -100,11 +99,6 @@ def ratio_interval(numerators: pd.Series, denominators: pd.Series) -> list[float
     options = {"paired": True, "vectorized": True, "method": "percentile", "batch": 1000}
     found = bootstrap(pairs, lambda a, b, axis: a.sum(axis) / b.sum(axis), rng=np.random.default_rng(0), **options)
     return [float(bound) for bound in found.confidence_interval]
-
-
-def _ratio(areas: pd.DataFrame) -> float | None:
-    """Pooled IoU of images; None where nothing is lesion and nothing predicted."""
-    return float(areas["hit"].sum() / areas["union"].sum()) if areas["union"].sum() else None
 
 
 def print_folds(summary: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import torch
 from ovseg import __version__
 from ovseg.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.decision import to_dict
-from ovseg.engines import TOLERANCE, open_onnx
+from ovseg.engines import TOLERANCE, largest_gap, open_onnx
 from ovseg.errors import InputError
 from ovseg.export import export_onnx
 from ovseg.files import atomic_dir, write_json
@@ -64,8 +64,7 @@ def export_run(run: Path, output: Path | None = None, overwrite: bool = False) -
 def _difference(network: torch.nn.Module, image: torch.Tensor, path: Path) -> float:
     """The largest difference of a probability between the file and the network, for two batch sizes."""
     engine = open_onnx(path)
-    gaps = [(engine(batch).sigmoid() - network(batch).float().sigmoid()).abs().max() for batch in (image, image[:1])]
-    difference = float(max(gaps))
+    difference = max(largest_gap(engine(batch), network(batch)) for batch in (image, image[:1]))
     if not difference <= TOLERANCE:  # not so where it is not a number
         raise InputError(f"The ONNX file is {difference:.2g} off torch's probabilities, expected {TOLERANCE}.")
     return difference

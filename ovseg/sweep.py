@@ -17,7 +17,7 @@ from jsonargparse import get_loader
 
 from ovseg.callbacks import best_mode
 from ovseg.errors import InputError, choose
-from ovseg.files import atomic_path
+from ovseg.files import write_table
 from ovseg.plots import draw_sweep
 from ovseg.subtraining import changed_settings, training_process, write_configuration
 
@@ -277,8 +277,7 @@ def report_study(
         for trial in study.get_trials(deepcopy=False)
     ]
     table = pd.DataFrame(rows)
-    with atomic_path(output / "trials.csv") as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(output / "trials.csv", table)
     complete = table[table["state"] == "complete"] if rows else table
     if len(complete):
         write_configuration(output / "best.yaml", with_values(config, study.best_params))

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -14,12 +15,22 @@ import torch
 from PIL import Image
 from pytorch_lightning import Trainer
 
+from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.phantoms import write_phantoms
 from ovseg.task import SegmentationTask
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
+
+
+def train(*arguments: str) -> int:
+    """`ovseg train --config tiny.yaml ...` in this process, whose own arguments stay as they are."""
+    before = sys.argv[:]
+    try:
+        return _run(COMMANDS["train"], ["--config", "tiny.yaml", *arguments])
+    finally:
+        sys.argv = before
 
 
 @pytest.fixture(autouse=True)

@@ -1,18 +1,17 @@
 """Averaged weights: what uses them, what a checkpoint holds, and that a resume goes on as if nothing had been."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from conftest import train
 from pytorch_lightning import Callback, Trainer
 
 from ovseg import callbacks
 from ovseg.averaging import AveragedWeights, averaged, decay_of
 from ovseg.callbacks import BreakTraining, EpochSnapshots
 from ovseg.checkpoints import read_checkpoint
-from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.errors import InputError
 from ovseg.task import SegmentationTask
@@ -31,14 +30,6 @@ def tiny(tmp_path, phantom_root, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def train(*arguments: str) -> int:
-    before = sys.argv[:]
-    try:
-        return _run(COMMANDS["train"], ["--config", "tiny.yaml", *arguments])
-    finally:
-        sys.argv = before
 
 
 def network_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from ovseg.cli import COMMANDS, _run
-from ovseg.data.original import original_mask, prepared_items
+from ovseg.data.manifest import prepared_items
+from ovseg.data.original import original_mask
 from ovseg.data.pairs import Pair
 from ovseg.data.phantoms import make_phantom
 from ovseg.data.prepare import prepare_dataset

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, train
 
 from ovseg import callbacks, cli
-from ovseg.cli import COMMANDS, _run
 from ovseg.errors import InputError
 from ovseg.run_folder import claim_version, release_run
 from ovseg.settings import explain, explain_failure, read_settings
@@ -32,10 +31,6 @@ def tiny(tmp_path, phantom_root, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def train(*arguments: str) -> int:
-    return _run(COMMANDS["train"], ["--config", "tiny.yaml", *arguments])
 
 
 FILES = [

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, train
 from PIL import Image
 from pytorch_lightning import Trainer
 
@@ -44,14 +44,6 @@ def tiny(tmp_path, phantom_root, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def train(*arguments: str) -> int:
-    before = sys.argv[:]
-    try:
-        return _run(COMMANDS["train"], ["--config", "tiny.yaml", *arguments])
-    finally:
-        sys.argv = before
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -105,11 +97,13 @@ def test_checkpoint_loads_alone(tiny):
     assert task.hparams.arch == "flexible_unet" and task.hparams.arch_args["num_layers"] == 3
 
 
-def test_resume_equals_an_uninterrupted_run(tiny):
-    assert train() == 0
-    assert train("--trainer.max_epochs", "2") == 0
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_resume_equals_an_uninterrupted_run(workers, tiny):
+    options = ("--data.num_workers", workers)
+    assert train(*options) == 0
+    assert train("--trainer.max_epochs", "2", *options) == 0
     half = "runs/tiny/version_1/checkpoints/last.ckpt"
-    assert train("--ckpt_path", half) == 0
+    assert train("--ckpt_path", half, *options) == 0
     whole, resumed = (tiny / "runs" / "tiny" / f"version_{n}" for n in (0, 2))
     for name in ("last", "best"):
         first, second = (weights(run / "checkpoints" / f"{name}.ckpt") for run in (whole, resumed))

@@ -8,7 +8,6 @@ keeps it.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from ovseg import __version__
 from ovseg.data.geometry import place
 from ovseg.data.pairs import Pair
 from ovseg.errors import InputError
-from ovseg.files import atomic_path
+from ovseg.files import atomic_path, content_digest
 
 MAGIC = b"ovseg-1\n"
 Store = Callable[[int, np.ndarray, np.ndarray], None]
@@ -141,7 +140,7 @@ class SplitCaches:
 
     def _file(self, split: str, pairs: list[Pair]) -> tuple[Path, dict]:
         """Path and description; the name follows from the settings, so trainings that differ in them coexist."""
-        key = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        key = content_digest(self.settings)
         return self.folder / f"{split}-{key[:12]}.pairs", describe(pairs, self.settings)
 
 

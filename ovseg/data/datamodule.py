@@ -65,7 +65,8 @@ class PairDataset(Dataset):
     def _write(self, index: int, seed: int, planes: np.ndarray, labels: np.ndarray) -> None:
         """Put an image into its planes (3, S, S) of a batch, and its mask into `labels` (S, S)."""
         if self.cache and self.transform is None:
-            planes[:], labels[:] = self.cache.records[index][:3], self.cache.records[index][3]
+            record = self.cache.records[index]
+            planes[:], labels[:] = record[:3], record[3]
             return
         image, mask = self.load(index)
         if self.transform is not None:
@@ -245,6 +246,8 @@ class OvarianTumorDataModule(LightningDataModule):
         replicas, rank = self._world()
         options = {"shuffle": self.hparams.shuffle, "seed": self.hparams.seed, "drop_last": self.hparams.drop_last}
         sampler = TrainSampler(dataset, replicas, rank, **options)
+        if self.trainer:  # workers fetch their first batches before Lightning says which epoch a resume begins with
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         if self.hparams.drop_last and len(sampler) < self.hparams.batch_size:
             raise InputError(
                 f"{len(sampler)} training images do not fill one batch of {self.hparams.batch_size}, and "

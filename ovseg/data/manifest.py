@@ -28,6 +28,14 @@ def read_manifest(root: Path) -> dict[str, Any]:
     return manifest
 
 
+def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
+    """Stem -> what the manifest says of a picture that was placed in a square (`height`, `width`, `box`).
+
+    Empty for a tree of pictures as they are: the baseline's layout, phantoms.
+    """
+    return {item["stem"]: item for item in read_manifest(root).get("items", []) if "box" in item}
+
+
 def check_manifest(root: Path, fit: str, classes: int) -> None:
     """Refuse settings that do not go with a dataset.
 
@@ -49,15 +57,15 @@ def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
     Raises:
         InputError: the manifest does not say where a picture lies.
     """
-    manifest = read_manifest(root)
-    if manifest.get("fit", fit) == fit:
+    prepared = read_manifest(root).get("fit", fit)
+    if prepared == fit:
         return pairs
-    boxes = {item["stem"]: Box(**item["box"]) for item in manifest.get("items", []) if "box" in item}
+    boxes = {stem: Box(**item["box"]) for stem, item in prepared_items(root).items()}
     unknown = [pair.stem for pair in pairs if pair.stem not in boxes]
     if unknown:
         raise InputError(
             f"manifest.json of {root} does not tell where the pictures of {len(unknown)} stems lie: "
-            f"{first_five(unknown)}. Prepare the dataset again, or set data.fit: {manifest['fit']}."
+            f"{first_five(unknown)}. Prepare the dataset again, or set data.fit: {prepared}."
         )
     return [replace(pair, box=boxes[pair.stem]) for pair in pairs]
 

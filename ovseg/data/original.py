@@ -1,22 +1,12 @@
 """Reference masks at the size that pictures had before a dataset was prepared."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ovseg.data.geometry import resize_labels
-from ovseg.data.manifest import read_manifest
+from ovseg.data.geometry import Box, cut, resize_labels
 from ovseg.data.pairs import Pair, read_labels
 from ovseg.errors import InputError
-
-
-def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
-    """Stem -> what the manifest says of a picture that was placed in a square (`height`, `width`, `box`).
-
-    Empty for a tree of pictures as they are: the baseline's layout, phantoms.
-    """
-    return {item["stem"]: item for item in read_manifest(root).get("items", []) if "box" in item}
 
 
 def original_mask(pair: Pair, item: dict[str, Any] | None, threshold: int, classes: int) -> np.ndarray:
@@ -27,7 +17,7 @@ def original_mask(pair: Pair, item: dict[str, Any] | None, threshold: int, class
 
     Args:
         pair: of the dataset's tree.
-        item: its entry of `prepared_items`; None where the tree's own size is the original one.
+        item: its entry of `ovseg.data.manifest.prepared_items`; None where the tree's own size is the original one.
         threshold: see `ovseg.data.pairs.read_mask`.
         classes: 1 for masks, more for category maps.
 
@@ -40,11 +30,11 @@ def original_mask(pair: Pair, item: dict[str, Any] | None, threshold: int, class
     labels = read_labels(pair.mask_path, threshold, classes)
     if item is None:
         return labels
-    top, left, height, width = (item["box"][name] for name in ("top", "left", "height", "width"))
-    inside = labels[top : top + height, left : left + width]
-    if inside.shape != (height, width):
+    box = Box(**item["box"])
+    inside = cut(labels, box)
+    if inside.shape != (box.height, box.width):
         raise InputError(
             f"{pair.mask_path} has {labels.shape[0]} rows and {labels.shape[1]} columns, but by the dataset's manifest "
-            f"its picture ends at row {top + height}, column {left + width}. Prepare the dataset again."
+            f"its picture ends at row {box.top + box.height}, column {box.left + box.width}. Prepare the dataset again."
         )
     return resize_labels(inside, item["height"], item["width"])

@@ -1,6 +1,5 @@
 """The official OTU_2d download to a dataset tree: squares, binary masks, category ids, a split and a manifest."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from ovseg.data.geometry import FITS, fit_box, place
 from ovseg.data.pairs import list_images, map_with_progress, open_picture, read_image, read_mask
 from ovseg.data.splits import FRACTIONS, check_leakage, deal_groups, read_official, read_split_file, stratify
 from ovseg.errors import InputError, choose, first_five
-from ovseg.files import atomic_dir, check_output_dir, write_image, write_json
+from ovseg.files import atomic_dir, check_output_dir, content_digest, write_image, write_json
 
 # The colours and the order of the download's own label files (labels 0..7); ids in our masks are one higher, 0 is none.
 CATEGORIES = {
@@ -103,7 +102,11 @@ def prepare_dataset(
     items, alone = find_sources(source)
     listed = _read_listed(source, [item.stem for item in items], split, split_file)
     settings = {"size": size, "fit": fit, "split": "file" if split_file else split, "seed": seed, "folds": folds}
-    settings |= {"allow_leakage": allow_leakage, "listed_sha256": _digest(listed), "source_files": _fingerprint(items)}
+    settings |= {
+        "allow_leakage": allow_leakage,
+        "listed_sha256": listed and content_digest(listed),
+        "source_files": _fingerprint(items),
+    }
     settings["near_duplicates"] = {str(reach): limit for reach, limit in THRESHOLDS.items()}
     if not overwrite and _settings_of(output, settings) == settings:
         return json.loads((output / "manifest.json").read_text(encoding="utf-8"))
@@ -266,11 +269,6 @@ def _writer(folder: Path, size: int, fit: str) -> Callable[[tuple[Case, dict[str
         }
 
     return write
-
-
-def _digest(listed: dict[str, str] | None) -> str | None:
-    """Changes when a given split does."""
-    return listed and hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(items: list[Source]) -> dict[str, int]:
