@@ -62,7 +62,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint as a dict, without running code from the file.
 
     Raises:
-        InputError: missing, truncated, or not a checkpoint of ovseg.
+        InputError: missing, truncated, not a checkpoint of ovseg, or with hyper-parameters that could run code.
     """
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint {path}. Check the path.")
@@ -73,6 +73,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise KeyError("arch")
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, KeyError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is not a whole checkpoint of ovseg ({type(error).__name__}).") from error
+    for section in ("hyper_parameters", "datamodule_hyper_parameters"):
+        private = [name for name in checkpoint[section] if str(name).startswith("_")]
+        if private:  # Lightning would build the network by the function that they name
+            raise InputError(
+                f"{path} has {section} that ovseg never writes: {first_five(private)}. They can run code, so it is "
+                "not loaded. Use a checkpoint from a source that you trust."
+            )
     return checkpoint
 
 

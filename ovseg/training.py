@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import set_parsing_settings
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -149,6 +150,8 @@ class TrainCLI(LightningCLI):
 
 def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
     """The command line of `train`, parsed and checked."""
+    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls what it names.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
     # Lightning warns of arguments beside the process' own, which a several-process launch repeats as they are.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     return kind(

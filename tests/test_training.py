@@ -18,8 +18,10 @@ from conftest import REPOSITORY, train
 from PIL import Image
 from pytorch_lightning import Trainer
 
+from ovseg.checkpoints import read_members
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.errors import InputError
 from ovseg.models import build_model
 from ovseg.task import SegmentationTask
 
@@ -210,7 +212,6 @@ def test_ctrl_c_keeps_a_checkpoint(tiny):
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors and errors.endswith("error: stopped by Ctrl-C\n")
@@ -362,3 +363,27 @@ def test_library_use_without_the_command_line(phantom_root, tmp_path):
     trainer = Trainer(fast_dev_run=True, **options)
     trainer.fit(task, data)
     assert torch.isfinite(trainer.callback_metrics["val_loss"])
+
+
+@pytest.mark.parametrize("key", ["arch_args", "optimizer_args", "scheduler_args"])
+def test_a_class_path_inside_arguments_is_not_called(key, tiny):
+    code = {"class_path": "logging.FileHandler", "init_args": {"filename": str(tiny / "called")}}
+    settings = yaml.safe_load((tiny / "tiny.yaml").read_text())
+    settings["model"][key] = {**settings["model"][key], "extra": code}
+    (tiny / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    assert train() == 2
+    settings["model"][key] = code
+    (tiny / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    assert train() == 2
+    assert not (tiny / "called").exists()
+
+
+@pytest.mark.parametrize("section", ["hyper_parameters", "datamodule_hyper_parameters"])
+def test_a_checkpoint_that_names_an_instantiator_is_refused(section, tiny):
+    assert train("--trainer.max_epochs", "1") == 0
+    path = tiny / "runs/tiny/version_0/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint[section]["_instantiator"] = "pytorch_lightning.cli.instantiate_module"
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError, match="never writes: _instantiator"):
+        read_members(path)
