@@ -13,6 +13,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -26,6 +27,7 @@ from ovseg.callbacks import (
     LastCheckpoint,
     LineProgress,
 )
+from ovseg.checkpoint_io import WholeCheckpointIO
 from ovseg.checkpoints import read_checkpoint
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.tree import SPLITS
@@ -95,6 +97,10 @@ class TrainCLI(LightningCLI):
             kwargs["callbacks"].append(_progress_bar())
         if self.config.ema.decay:
             kwargs["callbacks"].append(AveragedWeights(self.config.ema.decay))
+        given = trainer["plugins"] or []
+        plugins = list(given) if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
         if trainer["fast_dev_run"]:
             kwargs["logger"] = False
         else:

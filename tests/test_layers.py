@@ -18,7 +18,7 @@ LAYERS = [
         *("metrics", "losses", "optim", "schedules", "keras_unet"),
     ],
     ["data.prepare", "data.cache", "data.loading", "data.datamodule", "models", "models.keras_weights"],
-    ["export", "engines", "task", "averaging", "callbacks", "checkpoints", "decision", "inference"],
+    ["export", "engines", "task", "averaging", "callbacks", "checkpoint_io", "checkpoints", "decision", "inference"],
     [
         *(
             "evaluation",

@@ -18,6 +18,7 @@ from conftest import REPOSITORY, train
 from PIL import Image
 from pytorch_lightning import Trainer
 
+from ovseg.checkpoint_io import WholeCheckpointIO
 from ovseg.checkpoints import read_members
 from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
@@ -387,3 +388,16 @@ def test_a_checkpoint_that_names_an_instantiator_is_refused(section, tiny):
     torch.save(checkpoint, path)
     with pytest.raises(InputError, match="never writes: _instantiator"):
         read_members(path)
+
+
+def test_train_writes_its_checkpoints_beside_their_place(tiny, monkeypatch):
+    written = []
+    save = WholeCheckpointIO.save_checkpoint
+
+    def recorded(self, checkpoint, path, storage_options=None):
+        written.append(Path(path).name)
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeCheckpointIO, "save_checkpoint", recorded)
+    assert train("--trainer.max_epochs", "1") == 0
+    assert sorted(written) == ["best.ckpt", "last.ckpt"]
