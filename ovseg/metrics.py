@@ -55,7 +55,9 @@ def hard_scores(pred: Tensor, mask: Tensor) -> dict[str, Tensor]:
         ValueError: the shapes differ.
     """
     if pred.shape != mask.shape:
-        raise ValueError(f"pred is {tuple(pred.shape)} and mask {tuple(mask.shape)}, expected one shape.")
+        raise ValueError(
+            f"pred is {tuple(pred.shape)} and mask {tuple(mask.shape)}, expected one shape."
+        )
     pred, mask = pred.bool().flatten(1), mask.bool().flatten(1)
     hit, false, missed = (pred & mask).sum(1), (pred & ~mask).sum(1), (~pred & mask).sum(1)
     return scores_of_counts(hit, false, missed, pred.shape[1] - hit - false - missed)
@@ -94,7 +96,9 @@ def confusion(pred: Tensor, mask: Tensor, classes: int) -> Tensor:
     """
     image = torch.arange(len(mask), device=mask.device)[:, None]
     cells = (image * classes + mask.flatten(1).long()) * classes + pred.flatten(1).long()
-    return torch.bincount(cells.flatten(), minlength=len(mask) * classes**2).view(-1, classes, classes)
+    return torch.bincount(cells.flatten(), minlength=len(mask) * classes**2).view(
+        -1, classes, classes
+    )
 
 
 def category_scores(counts: Tensor) -> dict[str, Tensor]:
@@ -167,16 +171,28 @@ class OnlineScores(nn.Module):
         names = ("loss", "dice_coef", *HARD_SCORES)
         self.means = nn.ModuleDict(
             {
-                name: MeanMetric(nan_strategy="ignore" if name in HARD_SCORES else "disable", sync_on_compute=sync)
+                name: MeanMetric(
+                    nan_strategy="ignore" if name in HARD_SCORES else "disable",
+                    sync_on_compute=sync,
+                )
                 for name in names
             }
         )
         self.pooled = BinaryJaccardIndex(
-            threshold=0.5, ignore_index=None, validate_args=False, zero_division=0, sync_on_compute=sync
+            threshold=0.5,
+            ignore_index=None,
+            validate_args=False,
+            zero_division=0,
+            sync_on_compute=sync,
         )
 
     def update(
-        self, loss: Tensor, logits: Tensor, mask: Tensor, counted: bool = True, pred: Tensor | None = None
+        self,
+        loss: Tensor,
+        logits: Tensor,
+        mask: Tensor,
+        counted: bool = True,
+        pred: Tensor | None = None,
     ) -> None:
         """Add a batch: loss, logits (N, classes, H, W) and mask of ids (N, 1, H, W); uncounted ones weigh nothing.
 
@@ -185,7 +201,9 @@ class OnlineScores(nn.Module):
         loss, logits = loss.detach(), logits.detach()
         coef = dice_coef(lesion_probs(logits), mask > 0)
         logits, mask = (logits, mask) if counted else (logits[:0], mask[:0])
-        self.means["loss"].update(loss.expand(len(logits)))  # "disable" drops weights (torchmetrics 1.9)
+        self.means["loss"].update(
+            loss.expand(len(logits))
+        )  # "disable" drops weights (torchmetrics 1.9)
         self.means["dice_coef"].update(coef.expand(int(counted)))
         pred = predict(logits) if pred is None else pred
         for name, values in hard_scores(pred, mask).items():
@@ -196,10 +214,14 @@ class OnlineScores(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """Name -> scalar; NaN where no image had a value."""
-        values = {name: mean.compute() for name, mean in self.means.items()} | {"iou_pooled": self.pooled.compute()}
+        values = {name: mean.compute() for name, mean in self.means.items()} | {
+            "iou_pooled": self.pooled.compute()
+        }
         if self.categories is not None:
             found = self.categories.compute()
-            values |= {f"{name}_categories": found[name].nanmean() for name in ("dice", "iou_pooled")}
+            values |= {
+                f"{name}_categories": found[name].nanmean() for name in ("dice", "iou_pooled")
+            }
             values |= {f"dice_category_{i}": dice for i, dice in enumerate(found["dice"], 1)}
         return values
 

@@ -1,6 +1,6 @@
 """The same as `ovseg compare_baseline`."""
 
-from ovseg.cli import run_script
+from ovseg.cli.main import run_script
 
 if __name__ == "__main__":
     raise SystemExit(run_script("compare_baseline"))

@@ -3,11 +3,12 @@
 import logging
 import os
 import socket
-import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ["HF_HUB_OFFLINE"] = "1"  # the hub reads it when it is imported; else each refusal is retried for 25 seconds
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # the hub reads it when it is imported; else each refusal is retried for 25 seconds
+)
 
 import numpy as np
 import pytest
@@ -15,22 +16,10 @@ import torch
 from PIL import Image
 from pytorch_lightning import Trainer
 
-from ovseg.cli import COMMANDS, _run
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.data.phantoms import write_phantoms
-from ovseg.task import SegmentationTask
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SHARED = REPOSITORY.parent / "shared"
-
-
-def train(*arguments: str) -> int:
-    """`ovseg train --config tiny.yaml ...` in this process, whose own arguments stay as they are."""
-    before = sys.argv[:]
-    try:
-        return _run(COMMANDS["train"], ["--config", "tiny.yaml", *arguments])
-    finally:
-        sys.argv = before
+from ovseg.data.prepare.phantoms import write_phantoms
+from ovseg.training.task import SegmentationTask
+from support import SHARED
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +28,11 @@ def no_network(monkeypatch):
     connect = socket.socket.connect
 
     def guarded(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        ):
             raise RuntimeError(f"A test tried to reach {address}.")
         return connect(self, address)
 
@@ -78,9 +71,13 @@ def make_run(phantom_root):
         arch_args = {"base_filters": 4, "base_kernel": 3, "num_layers": 3, "dilation": 1}
         options = {"arch_args": arch_args, "optimizer_args": {"lr": 0.003}}
         if data.get("classes", 1) > 1:
-            options |= {"arch_args": {**arch_args, "classes": data["classes"]}, "loss": "ce_dice_loss"}
+            options |= {
+                "arch_args": {**arch_args, "classes": data["classes"]},
+                "loss": "ce_dice_loss",
+            }
         datamodule = OvarianTumorDataModule(
-            str(root), **{"image_size": 32, "batch_size": 4, "num_workers": 0, "cache": False, **data}
+            str(root),
+            **{"image_size": 32, "batch_size": 4, "num_workers": 0, "cache": False, **data},
         )
         task = SegmentationTask(**options)
         trainer = Trainer(

@@ -26,14 +26,16 @@ import PIL
 from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg import __version__
+from ovseg.core.errors import InputError
+from ovseg.core.files import atomic_path, content_digest
 from ovseg.data.geometry import place
 from ovseg.data.pairs import Pair
-from ovseg.errors import InputError
-from ovseg.files import atomic_path, content_digest
 
 MAGIC = b"ovseg-1\n"
 Store = Callable[[int, np.ndarray, np.ndarray], None]
-ABANDONED = 3600  # seconds without a write after which a temporary file belongs to no living process
+ABANDONED = (
+    3600  # seconds without a write after which a temporary file belongs to no living process
+)
 
 
 class PairCache:
@@ -53,7 +55,9 @@ class PairCache:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         if read_footer(self.path) != self.footer:
-            raise InputError(f"{self.path} was replaced while it was in use: the dataset has changed. Start again.")
+            raise InputError(
+                f"{self.path} was replaced while it was in use: the dataset has changed. Start again."
+            )
         self.records = self._map()
 
     @property
@@ -94,7 +98,9 @@ class SplitCaches:
         """The valid cache of a split, if any."""
         return open_cache(*self._file(split, pairs)) if self.folder else None
 
-    def pick(self, trees: dict[str, list[Pair]], pairs: list[Pair]) -> PairCache | PickedCache | None:
+    def pick(
+        self, trees: dict[str, list[Pair]], pairs: list[Pair]
+    ) -> PairCache | PickedCache | None:
         """The records of some pairs, from the valid caches of the splits that they lie in; None where one has none.
 
         So folds, which mix splits, share the splits' files.
@@ -108,7 +114,11 @@ class SplitCaches:
             return None
         if list(trees.values()) == [pairs]:
             return caches[0]
-        places = {pair: (n, row) for n, members in enumerate(trees.values()) for row, pair in enumerate(members)}
+        places = {
+            pair: (n, row)
+            for n, members in enumerate(trees.values())
+            for row, pair in enumerate(members)
+        }
         return PickedCache(caches, [places[pair] for pair in pairs])
 
     def verify(
@@ -150,7 +160,13 @@ def describe(pairs: list[Pair], settings: dict) -> dict:
     versions = [__version__, PIL.__version__, cv2.__version__]
     boxes = [pair.box and list(astuple(pair.box)) for pair in pairs]
     stems = [pair.stem for pair in pairs]
-    return {"settings": settings, "stems": stems, "files": files, "boxes": boxes, "versions": versions}
+    return {
+        "settings": settings,
+        "stems": stems,
+        "files": files,
+        "boxes": boxes,
+        "versions": versions,
+    }
 
 
 def _state(path: Path) -> list:
@@ -203,7 +219,11 @@ def build_cache(path: Path, description: dict, fill: Callable[[Store], list[str]
     Raises:
         OSError: the folder can't be written, or its disk has no room.
     """
-    count, size, fit = len(description["stems"]), description["settings"]["image_size"], description["settings"]["fit"]
+    count, size, fit = (
+        len(description["stems"]),
+        description["settings"]["image_size"],
+        description["settings"]["fit"],
+    )
     record = 4 * size * size
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
@@ -216,7 +236,9 @@ def build_cache(path: Path, description: dict, fill: Callable[[Store], list[str]
             image, mask = place(image, size, fit), place(mask, size, fit)
             planes = np.ascontiguousarray(np.concatenate([image.transpose(2, 0, 1), mask[None]]))
             checksums[index] = zlib.crc32(planes)
-            with lock:  # written, not mapped: on a full disk a write fails, a mapping kills the process
+            with (
+                lock
+            ):  # written, not mapped: on a full disk a write fails, a mapping kills the process
                 file.seek(index * record)
                 file.write(planes)
 

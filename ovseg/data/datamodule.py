@@ -17,15 +17,16 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.registry import choose
+from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
 from ovseg.data.geometry import FITS, place
-from ovseg.data.loading import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
 from ovseg.data.manifest import category_names, check_manifest, read_manifest
 from ovseg.data.pairs import Pair, list_images, read_image, read_pair, verify_pairs
-from ovseg.data.phantoms import write_phantoms
-from ovseg.data.transforms import augment, build_transform
+from ovseg.data.prepare.phantoms import write_phantoms
+from ovseg.data.samplers import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
 from ovseg.data.tree import SPLITS, DatasetTree
-from ovseg.errors import InputError, choose, first_five
 
 
 class PairDataset(Dataset):
@@ -44,7 +45,12 @@ class PairDataset(Dataset):
         classes: int = 1,
         cache: PairCache | PickedCache | None = None,
     ):
-        self.pairs, self.image_size, self.fit, self.mask_threshold = pairs, image_size, fit, mask_threshold
+        self.pairs, self.image_size, self.fit, self.mask_threshold = (
+            pairs,
+            image_size,
+            fit,
+            mask_threshold,
+        )
         self.classes, self.transform, self.cache = classes, build_transform(augmentation), cache
 
     def __len__(self) -> int:
@@ -60,7 +66,11 @@ class PairDataset(Dataset):
         for row, key in enumerate(keys):
             seed = key[1] if isinstance(key, tuple) else 0
             self._write(indices[row], seed, images.numpy()[row], masks.numpy()[row, 0])
-        return {"image": images, "mask": masks, "stem": [self.pairs[i].stem if i >= 0 else "" for i in indices]}
+        return {
+            "image": images,
+            "mask": masks,
+            "stem": [self.pairs[i].stem if i >= 0 else "" for i in indices],
+        }
 
     def _write(self, index: int, seed: int, planes: np.ndarray, labels: np.ndarray) -> None:
         """Put an image into its planes (3, S, S) of a batch, and its mask into `labels` (S, S)."""
@@ -96,7 +106,7 @@ class OvarianTumorDataModule(LightningDataModule):
         image_size: side of the square that images and masks are placed in, pixels, 16..8192.
         batch_size: images a batch and process.
         num_workers: loader processes; 0 loads in the main process, as do splits that are cached and not augmented.
-        augmentation: for training: a name of `ovseg.data.transforms.PIPELINES` or an albumentations YAML/JSON file.
+        augmentation: for training: a name of `ovseg.data.augment.pipelines.PIPELINES` or an albumentations YAML/JSON file.
         shuffle: new order of the training images in each epoch (the baseline has none).
         drop_last: leave out a short last training batch; batch normalisation fails on a batch of one pixel.
         seed: order and augmentation follow from (seed, epoch, image).
@@ -149,8 +159,15 @@ class OvarianTumorDataModule(LightningDataModule):
         self.root = Path(root)
         self.tree = DatasetTree(self.root, exclude, classes, fold, fit)
         self._verified = False
-        folder = self.root / ".cache" if isinstance(cache, bool) else Path(cache) / self.root.resolve().name
-        settings = {name: self.hparams[name] for name in ("image_size", "fit", "mask_threshold", "exclude", "classes")}
+        folder = (
+            self.root / ".cache"
+            if isinstance(cache, bool)
+            else Path(cache) / self.root.resolve().name
+        )
+        settings = {
+            name: self.hparams[name]
+            for name in ("image_size", "fit", "mask_threshold", "exclude", "classes")
+        }
         self._caches = SplitCaches(folder if cache else None, settings)
 
     def prepare_data(self) -> None:
@@ -162,12 +179,16 @@ class OvarianTumorDataModule(LightningDataModule):
         if self._verified:
             return
         if self.hparams.phantoms and not self.root.exists():
-            write_phantoms(self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed)
+            write_phantoms(
+                self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed
+            )
         self.verify(SPLITS, keep=True)
         self.tree.check_exclude()
         for pair in self.mini_test_pairs(count=64) if self.hparams.mini_test else ():
             read_image(pair.image_path)
-        _ = self.dataset("train", self.hparams.augmentation)[0, 0]  # an augmentation that fails does so here
+        _ = self.dataset("train", self.hparams.augmentation)[
+            0, 0
+        ]  # an augmentation that fails does so here
         self._verified = True
 
     def verify(self, splits: Iterable[str], keep: bool = False) -> None:
@@ -182,15 +203,22 @@ class OvarianTumorDataModule(LightningDataModule):
         """
         check_manifest(self.root, self.hparams.fit, self.hparams.classes)
         folders = {
-            name: pairs for split in splits if self.pairs(split) for name, pairs in self.tree.folders(split).items()
+            name: pairs
+            for split in splits
+            if self.pairs(split)
+            for name, pairs in self.tree.folders(split).items()
         }
         if self.leakage:
-            rank_zero_info(f"leakage: near-duplicates of one examination are in two splits of {self.root}.")
+            rank_zero_info(
+                f"leakage: near-duplicates of one examination are in two splits of {self.root}."
+            )
         for name, pairs in folders.items():
             check = partial(verify_pairs, pairs, self.hparams.mask_threshold, self.hparams.classes)
             empty = self._caches.verify(name, pairs, check, keep)
             if empty:
-                rank_zero_info(f"{len(empty)} of {len(pairs)} masks in {name} are empty: {first_five(empty)}")
+                rank_zero_info(
+                    f"{len(empty)} of {len(pairs)} masks in {name} are empty: {first_five(empty)}"
+                )
 
     @property
     def leakage(self) -> bool:
@@ -205,7 +233,11 @@ class OvarianTumorDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: the names of the categories, for those who have it alone, and what is held out."""
         categories = {"categories": self.categories} if self.hparams.classes > 1 else {}
-        return categories if self.hparams.fold is None else {**categories, "held_out": self.tree.held_out()}
+        return (
+            categories
+            if self.hparams.fold is None
+            else {**categories, "held_out": self.tree.held_out()}
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that ids mean here what they meant in training, and that the same images are held out.
@@ -231,20 +263,33 @@ class OvarianTumorDataModule(LightningDataModule):
     def mini_test_pairs(self, count: int) -> list[Pair]:
         """The `count` pictures that snapshots show; those of the folder `mini_test` have no mask."""
         if self.hparams.mini_test:
-            return [Pair(stem, path, None) for stem, path in list_images(Path(self.hparams.mini_test)).items()][:count]
+            return [
+                Pair(stem, path, None)
+                for stem, path in list_images(Path(self.hparams.mini_test)).items()
+            ][:count]
         return self.pairs("test")[:count]
 
     def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
         """The dataset of a split."""
         settings = self.hparams
         pairs = self.pairs(split)
-        options = (settings.image_size, settings.fit, settings.mask_threshold, augmentation, settings.classes)
+        options = (
+            settings.image_size,
+            settings.fit,
+            settings.mask_threshold,
+            augmentation,
+            settings.classes,
+        )
         return PairDataset(pairs, *options, self._caches.pick(self.tree.folders(split), pairs))
 
     def train_dataloader(self) -> DataLoader:
         dataset = self.dataset("train", self.hparams.augmentation)
         replicas, rank = self._world()
-        options = {"shuffle": self.hparams.shuffle, "seed": self.hparams.seed, "drop_last": self.hparams.drop_last}
+        options = {
+            "shuffle": self.hparams.shuffle,
+            "seed": self.hparams.seed,
+            "drop_last": self.hparams.drop_last,
+        }
         sampler = TrainSampler(dataset, replicas, rank, **options)
         if self.trainer:  # workers fetch their first batches before Lightning says which epoch a resume begins with
             sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
@@ -264,14 +309,20 @@ class OvarianTumorDataModule(LightningDataModule):
     def eval_dataloader(self, split: str) -> DataLoader:
         """Every image of a split once, in order, whatever the number of processes."""
         dataset = self.dataset(split)
-        return self._loader(dataset, WholeBatchSampler(dataset, self.hparams.batch_size, *self._world()))
+        return self._loader(
+            dataset, WholeBatchSampler(dataset, self.hparams.batch_size, *self._world())
+        )
 
     def _world(self) -> tuple[int, int]:
         """Number of processes and this one's rank."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _loader(self, dataset: PairDataset, sampler: DistributedSampler, drop_last: bool = False) -> DataLoader:
-        copied = dataset.cache and dataset.transform is None  # quicker than the way from another process
+    def _loader(
+        self, dataset: PairDataset, sampler: DistributedSampler, drop_last: bool = False
+    ) -> DataLoader:
+        copied = (
+            dataset.cache and dataset.transform is None
+        )  # quicker than the way from another process
         workers = 0 if copied else self.hparams.num_workers
         return DataLoader(
             dataset,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ovseg.errors import choose
+from ovseg.core.registry import choose
 
 FITS = {"letterbox": "keep the aspect ratio, black borders", "stretch": "fill the square"}
 
@@ -50,7 +50,9 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     shrinks = height * width < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    )
 
 
 def resize_labels(labels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -63,7 +65,9 @@ def place(picture: np.ndarray, size: int, fit: str) -> np.ndarray:
     box = fit_box(*picture.shape[:2], size, fit)
     resize = resize_image if picture.ndim == 3 else resize_labels
     square = np.zeros((size, size, *picture.shape[2:]), np.uint8)
-    square[box.top : box.top + box.height, box.left : box.left + box.width] = resize(picture, box.height, box.width)
+    square[box.top : box.top + box.height, box.left : box.left + box.width] = resize(
+        picture, box.height, box.width
+    )
     return square
 
 

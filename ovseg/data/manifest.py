@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ovseg.core.errors import InputError, first_five
 from ovseg.data.geometry import Box
 from ovseg.data.pairs import Pair
-from ovseg.errors import InputError, first_five
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -24,7 +24,9 @@ def read_manifest(root: Path) -> dict[str, Any]:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict):
-        raise InputError(f"{path} is not the JSON that prepare_data writes. Prepare the dataset again.")
+        raise InputError(
+            f"{path} is not the JSON that prepare_data writes. Prepare the dataset again."
+        )
     return manifest
 
 
@@ -46,7 +48,9 @@ def check_manifest(root: Path, fit: str, classes: int) -> None:
     category_names(root, classes)
     prepared = read_manifest(root).get("fit", fit)
     if prepared != fit and prepared != "letterbox":
-        raise InputError(f"{root} was prepared with --fit {prepared}, but data.fit is {fit}. Set data.fit: {prepared}.")
+        raise InputError(
+            f"{root} was prepared with --fit {prepared}, but data.fit is {fit}. Set data.fit: {prepared}."
+        )
 
 
 def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
@@ -130,7 +134,9 @@ def image_categories(root: Path, *splits: str) -> dict[str, str]:
     """Stem -> name of its lesion's category (`none` for an empty mask), of the images whose manifest tells it."""
     manifest = read_manifest(root)
     names = ["none", *manifest.get("categories", [])]
-    items = [item for item in manifest.get("items", []) if item["split"] in splits and "category" in item]
+    items = [
+        item for item in manifest.get("items", []) if item["split"] in splits and "category" in item
+    ]
     return {item["stem"]: names[item["category"]] for item in items}
 
 
@@ -156,4 +162,6 @@ def read_folds(root: Path, count: int | None = None) -> dict[tuple[str, str], in
     if manifest.get("made_by") == "phantoms":
         options = " ".join(f"--{name} {manifest[name]}" for name in ("count", "size", "seed"))
         command = f"make_phantoms.py --output {root} {options} --folds {wanted}"
-    raise InputError(f"{root} has {what}. Make it with folds: python scripts/{command} --overwrite.")
+    raise InputError(
+        f"{root} has {what}. Make it with folds: python scripts/{command} --overwrite."
+    )

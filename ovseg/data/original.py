@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 
+from ovseg.core.errors import InputError
 from ovseg.data.geometry import Box, cut, resize_labels
 from ovseg.data.pairs import Pair, read_labels
-from ovseg.errors import InputError
 
 
-def original_mask(pair: Pair, item: dict[str, Any] | None, threshold: int, classes: int) -> np.ndarray:
+def original_mask(
+    pair: Pair, item: dict[str, Any] | None, threshold: int, classes: int
+) -> np.ndarray:
     """A pair's mask, or category map, at the picture's original size.
 
     Of a prepared pair it is the square's mask, cut out of its box and resized by nearest neighbour, so it is the

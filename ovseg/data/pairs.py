@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ovseg.core.console import progress_bar
+from ovseg.core.errors import InputError, first_five
 from ovseg.data.geometry import Box, cut
-from ovseg.errors import InputError, first_five
-from ovseg.progress import progress_bar
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
@@ -35,7 +35,10 @@ class Pair:
 
 def natural_key(stem: str) -> list[tuple[bool, int | str]]:
     """Sort key that puts 2 before 10."""
-    return [(not part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.findall(r"\d+|\D+", stem)]
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else part)
+        for part in re.findall(r"\d+|\D+", stem)
+    ]
 
 
 def list_images(folder: Path) -> dict[str, Path]:
@@ -47,7 +50,9 @@ def list_images(folder: Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Check the path.")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    paths = [
+        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    ]
     by_stem = {path.stem: path for path in sorted(paths, key=lambda p: natural_key(p.stem))}
     if not paths:
         raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)}).")
@@ -70,8 +75,15 @@ def find_pairs(images_dir: Path, masks_dir: Path, exclude: Iterable[str] = ()) -
     Raises:
         InputError: a folder is missing or empty, or some stems have no partner.
     """
-    images, masks, excluded = list_images(images_dir), list_images(masks_dir), set(map(str, exclude))
-    for name, here, there, folder in [("images", images, masks, masks_dir), ("masks", masks, images, images_dir)]:
+    images, masks, excluded = (
+        list_images(images_dir),
+        list_images(masks_dir),
+        set(map(str, exclude)),
+    )
+    for name, here, there, folder in [
+        ("images", images, masks, masks_dir),
+        ("masks", masks, images, images_dir),
+    ]:
         alone = [stem for stem in here if stem not in there and stem not in excluded]
         if alone:
             other = "mask" if name == "images" else "image"
@@ -98,9 +110,13 @@ def open_picture(path: Path) -> Image.Image:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read ({error}). Replace or remove the file.") from None
     if frames > 1:
-        raise InputError(f"{path} has {frames} frames, expected 1. Save the frame you mean as its own file.")
+        raise InputError(
+            f"{path} has {frames} frames, expected 1. Save the frame you mean as its own file."
+        )
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise InputError(f"{path} has mode {picture.mode}, expected 8 bits a channel. Convert it to 8 bits.")
+        raise InputError(
+            f"{path} has mode {picture.mode}, expected 8 bits a channel. Convert it to 8 bits."
+        )
     return picture
 
 
@@ -188,7 +204,10 @@ def read_pair(pair: Pair, threshold: int = 127, classes: int = 1) -> tuple[np.nd
         )
     if pair.box is None:
         return image, mask
-    if pair.box.top + pair.box.height > mask.shape[0] or pair.box.left + pair.box.width > mask.shape[1]:
+    if (
+        pair.box.top + pair.box.height > mask.shape[0]
+        or pair.box.left + pair.box.width > mask.shape[1]
+    ):
         raise InputError(
             f"{pair.image_path} is {mask.shape[1]} x {mask.shape[0]} pixels, but manifest.json has its picture in "
             f"{pair.box}. Prepare the dataset again."
@@ -229,7 +248,9 @@ def verify_pairs(
     results = map_with_progress(check, list(range(len(pairs))), "Verifying pairs")
     problems = [problem for problem, _ in results if problem]
     if problems:
-        head = f"{len(problems)} of {len(pairs)} pairs cannot be used: " if len(problems) > 1 else ""
+        head = (
+            f"{len(problems)} of {len(pairs)} pairs cannot be used: " if len(problems) > 1 else ""
+        )
         raise InputError(head + first_five(problems))
     return [pair.stem for pair, (_, empty) in zip(pairs, results, strict=True) if empty]
 

@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.registry import choose
 from ovseg.data.manifest import cut_borders, labels_dir, read_folds
 from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key
-from ovseg.errors import InputError, choose, first_five
 
 SPLITS = ("train", "valid", "test")
 
@@ -23,8 +24,21 @@ class DatasetTree:
         fit: how pictures fill the network's square, see `ovseg.data.manifest.cut_borders`.
     """
 
-    def __init__(self, root: Path, exclude: Iterable[str | int] | None, classes: int, fold: int | None, fit: str):
-        self.root, self.exclude, self.classes, self.fold, self.fit = Path(root), exclude or (), classes, fold, fit
+    def __init__(
+        self,
+        root: Path,
+        exclude: Iterable[str | int] | None,
+        classes: int,
+        fold: int | None,
+        fit: str,
+    ):
+        self.root, self.exclude, self.classes, self.fold, self.fit = (
+            Path(root),
+            exclude or (),
+            classes,
+            fold,
+            fit,
+        )
         self._folders: dict[str, list[Pair]] = {}
         self._pairs: dict[str, list[Pair]] = {}
 
@@ -46,7 +60,9 @@ class DatasetTree:
         """
         if split not in self._pairs:
             folders = self.folders(split)
-            self._pairs |= folders if len(folders) == 1 else fold_pairs(self.root, folders, self.fold)
+            self._pairs |= (
+                folders if len(folders) == 1 else fold_pairs(self.root, folders, self.fold)
+            )
         return self._pairs[split]
 
     def check_exclude(self) -> None:
@@ -66,7 +82,9 @@ class DatasetTree:
         """Changes with the images that the fold holds out (SHA-256 of names), whatever is excluded; None without."""
         if self.fold is None:
             return None
-        names = sorted("/".join(key) for key, fold in read_folds(self.root).items() if fold == self.fold)
+        names = sorted(
+            "/".join(key) for key, fold in read_folds(self.root).items() if fold == self.fold
+        )
         return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def _folder(self, split: str) -> list[Pair]:
@@ -95,7 +113,9 @@ def fold_pairs(root: Path, folders: dict[str, list[Pair]], fold: int) -> dict[st
     """
     folds = read_folds(root)
     if fold not in folds.values():
-        raise InputError(f"data.fold is {fold}, but {root} has the folds 0..{max(folds.values())}. Set one of them.")
+        raise InputError(
+            f"data.fold is {fold}, but {root} has the folds 0..{max(folds.values())}. Set one of them."
+        )
     pairs = [(split, pair) for split, members in folders.items() for pair in members]
     unknown = [f"{split}/{pair.stem}" for split, pair in pairs if (split, pair.stem) not in folds]
     if unknown:
@@ -104,8 +124,13 @@ def fold_pairs(root: Path, folders: dict[str, list[Pair]], fold: int) -> dict[st
             "dataset again, or list the stems under data.exclude."
         )
     pairs.sort(key=lambda item: natural_key(item[1].stem))
-    sides = {side: [p for s, p in pairs if (folds[s, p.stem] == fold) == (side == "valid")] for side in SPLITS[:2]}
+    sides = {
+        side: [p for s, p in pairs if (folds[s, p.stem] == fold) == (side == "valid")]
+        for side in SPLITS[:2]
+    }
     empty = [side for side, members in sides.items() if not members]
     if empty:
-        raise InputError(f"data.exclude leaves fold {fold} of {root} no image for {empty[0]}. Exclude fewer.")
+        raise InputError(
+            f"data.exclude leaves fold {fold} of {root} no image for {empty[0]}. Exclude fewer."
+        )
     return sides

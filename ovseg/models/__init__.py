@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ovseg.errors import check_arguments, choose
+from ovseg.core.registry import check_arguments, choose
 from ovseg.models.attention_unet import AttentionUNet
 from ovseg.models.deeplabv3plus import DeepLabV3Plus
 from ovseg.models.efficient_unet import EfficientUNet

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.errors import InputError
+from ovseg.core.errors import InputError
 from ovseg.models.layers import InputScale, pad_to_stride
 from ovseg.models.unet import BATCH_NORM
 
@@ -42,7 +42,7 @@ class ConvNorm(nn.Module):
         return self.activation(self.norm(self.dropout(self.conv(features))))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from (("conv2d", self.conv), ("batch_normalization", self.norm))
 
 
@@ -58,7 +58,7 @@ class ConvBlock(nn.Module):
         return self.second(self.first(features))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from self.first.keras_layers()
         yield from self.second.keras_layers()
 
@@ -80,7 +80,7 @@ class AttentionGate(nn.Module):
         return torch.sigmoid(self.weight(F.relu(self.gate(gate) + self.skip(skip)))) * skip
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from self.gate.keras_layers()
         yield from self.skip.keras_layers()
         yield "conv2d", self.weight
@@ -118,11 +118,16 @@ class AttentionUNet(nn.Module):
         filters = [base_filters * 2**i for i in range(num_layers)]
         inner = range(num_layers - 1)
         self.encoder = nn.ModuleList(
-            ConvBlock(below, above, dropout_rate) for below, above in zip([3, *filters], filters, strict=False)
+            ConvBlock(below, above, dropout_rate)
+            for below, above in zip([3, *filters], filters, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
-        self.gates = nn.ModuleList(AttentionGate(filters[i + 1], filters[i], dropout_rate) for i in inner)
-        self.decoder = nn.ModuleList(ConvBlock(filters[i + 1] + filters[i], filters[i], dropout_rate) for i in inner)
+        self.gates = nn.ModuleList(
+            AttentionGate(filters[i + 1], filters[i], dropout_rate) for i in inner
+        )
+        self.decoder = nn.ModuleList(
+            ConvBlock(filters[i + 1] + filters[i], filters[i], dropout_rate) for i in inner
+        )
         self.head = nn.Conv2d(base_filters, classes, 1)
         init_glorot(self)
 
@@ -141,7 +146,7 @@ class AttentionUNet(nn.Module):
         return self.head(features)[..., : image.shape[-2], : image.shape[-1]]
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         for block in self.encoder:
             yield from block.keras_layers()
         for gate, block in reversed(list(zip(self.gates, self.decoder, strict=True))):

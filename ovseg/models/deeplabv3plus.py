@@ -6,12 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.errors import InputError
+from ovseg.core.errors import InputError
 from ovseg.models.layers import InputScale, init_he_normal_, pad_to_stride
 from ovseg.models.unet import BATCH_NORM
 
 RESNET_NORM = {**BATCH_NORM, "eps": 1.001e-5}
-STACKS = {"conv2": (64, 3, 1), "conv3": (128, 4, 2), "conv4": (256, 5, 2)}  # filters, whole blocks, stride of the first
+STACKS = {
+    "conv2": (64, 3, 1),
+    "conv3": (128, 4, 2),
+    "conv4": (256, 5, 2),
+}  # filters, whole blocks, stride of the first
 SKIP_BLOCK, LAST_BLOCK = "conv2_block3", "conv4_block6"
 WIDTH, SKIP_WIDTH = 256, 48
 DILATIONS = (6, 12, 18)
@@ -31,7 +35,9 @@ def _squeeze(in_channels: int, filters: int, stride: int) -> nn.Sequential:
 
 def _project(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
     """A 1 x 1 convolution without activation."""
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels, **RESNET_NORM))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels, **RESNET_NORM)
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -41,7 +47,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.squeeze = _squeeze(in_channels, filters, stride)
         self.expand = _project(filters, 4 * filters)
-        self.shortcut = _project(in_channels, 4 * filters, stride) if in_channels != 4 * filters else nn.Identity()
+        self.shortcut = (
+            _project(in_channels, 4 * filters, stride)
+            if in_channels != 4 * filters
+            else nn.Identity()
+        )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The narrow map after the 3 x 3 convolution (Keras' `..._2_relu`), and the block's output."""
@@ -84,7 +94,7 @@ class ResNet50Encoder(nn.Module):
         return skip, self.last(features)
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from (("conv1_conv", self.conv1), ("conv1_bn", self.norm1))
         for name, block in self.blocks.items():
             yield from _named(name, 1, block.squeeze)
@@ -97,7 +107,9 @@ def _named(block: str, number: int, layers: nn.Module) -> Iterator[tuple[str, nn
     """Convolutions and normalisations of one part of a block, numbered on from `number`."""
     for kind, suffix in ((nn.Conv2d, "conv"), (nn.BatchNorm2d, "bn")):
         found = [module for module in layers.modules() if isinstance(module, kind)]
-        yield from ((f"{block}_{i}_{suffix}", module) for i, module in enumerate(found, start=number))
+        yield from (
+            (f"{block}_{i}_{suffix}", module) for i, module in enumerate(found, start=number)
+        )
 
 
 class ConvNormRelu(nn.Module):
@@ -123,7 +135,9 @@ class ConvNormRelu(nn.Module):
     ):
         super().__init__()
         padding = dilation * (kernel - 1) // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=bias)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, padding=padding, dilation=dilation, bias=bias
+        )
         self.norm = nn.BatchNorm2d(out_channels, **BATCH_NORM)
         self.relu_first = relu_first
         init_he_normal_(self.conv.weight)
@@ -135,7 +149,7 @@ class ConvNormRelu(nn.Module):
         return F.relu(self.norm(F.relu(features) if self.relu_first else features))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from (("conv2d", self.conv), ("batch_normalization", self.norm))
 
 
@@ -146,18 +160,24 @@ class AtrousPyramid(nn.Module):
         super().__init__()
         self.pool = ConvNormRelu(in_channels, WIDTH, 1, bias=True)
         self.branches = nn.ModuleList([ConvNormRelu(in_channels, WIDTH, 1)])
-        self.branches.extend(ConvNormRelu(in_channels, WIDTH, 3, dilation) for dilation in DILATIONS)
+        self.branches.extend(
+            ConvNormRelu(in_channels, WIDTH, 3, dilation) for dilation in DILATIONS
+        )
         self.fuse = ConvNormRelu((2 + len(DILATIONS)) * WIDTH, WIDTH, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         mean = features.mean(dim=(2, 3), keepdim=True)
-        if self.training and len(mean) == 1:  # torch refuses to normalise one value; with a twin it gives Keras' beta
+        if (
+            self.training and len(mean) == 1
+        ):  # torch refuses to normalise one value; with a twin it gives Keras' beta
             mean = mean.expand(2, -1, -1, -1)
         pooled = self.pool(mean)[: len(features)].expand(-1, -1, *features.shape[2:])
-        return self.fuse(torch.cat([pooled, *(branch(features) for branch in self.branches)], dim=1))
+        return self.fuse(
+            torch.cat([pooled, *(branch(features) for branch in self.branches)], dim=1)
+        )
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         for part in (self.pool, *self.branches, self.fuse):
             yield from part.keras_layers()
 
@@ -190,7 +210,8 @@ class DeepLabV3Plus(nn.Module):
         self.pyramid = AtrousPyramid(256)
         self.reduce_skip = ConvNormRelu(64, SKIP_WIDTH, 1)
         self.decoder = nn.Sequential(
-            ConvNormRelu(WIDTH + SKIP_WIDTH, WIDTH, 3, relu_first=True), ConvNormRelu(WIDTH, WIDTH, 3, relu_first=True)
+            ConvNormRelu(WIDTH + SKIP_WIDTH, WIDTH, 3, relu_first=True),
+            ConvNormRelu(WIDTH, WIDTH, 3, relu_first=True),
         )
         self.head = nn.Conv2d(WIDTH, classes, 1)
         nn.init.xavier_uniform_(self.head.weight)
@@ -204,7 +225,7 @@ class DeepLabV3Plus(nn.Module):
         return self.head(_upsample(features))[..., : image.shape[-2], : image.shape[-1]]
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         yield from self.encoder.keras_layers()
         for part in (self.pyramid, self.reduce_skip, *self.decoder):
             yield from part.keras_layers()

@@ -8,13 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.errors import InputError, choose
+from ovseg.core.errors import InputError
+from ovseg.core.registry import choose
 from ovseg.models.layers import InputScale, init_he_normal_, pad_to_stride
 from ovseg.models.unet import BATCH_NORM
 
 ENCODERS = {f"B{i}": f"tf_efficientnet_b{i}" for i in range(8)}
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BRANCH_SKIPS = ("block2b", "block3b", "block5c")  # skips taken from these blocks before their shortcut is added
+BRANCH_SKIPS = (
+    "block2b",
+    "block3b",
+    "block5c",
+)  # skips taken from these blocks before their shortcut is added
 TOP_SKIP, LAST_BLOCK = "block1a", "block7a"
 PLAIN_NAMES = {  # Keras' name of a layer of a block without expansion -> timm's
     "dwconv": "conv_dw",
@@ -53,7 +58,7 @@ class PixelNormalization(nn.Module):
         return (image - self.mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
 
     def keras_parts(self) -> dict[str, Tensor]:
-        """See `ovseg.models.keras_weights.keras_targets`."""
+        """See `ovseg.baseline.keras_weights.keras_targets`."""
         return {"mean": self.mean, "variance": self.variance, "count": self.count}
 
 
@@ -76,14 +81,18 @@ class EfficientNetEncoder(nn.Module):
         super().__init__()
         name = choose("efficientnet", efficientnet, ENCODERS)
         constants = {f"bn_{key}": value for key, value in BATCH_NORM.items()}
-        network = timm.create_model(name, pretrained=False, drop_path_rate=drop_connect_rate, **constants)
+        network = timm.create_model(
+            name, pretrained=False, drop_path_rate=drop_connect_rate, **constants
+        )
         std = tuple(value**0.5 for value in IMAGENET_STD) if imagenet_rescaling else (1.0,)
         self.rescaling, self.normalization = InputScale(1 / 255), PixelNormalization()
         self.imagenet_rescaling = InputScale(1.0, std=std)
         self.stem_conv, self.stem_bn = network.conv_stem, network.bn1
         self.blocks = nn.ModuleDict(_blocks(network.blocks))
         for block in BRANCH_SKIPS:
-            self.blocks[block].has_skip = False  # `forward` adds the shortcut, after it has taken the branch
+            self.blocks[
+                block
+            ].has_skip = False  # `forward` adds the shortcut, after it has taken the branch
         for conv in self.modules():
             if isinstance(conv, nn.Conv2d):
                 _init_conv(conv)
@@ -91,7 +100,9 @@ class EfficientNetEncoder(nn.Module):
     @property
     def channels(self) -> list[int]:
         """Of every map that `forward` returns."""
-        return [_keras_layers_of(self.blocks[name])["project_bn"].num_features for name in _skip_names()]
+        return [
+            _keras_layers_of(self.blocks[name])["project_bn"].num_features for name in _skip_names()
+        ]
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Pixels 0..255 -> maps at 1/2, 1/4, 1/8, 1/16 and 1/32 of their size."""
@@ -109,8 +120,12 @@ class EfficientNetEncoder(nn.Module):
         return maps
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
-        yield from (("normalization", self.normalization), ("stem_conv", self.stem_conv), ("stem_bn", self.stem_bn))
+        """See `ovseg.baseline.keras_weights`."""
+        yield from (
+            ("normalization", self.normalization),
+            ("stem_conv", self.stem_conv),
+            ("stem_bn", self.stem_bn),
+        )
         for name, block in self.blocks.items():
             for layer, module in _keras_layers_of(block).items():
                 yield f"{name}_{layer}", module
@@ -162,7 +177,7 @@ class CbarBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(branch))) + self.shortcut(features)
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from (("conv2d", conv) for conv in (self.conv1, self.conv2, self.shortcut))
         yield from (("batch_normalization", norm) for norm in (self.norm1, self.norm2))
 
@@ -205,7 +220,8 @@ class EfficientUNet(nn.Module):
         filters = [deepest, *reversed(skips), skips[0]]
         skips = [*reversed(skips), 3]  # the last skip is the image
         self.decoder = nn.ModuleList(
-            CbarBlock(below + skip, above) for below, skip, above in zip(filters[:-1], skips, filters[1:], strict=True)
+            CbarBlock(below + skip, above)
+            for below, skip, above in zip(filters[:-1], skips, filters[1:], strict=True)
         )
         self.head = nn.Conv2d(filters[-1], classes, 1)
         nn.init.xavier_uniform_(self.head.weight)
@@ -222,7 +238,7 @@ class EfficientUNet(nn.Module):
         return self.head(features)[..., : image.shape[-2], : image.shape[-1]]
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         yield from self.encoder.keras_layers()
         for block in (self.bottleneck, *self.decoder):
             yield from block.keras_layers()
@@ -233,4 +249,6 @@ def _check(classes: int, drop_connect_rate: float) -> None:
     if classes < 1:
         raise InputError(f"efficient_unet: classes is {classes}, expected at least 1.")
     if not 0 <= drop_connect_rate < 1:
-        raise InputError(f"efficient_unet: drop_connect_rate is {drop_connect_rate}, expected 0 to below 1.")
+        raise InputError(
+            f"efficient_unet: drop_connect_rate is {drop_connect_rate}, expected 0 to below 1."
+        )

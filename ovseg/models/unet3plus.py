@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ovseg.errors import InputError
+from ovseg.core.errors import InputError
 from ovseg.models.attention_unet import ConvNorm
 from ovseg.models.layers import InputScale, init_as_keras, pad_to_stride
 
@@ -25,7 +25,7 @@ class EncoderBlock(nn.Module):
         return self.second(self.first(features))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         yield from self.first.keras_layers()
         yield from self.second.keras_layers()
 
@@ -42,23 +42,32 @@ class DecoderNode(nn.Module):
     """
 
     def __init__(
-        self, level: int, in_channels: Sequence[int], branch_channels: int, out_channels: int, dropout_rate: float
+        self,
+        level: int,
+        in_channels: Sequence[int],
+        branch_channels: int,
+        out_channels: int,
+        dropout_rate: float,
     ):
         super().__init__()
         self.level = level
         self.branches = nn.ModuleList(
             ConvNorm(count, branch_channels, dropout_rate=dropout_rate) for count in in_channels
         )
-        self.merge = ConvNorm(len(in_channels) * branch_channels, out_channels, dropout_rate=dropout_rate)
+        self.merge = ConvNorm(
+            len(in_channels) * branch_channels, out_channels, dropout_rate=dropout_rate
+        )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """The map of every level, the top first, each half as high and wide as the one before."""
         resized = [_shrink_or_grow(features, i - self.level) for i, features in enumerate(levels)]
-        branches = [branch(features) for branch, features in zip(self.branches, resized, strict=True)]
+        branches = [
+            branch(features) for branch, features in zip(self.branches, resized, strict=True)
+        ]
         return self.merge(torch.cat(branches, dim=1))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """See `ovseg.models.keras_weights`."""
+        """See `ovseg.baseline.keras_weights`."""
         for part in (*self.branches, self.merge):
             yield from part.keras_layers()
 
@@ -105,7 +114,8 @@ class UNet3Plus(nn.Module):
             return DecoderNode(level, sources, base_filters, width, dropout_rate)
 
         self.encoder = nn.ModuleList(
-            EncoderBlock(before, count, dropout_rate) for before, count in zip([3, *filters], filters, strict=False)
+            EncoderBlock(before, count, dropout_rate)
+            for before, count in zip([3, *filters], filters, strict=False)
         )
         self.pool = nn.MaxPool2d(2)
         self.decoder = nn.ModuleList(node(level) for level in range(LEVELS - 1))
@@ -125,7 +135,7 @@ class UNet3Plus(nn.Module):
         return self.dropout(self.head(levels[0]))[..., : image.shape[-2], : image.shape[-1]]
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.models.keras_weights`."""
+        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         for part in (*self.encoder, *reversed(self.decoder)):
             yield from part.keras_layers()
         yield "conv2d", self.head
@@ -135,7 +145,9 @@ def _shrink_or_grow(features: Tensor, octaves: int) -> Tensor:
     """Height and width times 2**octaves: max-pooling down, bilinear interpolation up."""
     if octaves < 0:
         return F.max_pool2d(features, 2**-octaves)
-    return F.interpolate(features, scale_factor=2**octaves, mode="bilinear") if octaves else features
+    return (
+        F.interpolate(features, scale_factor=2**octaves, mode="bilinear") if octaves else features
+    )
 
 
 def _check(classes: int, base_filters: int, num_layers: int, dropout_rate: float) -> None:
@@ -143,7 +155,9 @@ def _check(classes: int, base_filters: int, num_layers: int, dropout_rate: float
         if value < 1:
             raise InputError(f"unet3plus: {name} is {value}, expected at least 1.")
     if num_layers < LEVELS:
-        raise InputError(f"unet3plus: num_layers is {num_layers}, expected at least {LEVELS}: the depth is fixed.")
+        raise InputError(
+            f"unet3plus: num_layers is {num_layers}, expected at least {LEVELS}: the depth is fixed."
+        )
     if not 0 <= 2 * dropout_rate < 1:
         raise InputError(
             f"unet3plus: dropout_rate {dropout_rate} makes {2 * dropout_rate:g} after every second convolution, "

@@ -1,0 +1,108 @@
+"""Files and folders that are either whole or not there: written under a temporary name, then renamed."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ovseg.core.errors import InputError
+
+if TYPE_CHECKING:  # the commands that write no table need not wait for it
+    from pandas import DataFrame
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, of the same suffix, renamed to `path` when the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write uint8 (H, W) or (H, W, 3) RGB in the format of the path's suffix."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(image).save(temporary)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write indented JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: "DataFrame") -> None:
+    """Write a table as CSV, without its index."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False)
+
+
+def content_digest(content: object) -> str:
+    """SHA-256 of what JSON can hold, in hexadecimal; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def atomic_dir(
+    output: Path, overwrite: bool = False, marker: str | None = None, inputs: Iterable[Path] = ()
+) -> Iterator[Path]:
+    """A temporary folder beside `output`, renamed to `output` when the block succeeds.
+
+    Args:
+        output: the folder to make.
+        overwrite: replace an existing folder, which stays as it is until the new one is whole.
+        marker: a file that an earlier run of the same command left; a folder without it is never replaced.
+        inputs: what the block reads; none of it may lie in `output`, which would delete it.
+
+    Raises:
+        InputError: the folder exists and may not be replaced, or its parent can't be written.
+    """
+    output = Path(output).resolve()
+    for path in inputs:
+        if Path(path).resolve().is_relative_to(output):
+            raise InputError(
+                f"{path} lies in the output folder {output}, which would replace it. Choose another --output."
+            )
+    check_output_dir(output, overwrite, marker)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write {output}: {error.strerror}. Choose another --output."
+        ) from None
+    try:
+        yield temporary
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_output_dir(output: Path, overwrite: bool = False, marker: str | None = None) -> None:
+    """Raise InputError where `output` exists and may not be replaced (see `atomic_dir`); empty folders may."""
+    if output.is_file():
+        raise InputError(f"{output} is a file. Name a folder.")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise InputError(
+            f"{output} already exists and is not empty. Choose another --output or add --overwrite."
+        )
+    if marker and not (output / marker).exists():
+        raise InputError(
+            f"{output} has no {marker}, so this command did not write it and --overwrite spares it."
+        )

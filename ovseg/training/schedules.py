@@ -1,0 +1,173 @@
+"""Schedules of the learning rate by name: stepped at an epoch's end on a watched value, or at every optimiser step.
+
+A group of parameters keeps its own rate: every schedule multiplies what the group began with.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from ovseg.core.errors import InputError
+from ovseg.core.registry import check_arguments, choose
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is, in optimiser steps: gradient accumulation makes several batches one step.
+
+    Attributes:
+        steps: of the whole training.
+        epoch: of one epoch.
+    """
+
+    steps: int
+    epoch: int
+
+
+ANY_LENGTH = Length(10**9, 1)  # to try a schedule's arguments before the length is known
+
+
+def watch_mode(monitor: str) -> str:
+    """`min` for a loss, `max` for a score."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+def keras_plateau(
+    optimizer: Optimizer,
+    mode: str = "min",
+    factor: float = 0.1,
+    patience: int = 10,
+    min_delta: float = 1e-4,
+    min_lr: float = 0.0,
+) -> ReduceLROnPlateau:
+    """Keras' ReduceLROnPlateau: the rate falls at the `patience`-th epoch without a gain of `min_delta`.
+
+    torch's waits one epoch longer for the same number, and compares relatively by default.
+    """
+    if patience < 1:
+        raise ValueError(f"patience is {patience}, expected at least 1")
+    return ReduceLROnPlateau(
+        optimizer,
+        mode=mode,
+        factor=factor,
+        patience=patience - 1,
+        threshold=min_delta,
+        threshold_mode="abs",
+        min_lr=min_lr,
+        eps=0.0,
+    )
+
+
+def plateau(
+    optimizer: Optimizer,
+    mode: str = "min",
+    factor: float = 0.1,
+    patience: int = 10,
+    threshold: float = 1e-4,
+    threshold_mode: str = "rel",
+    cooldown: int = 0,
+    min_lr: float = 0.0,
+) -> ReduceLROnPlateau:
+    """torch's own: the rate falls at the epoch after `patience` epochs without a gain, relative by default."""
+    if patience < 0:
+        raise ValueError(f"patience is {patience}, expected at least 0")
+    return ReduceLROnPlateau(
+        optimizer, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr
+    )
+
+
+def cosine(
+    optimizer: Optimizer, length: Length, warmup_epochs: float = 0.0, min_factor: float = 0.0
+) -> LRScheduler:
+    """A linear rise to the rate over `warmup_epochs`, then half a cosine down to `min_factor` of it.
+
+    Source: I. Loshchilov, F. Hutter, SGDR, ICLR 2017, without restarts.
+    """
+    warmup = round(warmup_epochs * length.epoch)
+    if not 0 <= warmup < length.steps:
+        raise ValueError(
+            f"warmup_epochs {warmup_epochs} is not inside the {length.steps / length.epoch:g} epochs"
+        )
+    if not 0 <= min_factor <= 1:
+        raise ValueError(f"min_factor is {min_factor}, expected 0..1")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = min((step - warmup) / (length.steps - warmup), 1.0)
+        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * done)) / 2
+
+    schedule = LambdaLR(optimizer, factor)
+    schedule.total_steps = (
+        length.steps
+    )  # travels in the checkpoint, as OneCycleLR's does: see `check_length`
+    return schedule
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    length: Length,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+) -> OneCycleLR:
+    """torch's OneCycleLR up to each group's rate and down; momentum stays as it is.
+
+    Source: L. N. Smith, N. Topin, Super-convergence, 2018.
+    """
+    if div_factor <= 0 or final_div_factor <= 0:
+        raise ValueError("div_factor and final_div_factor are expected above 0")
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(
+        optimizer, rates, length.steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor,
+        cycle_momentum=False,
+    )  # fmt: skip
+
+
+STEPWISE: dict[str, Callable] = {"cosine": cosine, "one_cycle": one_cycle}
+SCHEDULERS: dict[str, Callable] = {"keras_plateau": keras_plateau, "plateau": plateau, **STEPWISE}
+
+
+def build_scheduler(
+    name: str,
+    optimizer: Optimizer,
+    mode: str = "min",
+    length: Length = ANY_LENGTH,
+    /,
+    **arguments: object,
+) -> LRScheduler:
+    """A schedule by name with its arguments.
+
+    Args:
+        name: of `SCHEDULERS`; those of `STEPWISE` step with the optimiser, the others once an epoch on a value.
+        optimizer: whose rates are changed.
+        mode: whether the watched value is best low (`min`) or high (`max`).
+        length: of the training, for those of `STEPWISE`.
+        arguments: of the schedule.
+
+    Raises:
+        InputError: unknown name or argument, or a value that the schedule refuses.
+    """
+    kind = choose("scheduler", name, SCHEDULERS)
+    check_arguments(f"scheduler {name}", kind, arguments, given=2)
+    try:
+        return kind(optimizer, length if name in STEPWISE else mode, **arguments)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"scheduler {name} refuses {arguments}: {error}") from error
+
+
+def check_length(schedule: LRScheduler, steps: float) -> None:
+    """Refuse to go on with a schedule that was made for another length.
+
+    Raises:
+        InputError: a step-wise schedule of a checkpoint has other than `steps` steps.
+    """
+    planned = getattr(schedule, "total_steps", steps)
+    if planned != steps:
+        raise InputError(
+            f"The checkpoint's schedule was made for {planned} optimiser steps, but this training has {steps}. Resume "
+            "with its trainer.max_epochs, trainer.accumulate_grad_batches, data.batch_size and number of devices."
+        )

@@ -1,0 +1,6 @@
+"""The same as `ovseg tune`."""
+
+from ovseg.cli.main import run_script
+
+if __name__ == "__main__":
+    raise SystemExit(run_script("tune"))

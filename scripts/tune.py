@@ -1,6 +1,0 @@
-"""The same as `ovseg tune`."""
-
-from ovseg.cli import run_script
-
-if __name__ == "__main__":
-    raise SystemExit(run_script("tune"))

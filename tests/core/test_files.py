@@ -1,0 +1,65 @@
+import pytest
+
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.files import atomic_dir, atomic_path
+from ovseg.core.registry import check_arguments, choose
+
+
+def test_failed_file_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_folder_keeps_the_old_one(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "marker").write_text("old")
+    with pytest.raises(RuntimeError), atomic_dir(tmp_path / "out", overwrite=True, marker="marker"):
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (
+        tmp_path / "out" / "marker"
+    ).read_text() == "old"
+
+
+def test_folder_of_others_is_spared(tmp_path):
+    (tmp_path / "letters.txt").touch()
+    with (
+        pytest.raises(InputError, match="--overwrite spares it"),
+        atomic_dir(tmp_path, overwrite=True, marker="marker"),
+    ):
+        pass
+
+
+def test_existing_folder_needs_overwrite(tmp_path):
+    (tmp_path / "marker").touch()
+    with pytest.raises(InputError, match="add --overwrite"), atomic_dir(tmp_path, marker="marker"):
+        pass
+
+
+def test_file_in_place_of_a_folder_is_an_error(tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(InputError, match="is a file"), atomic_dir(tmp_path / "out"):
+        pass
+
+
+def test_folder_below_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="Cannot write"), atomic_dir(tmp_path / "file" / "out"):
+        pass
+
+
+def test_first_five_counts_the_rest():
+    assert first_five(range(7)) == "0, 1, 2, 3, 4 and 2 more"
+
+
+def test_unknown_name_lists_the_choices():
+    with pytest.raises(InputError, match="Unknown fruit 'x'. Choose one of: apple, pear"):
+        choose("fruit", "x", {"pear": 1, "apple": 2})
+
+
+def test_unknown_and_missing_arguments_list_the_known_ones():
+    with pytest.raises(InputError, match="thing does not take c. Its arguments are: a, b"):
+        check_arguments("thing", lambda a, b=1: None, {"a": 1, "c": 2})
+    with pytest.raises(InputError, match="thing needs a"):
+        check_arguments("thing", lambda a, b=1: None, {})

@@ -1,0 +1,256 @@
+"""A decision chosen on validation alone, and used from then on."""
+
+import json
+import shutil
+
+import albumentations as A
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ovseg.cli.main import COMMANDS, _run
+from ovseg.core.checkpoints import checkpoint_digest
+from ovseg.core.errors import InputError
+from ovseg.evaluation.evaluate import Evaluation
+from ovseg.evaluation.postprocessing_search import (
+    GAIN,
+    list_candidates,
+    print_tuning,
+    seen_flips,
+    simplest,
+    try_candidates,
+    tune,
+)
+from ovseg.inference.postprocessing import Decision, to_dict
+
+
+@pytest.fixture(scope="module")
+def untuned(make_run, tmp_path_factory):
+    """Trained with flips. Not to be changed."""
+    return make_run(tmp_path_factory.mktemp("run"), augmentation="flips")
+
+
+@pytest.fixture
+def run(untuned, tmp_path):
+    """A copy to be tuned."""
+    return shutil.copytree(untuned, tmp_path / "run")
+
+
+def run_tune(run, *more: str) -> int:
+    return _run(COMMANDS["tune"], ["--run", str(run), "--device", "cpu", *more])
+
+
+@pytest.mark.parametrize("metric", ["dice", "iou"])
+def test_chosen_decision_scores_in_evaluate_what_tune_says(run, metric, capsys):
+    assert run_tune(run, "--metric", metric) == 0
+    found = json.loads((run / "decision.json").read_text())
+    assert found["checkpoint_sha256"] == checkpoint_digest(run / "checkpoints" / "last.ckpt")
+    assert (
+        found["split"] == "valid"
+        and found["images"] == 3
+        and found["members"] == [str(run / "checkpoints" / "last.ckpt")]
+    )
+    scores = [candidate["score"] for candidate in found["candidates"]]
+    assert len(scores) == 2 * 9 * 4 * 2 and scores == sorted(scores, reverse=True)
+    assert scores[0] - GAIN <= found["score"] <= scores[0] and found["plain_score"] < found["score"]
+    for more, expected in (((), found["score"]), (("--no-decision",), found["plain_score"])):
+        output = run / f"out{len(more)}"
+        where = ["--run", str(run), "--split", "valid", "--output", str(output), "--device", "cpu"]
+        assert _run(COMMANDS["evaluate"], [*where, *more]) == 0
+        table = pd.read_csv(output / "per_image.csv")
+        assert table[f"{metric}_original"].mean() == pytest.approx(expected, abs=1e-6)
+    printed = capsys.readouterr().out
+    assert "144 tried" in printed and "chosen" in printed and "best 5" in printed
+
+
+def test_choosing_twice_gives_the_same(run):
+    assert tune(run, device="cpu") == tune(run, device="cpu")
+
+
+def test_every_candidate_is_counted_as_its_labels_are(untuned):
+    evaluation = Evaluation(untuned, "valid", device="cpu")
+    candidates = [Decision(), Decision(("horizontal",), 0.3, keep_largest=True)]
+    counts = try_candidates(evaluation, candidates)
+    assert counts.shape == (2, 3, 4) and (counts.sum(2) == 64 * 64).all()
+    for candidate, rows in zip(candidates, counts, strict=True):
+        evaluation.decision = candidate
+        table = evaluation.run()[0]
+        assert rows[:, 0].tolist() == table["hit_pixels_original"].to_list()
+        assert rows[:, :2].sum(1).tolist() == table["pred_pixels_original"].to_list()
+        assert rows[:, ::2].sum(1).tolist() == table["lesion_pixels_original"].to_list()
+
+
+def test_simpler_wins_where_the_gain_is_small():
+    candidates = [Decision(), Decision(threshold=0.4), Decision(threshold=0.4, fill_holes=True)]
+    assert simplest(candidates, [0.8, 0.8005, 0.8009]) == 0
+    assert simplest(candidates, [0.8, 0.8105, 0.811]) == 1
+    assert simplest(candidates, [0.8, 0.805, 0.811]) == 2
+    assert simplest([Decision(threshold=0.3), Decision(threshold=0.4)], [0.8, 0.8001]) == 1
+
+
+def test_candidates_are_all_different_and_hold_the_plain_one():
+    for flips, classes, count in [((), 1, 72), (("horizontal",), 1, 144), (("horizontal",), 5, 16)]:
+        candidates = list_candidates(flips, classes)
+        assert len(set(candidates)) == len(candidates) == count and Decision() in candidates
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "expected"),
+    [
+        ("none", ()),
+        ("flips", ("horizontal", "vertical")),
+        ("standard", ("horizontal",)),
+        ("ultrasound_strong", ("horizontal",)),
+    ],
+)
+def test_flips_are_those_of_the_augmentation(augmentation, expected):
+    assert seen_flips(augmentation) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ([A.D4(p=1)], ("horizontal", "vertical")),
+        ([A.OneOf([A.VerticalFlip(p=1), A.RandomGamma(p=1)], p=0.5)], ("vertical",)),
+        ([A.HorizontalFlip(p=0), A.RandomRotate90(p=1)], ()),
+        ([A.OneOf([A.HorizontalFlip(p=1)], p=0)], ()),
+    ],
+)
+def test_flips_are_found_inside_a_file(tmp_path, steps, expected):
+    A.save(A.Compose(steps), tmp_path / "own.yaml", data_format="yaml")
+    assert seen_flips(str(tmp_path / "own.yaml")) == expected
+
+
+def test_augmentation_that_is_gone_is_said(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        assert seen_flips(str(tmp_path / "gone.yaml")) == ()
+    assert "No flips are tried" in caplog.text and "gone.yaml" in caplog.text
+
+
+def test_test_split_is_refused(run, capsys):
+    assert run_tune(run, "--split", "test") == 2
+    assert "a decision chosen on the test images spoils them" in capsys.readouterr().err
+    assert not (run / "decision.json").exists()
+
+
+def test_other_mistakes_are_one_line(run, capsys):
+    assert (
+        run_tune(run, "--metric", "speed") == 2
+        and "Unknown metric 'speed'" in capsys.readouterr().err
+    )
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    assert run_tune(checkpoint) == 2 and "has no place for decision.json" in capsys.readouterr().err
+
+
+def test_split_without_a_lesion_is_an_error(run, tmp_path, save_png):
+    for number in range(2):
+        save_png(
+            tmp_path / "d" / "valid" / "images" / f"{number}.png",
+            np.full((40, 40, 3), 90, np.uint8),
+        )
+        save_png(tmp_path / "d" / "valid" / "masks" / f"{number}.png", np.zeros((40, 40), np.uint8))
+    with pytest.raises(InputError, match="No image of valid in .* has a lesion"):
+        tune(run, data=tmp_path / "d", device="cpu")
+
+
+def test_decision_of_categories_has_no_threshold(make_run, tmp_path):
+    run = make_run(tmp_path / "run", classes=5, augmentation="flips")
+    found = tune(run, device="cpu")
+    assert len(found["candidates"]) == 16 and found["decision"]["threshold"] == 0.5
+    assert Evaluation(run, "test", device="cpu").run()[1]["decision"] == found["decision"]
+
+
+def test_earlier_evaluation_with_another_decision_is_kept(run, capsys):
+    where = ["--run", str(run), "--device", "cpu"]
+    assert _run(COMMANDS["evaluate"], where) == 0
+    assert run_tune(run) == 0
+    assert _run(COMMANDS["evaluate"], where) == 2 and "add --overwrite" in capsys.readouterr().err
+    assert _run(COMMANDS["evaluate"], [*where, "--overwrite"]) == 0
+    assert _run(COMMANDS["evaluate"], where) == 0
+
+
+def test_summary_from_before_there_were_decisions_counts_as_plain(run):
+    where = ["--run", str(run), "--device", "cpu"]
+    assert _run(COMMANDS["evaluate"], where) == 0
+    path = run / "evaluation" / "summary.json"
+    summary = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({name: value for name, value in summary.items() if name != "decision"})
+    )
+    assert _run(COMMANDS["evaluate"], where) == 0 and json.loads(path.read_text())[
+        "decision"
+    ] == to_dict(Decision())
+
+
+def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, capsys):
+    settings = {
+        "model": {"arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 3}},
+        "data": {"root": str(phantom_root), "image_size": 32, "batch_size": 4, "num_workers": 0},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0},
+        "tune": True,
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    assert _run(COMMANDS["train"], ["--config", "tiny.yaml"]) == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    found = json.loads((run / "decision.json").read_text())
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert summary["decision"] == found["decision"] and summary["decision_file"] == "decision.json"
+    assert (
+        found["members"][0].endswith("best.ckpt")
+        and yaml.safe_load((run / "config.yaml").read_text())["tune"] is True
+    )
+    assert _run(COMMANDS["train"], ["--config", "tiny.yaml", "--tune", "false"]) == 0
+    assert not (tmp_path / "runs" / "tiny" / "version_1" / "decision.json").exists()
+
+
+def test_training_is_evaluated_plainly_where_no_decision_can_be_chosen(
+    tmp_path, save_png, monkeypatch, capsys
+):
+    for split, number, lesion in (
+        ("train", 0, 255),
+        ("train", 1, 255),
+        ("valid", 2, 0),
+        ("test", 3, 255),
+    ):
+        image, mask = (
+            np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8),
+            np.zeros((32, 32), np.uint8),
+        )
+        mask[8:20, 8:20] = lesion
+        save_png(tmp_path / "d" / split / "images" / f"{number}.png", image)
+        save_png(tmp_path / "d" / split / "masks" / f"{number}.png", mask)
+    network = {"arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 3}}
+    settings = {
+        "model": network,
+        "data": {"root": "d", "image_size": 32, "batch_size": 2, "num_workers": 0},
+    }
+    settings |= {
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0},
+        "tune": True,
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    assert _run(COMMANDS["train"], ["--config", "tiny.yaml"]) == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    assert (
+        "No decision was chosen, so the plain one holds: No image of valid in"
+        in capsys.readouterr().out
+    )
+    assert json.loads((run / "evaluation" / "summary.json").read_text())["decision"] == to_dict(
+        Decision()
+    )
+
+
+def test_table_names_the_five_best(capsys):
+    candidates = [{**to_dict(decision), "score": 0.5} for decision in list_candidates((), 1)]
+    best = {
+        "decision": to_dict(Decision(threshold=0.2)),
+        "score": 0.5,
+        "plain_score": 0.4,
+        "metric": "mean Dice",
+    }
+    print_tuning({**best, "images": 3, "split": "valid", "candidates": candidates})
+    printed = capsys.readouterr().out
+    assert printed.count("best ") == 5 and "0.4000" in printed and "threshold 0.2" in printed

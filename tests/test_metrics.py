@@ -1,0 +1,323 @@
+"""Losses and metrics: hand-worked numbers, both edges, and the baseline's own values."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ovseg import metrics
+from ovseg.core.errors import InputError
+from ovseg.metrics import (
+    OnlineScores,
+    category_scores,
+    confusion,
+    count_images,
+    dice_coef,
+    hard_scores,
+    iou_coef,
+    lesion_probs,
+    main_category,
+    predict,
+)
+from ovseg.training.losses import CATEGORY_LOSSES, LOSSES, build_loss
+
+MASK = torch.tensor([1.0, 1, 0, 0]).view(1, 1, 2, 2)
+PROBS = torch.tensor([0.8, 0.6, 0.4, 0.2]).view(1, 1, 2, 2)
+
+
+def test_soft_dice_by_hand():
+    assert dice_coef(PROBS, MASK) == pytest.approx((2 * 1.4 + 1) / (2 + 2.0 + 1))
+
+
+def test_soft_iou_by_hand():
+    assert iou_coef(PROBS, MASK) == pytest.approx(1.4 / 2.6)
+
+
+def test_soft_scores_of_two_empty_maps():
+    empty = torch.zeros(1, 1, 4, 4)
+    assert dice_coef(empty, empty) == 1 and iou_coef(empty, empty) == 0
+
+
+def test_hard_scores_by_hand():
+    pred = torch.tensor([[1, 1, 0, 0]], dtype=torch.bool).view(1, 1, 1, 4)
+    mask = torch.tensor([[1, 0, 1, 0]], dtype=torch.bool).view(1, 1, 1, 4)
+    expected = {"dice": 0.5, "iou": 1 / 3, "sensitivity": 0.5, "specificity": 0.5, "precision": 0.5}
+    assert {name: value.item() for name, value in hard_scores(pred, mask).items()} == pytest.approx(
+        expected
+    )
+
+
+def test_empty_masks_score_nan_or_zero():
+    empty, full = (
+        torch.zeros(1, 1, 2, 2, dtype=torch.bool),
+        torch.ones(1, 1, 2, 2, dtype=torch.bool),
+    )
+    both = hard_scores(empty, empty)
+    assert math.isnan(both["dice"]) and math.isnan(both["iou"]) and both["specificity"] == 1
+    extra = hard_scores(full, empty)
+    assert (
+        extra["dice"] == 0
+        and extra["iou"] == 0
+        and math.isnan(extra["sensitivity"])
+        and extra["precision"] == 0
+    )
+    missed = hard_scores(empty, full)
+    assert (
+        missed["dice"] == 0
+        and math.isnan(missed["precision"])
+        and math.isnan(missed["specificity"])
+    )
+
+
+def test_shapes_that_differ_are_an_error():
+    with pytest.raises(ValueError, match="expected one shape"):
+        hard_scores(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 3))
+
+
+def test_online_scores_average_images_and_leave_nan_out():
+    scores = OnlineScores()
+    logits = torch.tensor([5.0, 5, -5, -5]).repeat(3, 1).view(3, 1, 2, 2)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.uint8).view(
+        3, 1, 2, 2
+    )
+    logits[2] = -5
+    scores.update(torch.tensor(0.5), logits[:2], mask[:2])
+    scores.update(torch.tensor(0.2), logits[2:], mask[2:])
+    values = scores.compute()
+    assert values["dice"] == pytest.approx((1 + 2 / 3) / 2)
+    assert values["iou_pooled"] == pytest.approx(3 / 4)
+    assert values["loss"] == pytest.approx((2 * 0.5 + 0.2) / 3)
+    soft = [
+        dice_coef(logits[part].sigmoid(), mask[part]).item() for part in (slice(0, 2), slice(2, 3))
+    ]
+    assert values["dice_coef"] == pytest.approx(sum(soft) / 2)
+
+
+def test_a_loss_that_is_not_a_number_is_shown():
+    scores, logits, mask = (
+        OnlineScores(),
+        torch.zeros(1, 1, 2, 2),
+        torch.ones(1, 1, 2, 2, dtype=torch.uint8),
+    )
+    for loss in (0.5, math.nan):
+        scores.update(torch.tensor(loss), logits, mask)
+    assert scores.compute()["loss"].isnan()
+
+
+def test_repeated_pairs_weigh_nothing():
+    scores, logits, mask = (
+        OnlineScores(),
+        torch.ones(1, 1, 2, 2),
+        torch.ones(1, 1, 2, 2, dtype=torch.uint8),
+    )
+    scores.update(torch.tensor(0.5), logits, mask)
+    before = {name: float(value) for name, value in scores.compute().items()}
+    scores.update(torch.tensor(9.0), -logits, mask, counted=False)
+    assert {name: float(value) for name, value in scores.compute().items()} == pytest.approx(
+        before, nan_ok=True
+    )
+
+
+def test_online_scores_forget():
+    scores = OnlineScores()
+    for value in (1.0, -1.0):
+        scores.reset()
+        scores.update(
+            torch.tensor(1.0),
+            torch.full((1, 1, 2, 2), value),
+            torch.ones(1, 1, 2, 2, dtype=torch.uint8),
+        )
+    assert scores.compute()["dice"] == 0
+
+
+def test_count_leaves_nan_out():
+    assert count_images(torch.tensor([0.5, torch.nan, 1])) == 2
+
+
+def test_unknown_loss_lists_the_choices():
+    with pytest.raises(
+        InputError, match="Unknown loss 'hope'. Choose one of: basnet_hybrid_loss, "
+    ):
+        build_loss("hope")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("size", [0.0, 20.0, 1e4])
+@pytest.mark.parametrize("value", [0, 1])
+def test_loss_and_gradient_are_finite(name, size, value):
+    logits = (torch.randn(2, 1, 16, 16) * size).requires_grad_()
+    loss = build_loss(name)(logits, torch.full((2, 1, 16, 16), value, dtype=torch.uint8))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_cross_entropy_is_clipped_but_its_gradient_lives():
+    logits = torch.full((1, 1, 2, 2), -500.0, requires_grad=True)
+    loss = build_loss("binary_crossentropy")(logits, torch.ones(1, 1, 2, 2))
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(1e-7), rel=1e-6) and (logits.grad < 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_is_float32_under_autocast(name):
+    logits = (torch.randn(2, 1, 32, 32) * 4).bfloat16()
+    mask = (torch.rand(2, 1, 32, 32) > 0.5).to(torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = build_loss(name)(logits, mask)
+    assert loss.dtype == torch.float32 and loss == build_loss(name)(logits.float(), mask)
+
+
+def test_losses_and_metrics_equal_the_baseline(shared_file):
+    expected = json.loads(shared_file("keras_fixtures/training/losses.json").read_text())
+    arrays = np.load(shared_file("keras_fixtures/training/losses.npz"))
+    mask, probs = (
+        torch.from_numpy(arrays[name]).permute(0, 3, 1, 2) for name in ("y_true", "y_pred")
+    )
+    for name, value in expected.items():
+        found = (
+            build_loss(name)(probs.logit(), mask)
+            if name in LOSSES
+            else getattr(metrics, name)(probs, mask)
+        )
+        assert found.item() == pytest.approx(value, abs=1e-5), name
+
+
+def ids(*images: list[int]) -> torch.Tensor:
+    """Maps of one row each, uint8 (N, 1, 1, W)."""
+    return torch.tensor(images, dtype=torch.uint8)[:, None, None]
+
+
+def logits_of(pred: torch.Tensor, classes: int) -> torch.Tensor:
+    """Logits whose most probable class is `pred`."""
+    return 8 * torch.nn.functional.one_hot(pred[:, 0].long(), classes).movedim(-1, 1).float()
+
+
+def test_prediction_of_one_class_and_of_several():
+    one = torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3)
+    assert predict(one).dtype == torch.bool and predict(one).flatten().tolist() == [
+        False,
+        False,
+        True,
+    ]
+    several = torch.tensor([[2.0, 1.0, 1.5], [0.0, 1.0, 2.0]]).T.view(1, 3, 1, 2)
+    assert predict(several).dtype == torch.uint8 and predict(several).tolist() == [[[[0, 2]]]]
+
+
+def test_lesion_probability_is_all_but_the_background():
+    logits = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(
+        lesion_probs(logits), logits.softmax(1)[:, 1:].sum(1, keepdim=True), atol=1e-6
+    )
+    assert torch.equal(lesion_probs(logits[:, :1]), logits[:, :1].sigmoid())
+
+
+def test_category_scores_by_hand():
+    counts = confusion(ids([1, 1, 2, 0], [3, 0, 0, 0]), ids([1, 2, 2, 0], [0, 0, 0, 0]), classes=4)
+    assert counts[0].tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    scores = category_scores(counts)
+    nan = math.nan
+    assert scores["dice"].tolist() == [
+        pytest.approx(row, nan_ok=True) for row in [[2 / 3, 2 / 3, nan], [nan, nan, 0]]
+    ]
+    assert scores["iou"].tolist() == [
+        pytest.approx(row, nan_ok=True) for row in [[0.5, 0.5, nan], [nan, nan, 0]]
+    ]
+
+
+def test_main_category_covers_most_pixels_or_is_none():
+    assert main_category(torch.tensor([[9, 0, 0], [9, 1, 2], [0, 3, 1]])).tolist() == [0, 2, 1]
+
+
+def test_online_scores_of_categories_by_hand():
+    scores = OnlineScores(classes=4)
+    pred, mask = (
+        ids([1, 1, 2, 0], [1, 1, 0, 0], [0, 0, 0, 0]),
+        ids([1, 2, 2, 0], [1, 1, 0, 0], [0, 0, 0, 2]),
+    )
+    for part in (slice(0, 2), slice(2, 3)):
+        scores.update(torch.tensor(1.0), logits_of(pred[part], 4), mask[part])
+    values = {name: float(value) for name, value in scores.compute().items()}
+    dice = {1: (2 / 3 + 1) / 2, 2: (2 / 3 + 0) / 2}
+    for i in dice:
+        assert values[f"dice_category_{i}"] == pytest.approx(dice[i])
+    assert math.isnan(values["dice_category_3"])
+    assert values["dice_categories"] == pytest.approx((dice[1] + dice[2]) / 2)
+    assert values["iou_pooled_categories"] == pytest.approx((3 / 4 + 1 / 3) / 2)
+    assert scores.categories.compute()["images"].tolist() == [2, 2, 0]
+    assert values["dice"] == pytest.approx((1 + 1 + 0) / 3)  # the lesion, whatever its category
+    assert values["iou_pooled"] == pytest.approx(5 / 6)
+
+
+def test_repeated_pairs_of_categories_weigh_nothing():
+    scores, mask = OnlineScores(classes=3), ids([1, 2, 0])
+    scores.update(torch.tensor(0.5), logits_of(mask, 3), mask)
+    before = {name: float(value) for name, value in scores.compute().items()}
+    scores.update(torch.tensor(9.0), logits_of(2 - mask, 3), mask, counted=False)
+    assert {name: float(value) for name, value in scores.compute().items()} == pytest.approx(
+        before, nan_ok=True
+    )
+
+
+def test_cross_entropy_over_classes_is_torchs():
+    logits, mask = torch.randn(2, 4, 5, 5), torch.randint(0, 4, (2, 1, 5, 5), dtype=torch.uint8)
+    expected = -logits.log_softmax(1).gather(1, mask.long()).mean()
+    assert torch.allclose(build_loss("cross_entropy", 4)(logits, mask), expected)
+    assert build_loss("cross_entropy", 4)(torch.zeros_like(logits), mask).item() == pytest.approx(
+        math.log(4)
+    )
+
+
+def test_dice_over_categories_by_hand():
+    logits = torch.zeros(1, 3, 1, 4)
+    loss = build_loss("category_dice_loss", 3)(logits, ids([1, 1, 2, 0]))
+    assert loss.item() == pytest.approx(1 - (7 / 13 + 1 / 2) / 2)  # uniform probabilities of 1/3
+    both = build_loss("ce_dice_loss", 3)(logits, ids([1, 1, 2, 0]))
+    assert both.item() == pytest.approx((loss.item() + math.log(3)) / 2)
+
+
+def test_dice_over_categories_is_of_each_image_and_of_those_present():
+    logits, mask = torch.randn(2, 4, 1, 6), ids([1, 1, 2, 0, 0, 0], [3, 0, 0, 0, 0, 0])
+    loss = build_loss("category_dice_loss", 4)
+    first, second = (loss(logits[i : i + 1], mask[i : i + 1]) for i in (0, 1))
+    assert torch.allclose(loss(logits, mask), (2 * first + second) / 3)  # two categories and one
+    assert loss(logits, torch.zeros_like(mask)) == 0
+
+
+@pytest.mark.parametrize("name", CATEGORY_LOSSES)
+@pytest.mark.parametrize("size", [0.0, 20.0, 1e4])
+@pytest.mark.parametrize("value", [0, 3])
+def test_loss_over_classes_is_float32_and_its_gradient_finite_under_autocast(name, size, value):
+    logits = (torch.randn(2, 5, 8, 8) * size).bfloat16().requires_grad_()
+    mask = torch.full((2, 1, 8, 8), value, dtype=torch.uint8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = build_loss(name, 5)(logits, mask)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss == build_loss(name, 5)(logits.float(), mask)
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "message"),
+    [
+        (
+            "bce_dice_loss",
+            9,
+            "bce_dice_loss is for one class, but model.arch_args.classes is 9. .*: category_d",
+        ),
+        (
+            "ce_dice_loss",
+            1,
+            "ce_dice_loss is for several classes, but model.arch_args.classes is 1. Choose .*: basnet",
+        ),
+        (
+            "hope",
+            9,
+            "Unknown loss 'hope'. Choose one of: category_dice_loss, ce_dice_loss, cross_entropy",
+        ),
+    ],
+)
+def test_loss_of_the_other_kind_is_refused(name, classes, message):
+    with pytest.raises(InputError, match=message):
+        build_loss(name, classes)
