@@ -9,13 +9,89 @@ Multi-class maps hold ids, 0 for background and 1, 2, ... for the categories. Wh
 every score above has its meaning there too; the same rules hold for each category against all else.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import BinaryJaccardIndex
 
-HARD_SCORES = ("dice", "iou", "sensitivity", "specificity", "precision")
+from ovseg.core.registry import choose
+
 TINY = 1e-7  # Keras' epsilon, which guards the baseline's quotients
+
+
+@dataclass(frozen=True)
+class Score:
+    """What reports, curves, checkpoints and searches need to know of a score.
+
+    Attributes:
+        label: for people.
+        best: "max" where higher is better, else "min".
+        of_image: the score of each image from its pixels that are lesion in both maps, in the prediction alone, in the
+            mask alone, in neither; None for a score that is not a mean over images.
+        in_curves: drawn after every epoch.
+        at_original_size: also computed at the picture's size before it was prepared.
+        of_categories: logged only where there are more classes than one.
+    """
+
+    label: str
+    best: str = "max"
+    of_image: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    in_curves: bool = False
+    at_original_size: bool = False
+    of_categories: bool = False
+
+
+SCORES = {
+    "loss": Score("loss", best="min"),
+    "dice_coef": Score("dice_coef (soft, per batch)", in_curves=True),
+    "dice": Score(
+        "Dice",
+        of_image=lambda hit, false, missed, rest: 2 * hit / (2 * hit + false + missed),
+        in_curves=True,
+        at_original_size=True,
+    ),
+    "iou": Score(
+        "IoU",
+        of_image=lambda hit, false, missed, rest: hit / (hit + false + missed),
+        in_curves=True,
+        at_original_size=True,
+    ),
+    "sensitivity": Score(
+        "sensitivity", of_image=lambda hit, false, missed, rest: hit / (hit + missed)
+    ),
+    "specificity": Score(
+        "specificity", of_image=lambda hit, false, missed, rest: rest / (rest + false)
+    ),
+    "precision": Score("precision", of_image=lambda hit, false, missed, rest: hit / (hit + false)),
+    "iou_pooled": Score("IoU pooled", in_curves=True),
+    "dice_categories": Score(
+        "category Dice, mean of categories", in_curves=True, of_categories=True
+    ),
+    "iou_pooled_categories": Score("category IoU pooled, mean of categories", of_categories=True),
+}
+HARD_SCORES = tuple(name for name, score in SCORES.items() if score.of_image)
+ORIGINAL_SCORES = tuple(
+    f"{name}_original" for name, score in SCORES.items() if score.at_original_size
+)
+POOLED_SCORES = tuple(name for name, score in SCORES.items() if not score.of_image)
+# What training logs, by the name that can be monitored.
+LOGGED_SCORES = {
+    "train_loss": SCORES["loss"],
+    "train_dice_coef": SCORES["dice_coef"],
+    **{f"val_{name}": score for name, score in SCORES.items()},
+}
+
+
+def monitor_mode(monitor: str) -> str:
+    """`min` for a logged loss, `max` for a logged score.
+
+    Raises:
+        InputError: nothing of that name is logged; the message lists what is.
+    """
+    return choose("monitor", monitor, LOGGED_SCORES).best
 
 
 def dice_coef(probs: Tensor, mask: Tensor) -> Tensor:
@@ -65,13 +141,7 @@ def hard_scores(pred: Tensor, mask: Tensor) -> dict[str, Tensor]:
 
 def scores_of_counts(hit: Tensor, false: Tensor, missed: Tensor, rest: Tensor) -> dict[str, Tensor]:
     """`HARD_SCORES` from pixels that are lesion in both maps, in the prediction, in the mask alone, in neither."""
-    return {
-        "dice": 2 * hit / (2 * hit + false + missed),
-        "iou": hit / (hit + false + missed),
-        "sensitivity": hit / (hit + missed),
-        "specificity": rest / (rest + false),
-        "precision": hit / (hit + false),
-    }
+    return {name: SCORES[name].of_image(hit, false, missed, rest) for name in HARD_SCORES}
 
 
 def predict(logits: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The same as `ovseg tune`."""
+"""The same as `ovseg postprocess`."""
 
 from ovseg.cli.main import run_script
 
 if __name__ == "__main__":
-    raise SystemExit(run_script("tune"))
+    raise SystemExit(run_script("postprocess"))

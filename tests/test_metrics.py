@@ -321,3 +321,10 @@ def test_loss_over_classes_is_float32_and_its_gradient_finite_under_autocast(nam
 def test_loss_of_the_other_kind_is_refused(name, classes, message):
     with pytest.raises(InputError, match=message):
         build_loss(name, classes)
+
+
+def test_a_logged_loss_is_best_low_and_a_score_high():
+    assert metrics.monitor_mode("val_loss") == metrics.monitor_mode("train_loss") == "min"
+    assert metrics.monitor_mode("val_dice") == "max"
+    with pytest.raises(InputError, match="Unknown monitor 'val_f1'. Choose one of: .*val_dice,"):
+        metrics.monitor_mode("val_f1")

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from ovseg.audit.files import BROKEN, REMARKS, SPLITS, Entry
 from ovseg.audit.findings import Audit, Copy, audit_tree, summarise
-from ovseg.core.console import print_rows
+from ovseg.core.console import print_table
 from ovseg.core.drawing import TRUTH, caption, contact_sheet, outline, shrink_to
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, atomic_path, write_image, write_json
@@ -61,7 +61,7 @@ def report_audit(
 def print_audit(summary: dict[str, Any]) -> None:
     """The counts a split as a table on the terminal, then what was found."""
     head = ("", *summary["splits"])
-    print_rows(
+    print_table(
         head,
         [[name, *cells] for name, cells in _rows(summary)],
         title=f"Audit of {summary['root']}",

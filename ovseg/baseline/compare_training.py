@@ -1,67 +1,28 @@
 """The same training in TensorFlow and in ovseg, side by side."""
 
 import importlib.metadata
-import multiprocessing
 import os
-import resource
-import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 from matplotlib.figure import Figure
 
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.console import progress_bar
-from ovseg.core.errors import InputError, first_five
+from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_json
 from ovseg.core.plots import save_figure
+from ovseg.core.processes import peak_memory, run_alone
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.metrics import dice_coef
 from ovseg.models import build_model
 from ovseg.training.losses import build_loss
 from ovseg.training.optim import KerasAdam
-
-
-def read_settings(
-    path: Path, root: str | None, arch_args: list[str], lr: float | None
-) -> dict[str, Any]:
-    """A training YAML with a few values replaced.
-
-    Args:
-        path: such as `configs/unet.yaml`.
-        root: dataset folder, or None for the file's.
-        arch_args: `key=value` texts.
-        lr: learning rate, or None for the file's.
-
-    Raises:
-        InputError: no such file, no YAML with `model` and `data`, or a text without `=`.
-    """
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        model, data = config["model"], config["data"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a training YAML with model and data ({type(error).__name__})."
-        ) from None
-    wrong = [text for text in arch_args if "=" not in text]
-    if wrong:
-        raise InputError(f"--arch-args takes KEY=VALUE, found {first_five(wrong)}.")
-    changes = {
-        key: yaml.safe_load(value) for key, value in (text.split("=", 1) for text in arch_args)
-    }
-    model["arch_args"] = {**(model.get("arch_args") or {}), **changes}
-    if lr is not None:
-        model["optimizer_args"] = {**(model.get("optimizer_args") or {}), "lr": lr}
-    if root is not None:
-        data["root"] = root
-    return config
 
 
 def compare_training(
@@ -99,9 +60,9 @@ def compare_training(
     ):
         weights, data = Path(scratch) / "initial.weights.h5", Path(scratch) / "data.npz"
         _save_batches(settings, data)
-        _in_process(_draw_weights, settings, weights)
+        run_alone(_draw_weights, settings, weights)
         results = {
-            name: _in_process(function, settings, weights, data)
+            name: run_alone(function, settings, weights, data)
             for name, function in (("TensorFlow", _train_in_keras), ("ovseg", _train_in_torch))
         }
         table = _tabulate(results, settings)
@@ -188,12 +149,6 @@ def _batches(
     )
 
 
-def _in_process(function: Any, *arguments: Any) -> Any:
-    """Call in a fresh process, so that peak memory and threads are the function's own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def _draw_weights(settings: dict[str, Any], weights: Path) -> None:
     from ovseg.baseline.keras_unet import save_initial_weights
 
@@ -266,10 +221,8 @@ def _record(name: str, steps: Any, total: int) -> dict[str, Any]:
             try:
                 values.append(next(steps))
             except StopIteration as end:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-                    1024**2 if sys.platform == "darwin" else 1024
-                )
-                return {"values": values, "seconds": seconds, "peak_mib": peak, "model": end.value}
+                result = {"values": values, "seconds": seconds, "model": end.value}
+                return {**result, "peak_mib": peak_memory()}
             now = time.perf_counter()
             seconds.append(now - began)
             began = now

@@ -11,6 +11,7 @@ from ovseg.baseline.config import explain_baseline_config, read_baseline_config
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir
+from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.training.task import SegmentationTask
 
@@ -38,7 +39,7 @@ def import_baseline(
     if weights is not None:
         load_keras_weights(task.network, weights)
     with atomic_dir(output, overwrite, marker="import.csv") as folder:
-        (folder / "config.yaml").write_text(
+        RunFolder(folder).config.write_text(
             yaml.safe_dump(config, sort_keys=False), encoding="utf-8"
         )
         with open(folder / "import.csv", "w", newline="", encoding="utf-8") as file:
@@ -87,4 +88,4 @@ def _save_checkpoint(task: SegmentationTask, data: OvarianTumorDataModule, folde
     )
     data.prepare_data = lambda: None  # the data need not be here
     trainer.fit(task, data)
-    trainer.save_checkpoint(folder / "checkpoints" / "best.ckpt")
+    trainer.save_checkpoint(RunFolder(folder).checkpoint("best"))

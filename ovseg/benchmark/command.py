@@ -7,15 +7,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ovseg.baseline.compare_training import read_settings
 from ovseg.benchmark.layers import measure_layers
-from ovseg.benchmark.measure import describe_machine, measure_peers, measure_scaling, run_alone
+from ovseg.benchmark.measure import describe_machine, measure_peers, measure_scaling
 from ovseg.benchmark.peers import ONLY_INFER, PRECISIONS, Workload
 from ovseg.benchmark.report import to_markdown, write_benchmark
 from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
 from ovseg.core.files import check_output_dir
+from ovseg.core.processes import run_alone
 from ovseg.core.registry import choose
+from ovseg.training.config import read_experiment
 
 PACKAGES = {
     "tensorflow": "tensorflow",
@@ -59,7 +60,7 @@ def benchmark(
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}, expected at least 1.")
     check_output_dir(output, overwrite, marker="benchmark.json")
-    settings = read_settings(config, data, arch_args, None)
+    settings = read_experiment(config, data, arch_args, None)
     work = Workload(
         mode="infer" if what == "infer" else "train",
         model=settings["model"],

@@ -1,16 +1,12 @@
 """Speed and memory against named peers, in one run: each peer lives in a process of its own, and they take turns."""
 
 import importlib.metadata
-import multiprocessing
 import os
 import platform
-import resource
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +26,7 @@ from ovseg.benchmark.peers import (
     keras_network,
 )
 from ovseg.core.errors import InputError
+from ovseg.core.processes import own_process, peak_memory, run_alone
 from ovseg.core.registry import choose
 from ovseg.training.task import allow_tf32
 
@@ -159,25 +156,9 @@ def _check(work: Workload, peers: list[str]) -> None:
             )
 
 
-@contextmanager
-def _process(peer: str) -> Iterator[ProcessPoolExecutor]:
-    """A process of the peer's own, so that memory, threads and settings are too."""
-    before = os.environ.get("THP_MEM_ALLOC_ENABLE")
-    os.environ["THP_MEM_ALLOC_ENABLE"] = "1" if peer in OWN_MEMORY else "0"
-    try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            pool.submit(os.getpid).result()  # starts it
-            yield pool
-    finally:
-        os.environ.pop("THP_MEM_ALLOC_ENABLE")
-        if before is not None:
-            os.environ["THP_MEM_ALLOC_ENABLE"] = before
-
-
-def run_alone(function: Any, *arguments: Any) -> Any:
-    """Call in a process of its own."""
-    with _process("ovseg") as pool:
-        return pool.submit(function, *arguments).result()
+def _process(peer: str) -> AbstractContextManager[ProcessPoolExecutor]:
+    """A process of the peer's own."""
+    return own_process({"THP_MEM_ALLOC_ENABLE": "1" if peer in OWN_MEMORY else "0"})
 
 
 def _prepare(peer: str, work: Workload, warmup: int) -> None:
@@ -219,8 +200,7 @@ def _peak_memory(device: str) -> float:
     """MiB: of the GPU's tensors, or of this process."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_memory()
 
 
 def _draw_weights(work: Workload) -> None:

@@ -63,20 +63,21 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument(
         "--batch-size", type=int, default=4, help="images at a time (default: 4, as the baseline)"
     )
-    _add_decision(parser)
+    _add_postprocessing(parser)
     _add_common(parser)
     options = parser.parse_args(arguments)
+    from ovseg.core.runs import RunFolder
     from ovseg.evaluation.evaluate import Evaluation
-    from ovseg.evaluation.report import evaluation_dir, print_summary, report_evaluation
+    from ovseg.evaluation.report import print_summary, report_evaluation
 
-    output = options.output or evaluation_dir(options.run, options.split)
+    output = options.output or RunFolder(options.run).evaluation(options.split)
     evaluation = Evaluation(
         options.run,
         options.split,
         options.data,
         options.batch_size,
         options.device,
-        options.decision,
+        options.postprocessing,
     )
     print_summary(report_evaluation(evaluation, output, options.overwrite))
     print(f"Written to {output}")
@@ -104,7 +105,7 @@ def _infer(arguments: list[str]) -> int:
     parser.add_argument(
         "--engine", default="torch", help="torch (default), compile, onnxruntime, openvino, or auto"
     )
-    _add_decision(parser)
+    _add_postprocessing(parser)
     _add_common(parser)
     options = vars(parser.parse_args(arguments))
     from ovseg.inference.predictor import infer_folder
@@ -115,9 +116,9 @@ def _infer(arguments: list[str]) -> int:
     return conclude(f"{count} masks ({kind}) written to {options['output']}", failures)
 
 
-def _tune(arguments: list[str]) -> int:
+def _postprocess(arguments: list[str]) -> int:
     parser = build_parser(
-        "tune",
+        "postprocess",
         "Choose flips, threshold and clean-up of a run on its validation images, for evaluate and infer.",
     )
     parser.add_argument(
@@ -137,11 +138,12 @@ def _tune(arguments: list[str]) -> int:
         "--device", default="auto", help="cpu, cuda, cuda:1, mps, ... (default: the GPU, if any)"
     )
     options = parser.parse_args(arguments)
-    from ovseg.evaluation.postprocessing_search import print_tuning, tune
+    from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 
-    print_tuning(tune(**vars(options)))
+    print_search(search_postprocessing(**vars(options)))
     return conclude(
-        f"Written to {options.run}/decision.json, which evaluate and infer use from now on", []
+        f"Written to {options.run}/postprocessing.json, which evaluate and infer use from now on",
+        [],
     )
 
 
@@ -175,10 +177,10 @@ def _import_baseline(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     from ovseg.baseline.importer import import_baseline
-    from ovseg.core.console import print_rows
+    from ovseg.core.console import print_table
 
     rows = import_baseline(options.config, options.weights, options.output, options.overwrite)
-    print_rows(("key", "value", "becomes"), rows, title=str(options.config))
+    print_table(("key", "value", "becomes"), rows, title=str(options.config))
     return conclude(f"Written to {options.output}", [])
 
 
@@ -228,9 +230,10 @@ def _compare_baseline(arguments: list[str]) -> int:
         summary = compare_masks(*paths, options.threshold, options.overwrite)
         print("\n".join(f"{name}: {value}" for name, value in summary.items()))
     else:
-        from ovseg.baseline.compare_training import compare_training, read_settings
+        from ovseg.baseline.compare_training import compare_training
+        from ovseg.training.config import read_experiment
 
-        config = read_settings(options.config, options.data, options.arch_args, options.lr)
+        config = read_experiment(options.config, options.data, options.arch_args, options.lr)
         how = (options.output, options.steps, options.image_size, options.overwrite, options.epochs)
         print(compare_training(config, *how).to_string())
     return conclude(f"Written to {options.output}", [])
@@ -288,12 +291,12 @@ def _benchmark(arguments: list[str]) -> int:
     return conclude(f"{benchmark(**vars(options))}\nWritten to {options.output}", [])
 
 
-def _add_decision(parser: argparse.ArgumentParser) -> None:
+def _add_postprocessing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--no-decision",
-        dest="decision",
+        "--no-postprocessing",
+        dest="postprocessing",
         action="store_false",
-        help="leave the run's decision.json (of tune) aside",
+        help="leave the run's postprocessing.json (of postprocess) aside",
     )
 
 
@@ -310,7 +313,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "sweep": cli_studies.sweep,
     "evaluate": _evaluate,
     "infer": _infer,
-    "tune": _tune,
+    "postprocess": _postprocess,
     "export": _export,
     "prepare_data": cli_data.prepare_data,
     "audit_data": cli_data.audit_data,

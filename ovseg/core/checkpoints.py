@@ -1,7 +1,7 @@
 """Which checkpoints a run stands for, and what they say of themselves; an ensemble is a run of several.
 
 A folder with `ensemble.json`, `{"members": ["relative/path/of/run", ...]}`, stands wherever a run folder does in
-`evaluate`, `infer` and `tune`: the probabilities of its members are averaged.
+`evaluate`, `infer` and `postprocess`: the probabilities of its members are averaged.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.runs import RunFolder
 
-ENSEMBLE_FILE = "ensemble.json"
 # What a data module was told that neither places images nor says which of them are used.
 FREE = (
     "batch_size",
@@ -32,20 +32,13 @@ PLACING = ("image_size", "fit", "mask_threshold")
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run folder (`best`, else `last`, else `interrupted`), or the .ckpt itself.
+    """The checkpoint of a run folder, see `RunFolder.find_checkpoint`, or the .ckpt itself.
 
     Raises:
         InputError: there is none.
     """
     run = Path(run)
-    if run.is_file():
-        return run
-    for name in ("best", "last", "interrupted"):
-        path = run / "checkpoints" / f"{name}.ckpt"
-        if path.is_file():
-            return path
-    what = "no checkpoints/best.ckpt or last.ckpt" if run.is_dir() else "not there"
-    raise InputError(f"{run}: {what}. Name a run folder such as runs/unet/version_0, or a .ckpt.")
+    return run if run.is_file() else RunFolder(run).find_checkpoint()
 
 
 def find_checkpoints(run: Path) -> list[Path]:
@@ -54,7 +47,7 @@ def find_checkpoints(run: Path) -> list[Path]:
     Raises:
         InputError: there is none, or the file names no members.
     """
-    path = Path(run) / ENSEMBLE_FILE
+    path = RunFolder(Path(run)).ensemble
     if not path.is_file():
         return [find_checkpoint(run)]
     try:
@@ -169,7 +162,7 @@ def read_members(run: Path) -> list[Member]:
             ]
             raise InputError(
                 f"The members of {run} were trained for different classes: {kinds[0]}, and {kinds[1]}. "
-                f"Leave members out of its {ENSEMBLE_FILE}."
+                f"Leave members out of its ensemble.json."
             )
     return members
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from tqdm import tqdm
 
 EVERY_SECONDS = 30.0  # between the lines of a log file
@@ -36,9 +37,9 @@ class _Lines:
         sys.stderr.flush()
 
 
-def print_rows(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
-    """A table of texts on the terminal."""
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
+    """A table of texts on the terminal, 110 columns wide."""
     table = Table(*head, title=title)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # a name may look like markup
     Console(width=110).print(table)

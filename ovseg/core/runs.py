@@ -1,43 +1,150 @@
-"""The folder of a run: claimed when training is about to start, given back where it came to nothing."""
+"""The folder of a run: the one place that knows the names in it."""
 
 import os
 import shutil
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ovseg.core.errors import InputError
 
+CHECKPOINTS = ("best", "last", "interrupted")  # in the order in which they are looked for
 
-def claim_version(folder: Path) -> str:
-    """Make the next free `version_<n>` folder; two runs that start at once never share one.
 
-    Raises:
-        InputError: the folder can't be written.
+@dataclass(frozen=True)
+class RunFolder:
+    """`<runs_dir>/<config>/version_<n>/`, or a folder of that layout under another name.
+
+    Attributes:
+        path: the folder; it need not exist.
     """
-    numbers = [int(path.name[8:]) for path in folder.glob("version_*") if path.name[8:].isdigit()]
-    number = max(numbers, default=-1) + 1
-    while True:
-        try:
-            (folder / f"version_{number}").mkdir(parents=True)
-            return f"version_{number}"
-        except FileExistsError:
-            if not folder.is_dir():
-                raise InputError(f"{folder} is not a folder. Choose another --runs_dir.") from None
-            number += 1
-        except OSError as error:
+
+    path: Path
+
+    @classmethod
+    def claim(cls, parent: Path) -> "RunFolder":
+        """Make the next free `version_<n>` folder in `parent`; two runs that start at once never share one.
+
+        Raises:
+            InputError: the folder can't be written.
+        """
+        numbers = [run.version for run in cls.list_versions(parent)]
+        number = max(numbers, default=-1) + 1
+        while True:
+            run = cls(parent / f"version_{number}")
+            try:
+                run.path.mkdir(parents=True)
+                return run
+            except FileExistsError:
+                if not parent.is_dir():
+                    message = f"{parent} is not a folder. Choose another --runs_dir."
+                    raise InputError(message) from None
+                number += 1
+            except OSError as error:
+                raise InputError(
+                    f"Cannot write {parent}: {error.strerror}. Choose another --runs_dir."
+                ) from None
+
+    @classmethod
+    def list_versions(cls, parent: Path) -> list["RunFolder"]:
+        """The folders `version_<n>` in `parent`, lowest number first."""
+        runs = [cls(path) for path in parent.glob("version_*") if path.name[8:].isdigit()]
+        return sorted(runs, key=lambda run: run.version)
+
+    @property
+    def version(self) -> int:
+        """The number n of a folder `version_<n>`."""
+        return int(self.path.name.removeprefix("version_"))
+
+    @property
+    def name(self) -> str:
+        """The name of the configuration: of the folder that holds the versions, or of a lone folder itself."""
+        folder = self.path.absolute()
+        return folder.parent.name if folder.name.startswith("version_") else folder.name
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration, ready for `train --config`."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, name: str) -> Path:
+        """The place of a checkpoint of `CHECKPOINTS`."""
+        return self.checkpoints / f"{name}.ckpt"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether training has kept any checkpoint."""
+        return any(self.checkpoints.glob("*.ckpt"))
+
+    def curves(self, kind: str, suffix: str) -> Path:
+        """The curves of `kind` "losses" or "metrics", as ".csv" or ".png"."""
+        return self.path / f"train_{kind}{suffix}"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of predictions after every epoch."""
+        return self.path / "epoch_change_infer"
+
+    @property
+    def break_file(self) -> Path:
+        """A file that a user makes to end training after the current epoch."""
+        return self.path / "break_training"
+
+    @property
+    def postprocessing(self) -> Path:
+        return self.path / "postprocessing.json"
+
+    @property
+    def ensemble(self) -> Path:
+        """The file that makes a folder an ensemble; see `ovseg.core.checkpoints`."""
+        return self.path / "ensemble.json"
+
+    @property
+    def export(self) -> Path:
+        """The folder of the exported network."""
+        return self.path / "export"
+
+    def evaluation(self, split: str) -> Path:
+        """The folder of the scores of a split: `evaluation` for test, `evaluation_<split>` for others.
+
+        Raises:
+            InputError: this is a file, so the folder of the result must be named.
+        """
+        if not self.path.is_dir():
             raise InputError(
-                f"Cannot write {folder}: {error.strerror}. Choose another --runs_dir."
-            ) from None
+                f"{self.path} is not a run folder, so it has no place for the result. "
+                "Add --output FOLDER."
+            )
+        return self.path / ("evaluation" if split == "test" else f"evaluation_{split}")
+
+    def find_checkpoint(self) -> Path:
+        """The checkpoint that the run stands for: `best`, else `last`, else `interrupted`.
+
+        Raises:
+            InputError: there is none.
+        """
+        for name in CHECKPOINTS:
+            path = self.checkpoint(name)
+            if path.is_file():
+                return path
+        found = "no checkpoints/best.ckpt or last.ckpt" if self.path.is_dir() else "not there"
+        raise InputError(
+            f"{self.path}: {found}. Name a run folder such as runs/unet/version_0, or a .ckpt."
+        )
+
+    def release(self) -> None:
+        """Remove the folder of a run that kept no checkpoint, and its parents that nothing else is in."""
+        if self.has_checkpoint:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            os.removedirs(self.path.parent)
 
 
-def release_run(folder: Path | None) -> None:
-    """Remove the claimed folder of a run that kept no checkpoint, and its parents that nothing else is in.
-
-    Args:
-        folder: the run's; None where this process claimed none.
-    """
-    if folder is None or any(folder.glob("checkpoints/*.ckpt")):
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        os.removedirs(folder.parent)
+def run_of_checkpoint(path: Path) -> RunFolder:
+    """The run that a checkpoint lies in, by its path."""
+    return RunFolder(Path(path).parent.parent)

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap, wilcoxon
+from scipy.stats import wilcoxon
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_json
 from ovseg.core.plots import draw_paired
+from ovseg.core.statistics import mean_interval
 from ovseg.data.geometry import resize_labels
 from ovseg.data.pairs import list_images, read_image, read_mask
 from ovseg.metrics import hard_scores
@@ -88,10 +89,7 @@ def summarise_pairs(table: pd.DataFrame) -> dict[str, Any]:
     }
     difference = valid["difference"].to_numpy()
     if len(valid) > 1:
-        result = bootstrap(
-            (difference,), np.mean, method="percentile", rng=np.random.default_rng(0)
-        )
-        summary["ci95"] = [float(bound) for bound in result.confidence_interval]
+        summary["ci95"] = mean_interval(difference)
         summary["wilcoxon_p"] = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
     return summary
 

@@ -8,28 +8,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 
 from ovseg import __version__
 from ovseg.core.checkpoints import check_evaluable, checkpoint_digest, read_members
 from ovseg.core.console import progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
+from ovseg.core.runs import RunFolder
+from ovseg.core.statistics import mean_interval
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories, prepared_items
 from ovseg.data.original import original_mask
 from ovseg.inference.postprocessing import (
-    DECISION_FILE,
-    Decision,
+    Postprocessing,
     average_flips,
     mean_logits,
-    read_decision,
+    read_postprocessing,
     to_dict,
 )
 from ovseg.inference.predictor import class_probs, restore_probs
 from ovseg.metrics import (
     HARD_SCORES,
+    ORIGINAL_SCORES,
+    POOLED_SCORES,
     OnlineScores,
     category_scores,
     confusion,
@@ -37,15 +39,6 @@ from ovseg.metrics import (
     main_category,
 )
 from ovseg.training.task import SegmentationTask
-
-ORIGINAL_SCORES = ("dice_original", "iou_original")  # of each image, at the picture's original size
-POOLED_SCORES = (
-    "loss",
-    "dice_coef",
-    "iou_pooled",
-    "dice_categories",
-    "iou_pooled_categories",
-)  # not means over images
 
 
 class Evaluation:
@@ -57,7 +50,7 @@ class Evaluation:
         root: the dataset's folder where it is not the one of training.
         batch_size: images at a time; the soft `dice_coef` is a mean over batches, which the baseline takes of 4.
         device: see `ovseg.inference.predictor.choose_device`.
-        decision: with the decision that the run folder holds (see `ovseg.inference.postprocessing`), if any.
+        postprocessing: with the post-processing that the run folder holds (see `ovseg.inference.postprocessing`), if any.
 
     Raises:
         InputError: run, dataset or device can't be used.
@@ -70,7 +63,7 @@ class Evaluation:
         root: Path | None = None,
         batch_size: int = 4,
         device: str = "auto",
-        decision: bool = True,
+        postprocessing: bool = True,
     ):
         if batch_size < 1:
             raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
@@ -91,8 +84,11 @@ class Evaluation:
         self._pairs = {pair.stem: pair for pair in self.datamodule.pairs(split)}
         self._items = prepared_items(self.datamodule.root)
         self.digest = checkpoint_digest(*self.paths)
-        found = read_decision(run, self.digest, first.classes) if decision else None
-        self.decision, self.decision_file = found or Decision(), DECISION_FILE if found else None
+        found = read_postprocessing(run, self.digest, first.classes) if postprocessing else None
+        self.postprocessing, self.postprocessing_file = (
+            found or Postprocessing(),
+            RunFolder(run).postprocessing.name if found else None,
+        )
         options = {"map_location": self.device, "weights_only": True}
         self.tasks = [
             SegmentationTask.load_from_checkpoint(path, **options).eval() for path in self.paths
@@ -108,7 +104,7 @@ class Evaluation:
         """Every batch of the split, on the device, with its logits (N, classes, S, S)."""
         for batch in self.loader():
             on_device = {name: batch[name].to(self.device) for name in ("image", "mask")}
-            yield {**batch, **on_device}, self.logits(on_device["image"], self.decision.flips)
+            yield {**batch, **on_device}, self.logits(on_device["image"], self.postprocessing.flips)
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor, flips: Sequence[str]) -> torch.Tensor:
@@ -127,7 +123,7 @@ class Evaluation:
         mask = original_mask(pair, item, settings.mask_threshold, self.task.classes)
         return restore_probs(square, *mask.shape, settings.fit), mask
 
-    def decide(
+    def postprocess(
         self, stems: Sequence[str], logits: torch.Tensor
     ) -> tuple[torch.Tensor, list[dict[str, float]]]:
         """Labels at the network's size, uint8 (N, 1, S, S) on the device, and `original_row` of each image."""
@@ -135,8 +131,8 @@ class Evaluation:
         for stem, square in zip(stems, class_probs(logits), strict=True):
             probs, mask = self.original_probs(stem, square)
             box = fit_box(*mask.shape, settings.image_size, settings.fit)
-            preds.append(self.decision.labels(square, box.height * box.width))
-            rows.append(original_row(self.decision.labels(probs), mask))
+            preds.append(self.postprocessing.labels(square, box.height * box.width))
+            rows.append(original_row(self.postprocessing.labels(probs), mask))
         return torch.from_numpy(np.stack(preds)[:, None]).to(self.device), rows
 
     def run(self) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -149,7 +145,7 @@ class Evaluation:
         names = self.datamodule.categories
         online, rows = OnlineScores(self.task.classes, sync=False).to(self.device), []
         for batch, logits in self.batches():
-            pred, added = self.decide(batch["stem"], logits)
+            pred, added = self.postprocess(batch["stem"], logits)
             online.update(self.task.loss(logits, batch["mask"]), logits, batch["mask"], pred=pred)
             rows += [
                 row | more for row, more in zip(image_rows(batch, pred, names), added, strict=True)
@@ -197,11 +193,11 @@ class Evaluation:
             "images": len(self.datamodule.pairs(self.split)),
             "image_size": self.datamodule.hparams.image_size,
             "classes": self.task.classes,
-            "threshold": self.decision.threshold
+            "threshold": self.postprocessing.threshold
             if self.task.classes == 1
             else None,  # else the most probable class
-            "decision": to_dict(self.decision),
-            "decision_file": self.decision_file,
+            "postprocessing": to_dict(self.postprocessing),
+            "postprocessing_file": self.postprocessing_file,
             "batch_size": self.datamodule.hparams.batch_size,
             "versions": {
                 "ovseg": __version__,
@@ -286,9 +282,7 @@ def summarise_values(scores: pd.Series) -> dict[str, Any]:
     summary = {"mean": None, "median": None, "ci95": None, "images": len(values)}
     if len(values):
         summary.update(mean=float(values.mean()), median=float(np.median(values)))
-    if len(values) > 1:
-        result = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
-        summary["ci95"] = [float(bound) for bound in result.confidence_interval]
+    summary["ci95"] = mean_interval(values)
     return summary
 
 

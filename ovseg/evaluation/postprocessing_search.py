@@ -1,4 +1,4 @@
-"""Choose a run's decision (flips, threshold, clean-up) on its validation images; see `ovseg.inference.postprocessing`."""
+"""Choose a run's post-processing (flips, threshold, clean-up) on its validation images; see `ovseg.inference.postprocessing`."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -11,17 +11,22 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg import __version__
 from ovseg.core.checkpoints import Member, checkpoint_digest, read_members
-from ovseg.core.console import print_rows
+from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_json
 from ovseg.core.registry import choose
+from ovseg.core.runs import RunFolder
 from ovseg.data.augment.pipelines import build_transform
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.inference.postprocessing import DECISION_FILE, FLIPS, Decision, to_dict
+from ovseg.inference.postprocessing import FLIPS, Postprocessing, to_dict
 from ovseg.inference.predictor import class_probs
-from ovseg.metrics import scores_of_counts
+from ovseg.metrics import SCORES, scores_of_counts
 
-METRICS = {"dice": "mean Dice per image", "iou": "mean IoU per image"}
+METRICS = {
+    name: f"mean {score.label} per image"
+    for name, score in SCORES.items()
+    if score.at_original_size
+}
 THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 # Shares of the picture; the smallest lesion in a validation split of OTU_2d covers 0.007.
 CLEANUPS = ({}, {"min_area": 0.002}, {"min_area": 0.005}, {"keep_largest": True})
@@ -34,7 +39,7 @@ FLIPPING = {  # albumentations' transforms that mirror
 GAIN = 0.001  # a smaller one is not worth another rule: a few hundred images do not tell it from chance
 
 
-def tune(
+def search_postprocessing(
     run: Path,
     metric: str = "dice",
     split: str = "valid",
@@ -42,9 +47,9 @@ def tune(
     batch_size: int = 4,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Try decisions on a split, and write the one of the best mean score at the original sizes to `decision.json`.
+    """Try post-processing settings on a split, and write the one of the best mean score at the original sizes to `postprocessing.json`.
 
-    Of decisions whose scores are within `GAIN` of the best the simplest is taken. Flips are tried where the run's
+    Of post-processing settings whose scores are within `GAIN` of the best the simplest is taken. Flips are tried where the run's
     augmentation has them, all together or none. The score is of the images it was chosen on, so it is too good: the
     result is that of the test split.
 
@@ -60,7 +65,7 @@ def tune(
         device: see `ovseg.inference.predictor.choose_device`.
 
     Returns:
-        What is written: the decision, what it was chosen on and for, the score of every candidate, best first.
+        What is written: the post-processing, what it was chosen on and for, the score of every candidate, best first.
 
     Raises:
         InputError: the test split, no run folder, or a split where nothing can be scored.
@@ -68,16 +73,17 @@ def tune(
     choose("metric", metric, METRICS)
     if split == "test":
         raise InputError(
-            "--split test: a decision chosen on the test images spoils them. Choose it on valid."
+            "--split test: post-processing chosen on the test images spoils them. Choose it on valid."
         )
-    if not Path(run).is_dir():
+    target = RunFolder(Path(run)).postprocessing
+    if not target.parent.is_dir():
         raise InputError(
-            f"{run} is no run folder, so it has no place for {DECISION_FILE}. Name the run folder."
+            f"{run} is no run folder, so it has no place for {target.name}. Name the run folder."
         )
     members = read_members(run)
     candidates = list_candidates(flips_of_all(members), members[0].classes)
     evaluations = [
-        Evaluation(member.path, split, data, batch_size, device, decision=False)
+        Evaluation(member.path, split, data, batch_size, device, postprocessing=False)
         for member in members
     ]
     counts = torch.cat([try_candidates(evaluation, candidates) for evaluation in evaluations], 1)
@@ -88,9 +94,9 @@ def tune(
     best = simplest(candidates, scores)
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     result = {
-        "decision": to_dict(candidates[best]),
+        "postprocessing": to_dict(candidates[best]),
         "score": scores[best],
-        "plain_score": scores[candidates.index(Decision())],
+        "plain_score": scores[candidates.index(Postprocessing())],
         "metric": f"{METRICS[metric]}, original size",
         "split": split,
         "data": str(root),
@@ -100,21 +106,21 @@ def tune(
         "version": __version__,
         "candidates": [{**to_dict(candidates[i]), "score": scores[i]} for i in order],
     }
-    write_json(Path(run) / DECISION_FILE, result)
+    write_json(target, result)
     return result
 
 
-def list_candidates(flips: tuple[str, ...], classes: int) -> list[Decision]:
-    """Every decision to try; a threshold is for one class only."""
+def list_candidates(flips: tuple[str, ...], classes: int) -> list[Postprocessing]:
+    """Every post-processing to try; a threshold is for one class only."""
     thresholds = THRESHOLDS if classes == 1 else (0.5,)
     grid = itertools.product(dict.fromkeys(((), flips)), thresholds, CLEANUPS, (False, True))
     return [
-        Decision(turns, threshold, **cleanup, fill_holes=fill)
+        Postprocessing(turns, threshold, **cleanup, fill_holes=fill)
         for turns, threshold, cleanup, fill in grid
     ]
 
 
-def try_candidates(evaluation: Evaluation, candidates: list[Decision]) -> torch.Tensor:
+def try_candidates(evaluation: Evaluation, candidates: list[Postprocessing]) -> torch.Tensor:
     """Pixels of the lesion at original sizes, int64 (candidates, images, 4): hit, false, missed and rest."""
     counts: list[list[list[int]]] = []
     for batch in evaluation.loader():
@@ -131,7 +137,7 @@ def _count(
     evaluation: Evaluation,
     stem: str,
     squares: dict[tuple[str, ...], np.ndarray],
-    candidates: list[Decision],
+    candidates: list[Postprocessing],
 ) -> Iterator[list[int]]:
     """Hit, false, missed and rest of each candidate for one image; `squares` are its probabilities for each flips."""
     originals = {
@@ -144,7 +150,7 @@ def _count(
         yield [hit, found - hit, real - hit, mask.size - found - real + hit]
 
 
-def simplest(candidates: list[Decision], scores: list[float]) -> int:
+def simplest(candidates: list[Postprocessing], scores: list[float]) -> int:
     """The index of the candidate with the fewest changes among those within `GAIN` of the best; then the best."""
     best = max(scores)
     good = [i for i, score in enumerate(scores) if score >= best - GAIN]
@@ -177,13 +183,13 @@ def seen_flips(augmentation: str) -> tuple[str, ...]:
     return tuple(name for name in FLIPS if name in seen)
 
 
-def print_tuning(result: dict[str, Any]) -> None:
-    """The chosen decision, the plain one, and the five best, as a table on the terminal."""
-    chosen, plain = result["decision"], to_dict(Decision())
-    rows = [("chosen", str(Decision(**chosen)), f"{result['score']:.4f}")]
-    rows.append(("without", str(Decision(**plain)), f"{result['plain_score']:.4f}"))
+def print_search(result: dict[str, Any]) -> None:
+    """The chosen post-processing, the plain one, and the five best, as a table on the terminal."""
+    chosen, plain = result["postprocessing"], to_dict(Postprocessing())
+    rows = [("chosen", str(Postprocessing(**chosen)), f"{result['score']:.4f}")]
+    rows.append(("without", str(Postprocessing(**plain)), f"{result['plain_score']:.4f}"))
     for rank, candidate in enumerate(result["candidates"][:5], 1):
         words = {name: value for name, value in candidate.items() if name != "score"}
-        rows.append((f"best {rank}", str(Decision(**words)), f"{candidate['score']:.4f}"))
+        rows.append((f"best {rank}", str(Postprocessing(**words)), f"{candidate['score']:.4f}"))
     title = f"{result['metric']}, {result['images']} images of {result['split']}, {len(result['candidates'])} tried"
-    print_rows(("", "decision", "score"), rows, title)
+    print_table(("", "post-processing", "score"), rows, title)

@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ovseg.core.console import print_rows
+from ovseg.core.console import print_table
 from ovseg.core.drawing import case_row, contact_sheet
-from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
 from ovseg.data.datamodule import PairDataset
-from ovseg.evaluation.evaluate import ORIGINAL_SCORES, Evaluation
-from ovseg.inference.postprocessing import Decision, to_dict
-from ovseg.metrics import HARD_SCORES
+from ovseg.evaluation.evaluate import Evaluation
+from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.metrics import HARD_SCORES, ORIGINAL_SCORES, SCORES
 
 
 def report_evaluation(
@@ -25,7 +24,7 @@ def report_evaluation(
 
     Where the categories of the images are known, also `dice_categories.png`; and of a run for categories
     `confusion.png`, the category of each image against the predicted one. A result of the same checkpoint on the same
-    data with the same decision is replaced; another one only with `overwrite`.
+    data with the same post-processing is replaced; another one only with `overwrite`.
 
     Args:
         evaluation: what to run.
@@ -63,13 +62,13 @@ def _is_same(output: Path, description: dict[str, Any]) -> bool:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size", "decision")
+    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size", "postprocessing")
     if not isinstance(earlier, dict):
         return False
     earlier = {
-        "decision": to_dict(Decision()),
+        "postprocessing": to_dict(Postprocessing()),
         **earlier,
-    }  # what was the only one before there were decisions
+    }  # what was the only one before there were post-processing settings
     return all(earlier.get(name) == description[name] for name in names)
 
 
@@ -108,8 +107,10 @@ def _case(
     evaluation: Evaluation, dataset: PairDataset, table: pd.DataFrame, index: int
 ) -> np.ndarray:
     item = dataset[index]
-    logits = evaluation.logits(item["image"][None].to(evaluation.device), evaluation.decision.flips)
-    pred = evaluation.decide([item["stem"]], logits)[0][0, 0].cpu().numpy()
+    logits = evaluation.logits(
+        item["image"][None].to(evaluation.device), evaluation.postprocessing.flips
+    )
+    pred = evaluation.postprocess([item["stem"]], logits)[0][0, 0].cpu().numpy()
     title = f"{item['stem']}  Dice {table['dice'][index]:.3f}"
     image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"][0].numpy()
     return case_row(image, mask, pred, title, side=200, classes=evaluation.task.classes)
@@ -126,7 +127,7 @@ def print_leakage(summary: dict[str, Any]) -> None:
         interval = "" if found["ci95"] is None else "{:+.4f} .. {:+.4f}".format(*found["ci95"])
         mean = "none" if found["mean"] is None else f"{found['mean']:+.4f}"
         rows.append((name, mean, interval, str(found["count"])))
-    print_rows(
+    print_table(
         ("difference of Dice", "mean", "95 % interval", "of"),
         rows,
         f"mean test Dice: {dice}. {share}.",
@@ -141,20 +142,19 @@ def print_summary(summary: dict[str, Any]) -> None:
     rows = []
     for name, value in summary["scores"].items():
         if name in (*HARD_SCORES, *ORIGINAL_SCORES):
-            label = name.replace("_original", ", original size,")
             rows.append(
                 (
-                    f"{label} per image",
+                    f"{_label(name)} per image",
                     *_mean_and_interval(value),
                     _text(value["median"]),
                     str(value["images"]),
                 )
             )
         else:
-            rows.append((_FULL_NAMES[name], _text(value), "", "", ""))
-    decision = Decision(**summary["decision"])
-    title = f"{title}{summary['epoch']}" + (f", {decision}" if decision.changes else "")
-    print_rows(("score", "value", "95 % interval", "median", "images"), rows, title)
+            rows.append((_label(name), _text(value), "", "", ""))
+    postprocessing = Postprocessing(**summary["postprocessing"])
+    title = f"{title}{summary['epoch']}" + (f", {postprocessing}" if postprocessing.changes else "")
+    print_table(("score", "value", "95 % interval", "median", "images"), rows, title)
     if "per_category" in summary:
         _print_categories(summary["per_category"])
 
@@ -167,7 +167,7 @@ def _print_categories(rows: list[dict[str, Any]]) -> None:
             (r["name"], str(r["images"]), *_mean_and_interval(r["dice"]), _text(r["iou_pooled"]))
             for r in rows
         ]
-        print_rows(head, lines, "by category of the image")
+        print_table(head, lines, "by category of the image")
         return
     head, lines = (
         ("category", "images", "lesion Dice", "recognised", "category Dice", "over", "IoU pooled"),
@@ -185,7 +185,7 @@ def _print_categories(rows: list[dict[str, Any]]) -> None:
                 *own,
             )
         )
-    print_rows(head, lines, "by category")
+    print_table(head, lines, "by category")
 
 
 def _mean_and_interval(value: dict[str, Any]) -> tuple[str, str]:
@@ -198,24 +198,7 @@ def _text(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-_FULL_NAMES = {
-    "loss": "loss",
-    "dice_coef": "dice_coef (soft, per batch)",
-    "iou_pooled": "IoU pooled",
-    "iou_pooled_original": "IoU pooled, original size",
-    "dice_categories": "category Dice, mean of categories",
-    "iou_pooled_categories": "category IoU pooled, mean of categories",
-}
-
-
-def evaluation_dir(run: Path, split: str) -> Path:
-    """Where the evaluation of a run folder stands: `evaluation` for the test split, `evaluation_<split>` else.
-
-    Raises:
-        InputError: `run` is a file, so the folder must be named.
-    """
-    if not Path(run).is_dir():
-        raise InputError(
-            f"{run} is no run folder, so it has no place for the result. Add --output FOLDER."
-        )
-    return Path(run) / ("evaluation" if split == "test" else f"evaluation_{split}")
+def _label(name: str) -> str:
+    """A score's label, of a score at the original size too."""
+    label = SCORES[name.removesuffix("_original")].label
+    return f"{label}, original size," if name.endswith("_original") else label

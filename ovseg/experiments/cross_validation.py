@@ -10,11 +10,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ovseg.core.checkpoints import ENSEMBLE_FILE, read_checkpoint
+from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.files import content_digest, write_json
+from ovseg.core.runs import RunFolder, run_of_checkpoint
 from ovseg.data.manifest import read_folds
-from ovseg.evaluation.postprocessing_search import print_tuning, tune
+from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 from ovseg.experiments.out_of_fold import score_folds
 from ovseg.experiments.subtraining import changed_settings, training_process, write_configuration
 
@@ -27,7 +28,7 @@ def cross_validate(
     """Train every fold that is not trained yet, then score them all.
 
     A fold that was killed goes on from its last complete epoch. One that fails does not keep the others from training.
-    With `tune: true` the decision of their ensemble is chosen at the end; the scores are without it.
+    With `postprocess: true` the post-processing of their ensemble is chosen at the end; the scores are without it.
 
     Args:
         config: the whole configuration, see `ovseg.experiments.train.read_configuration`.
@@ -62,11 +63,12 @@ def cross_validate(
             "cause and run the same command again."
         )
     write_json(
-        output / ENSEMBLE_FILE, {"members": [run.relative_to(output).as_posix() for run in runs]}
+        RunFolder(output).ensemble,
+        {"members": [run.relative_to(output).as_posix() for run in runs]},
     )
     summary = score_folds(runs, output, device)
-    if config["tune"]:
-        print_tuning(tune(output, device=device))
+    if config["postprocess"]:
+        print_search(search_postprocessing(output, device=device))
     return summary
 
 
@@ -136,7 +138,7 @@ def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> 
         "data": {**config["data"], "fold": fold},
         "runs_dir": str(output),
         "evaluate_test": False,
-        "tune": False,
+        "postprocess": False,
     }
     write_configuration(path, {**config, **own})
     last, over = find_last(folder, config)
@@ -147,10 +149,10 @@ def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> 
             print(f"Fold {fold} failed with exit code {code}.", flush=True)
             return None
         last, _ = find_last(folder, config)
-    if last is None or not (last.parent / "best.ckpt").is_file():
+    if last is None or not run_of_checkpoint(last).checkpoint("best").is_file():
         print(f"Fold {fold} came to no end of an epoch, so it has no checkpoint.", flush=True)
         return None
-    run = last.parent.parent
+    run = run_of_checkpoint(last).path
     write_json(folder / FINISHED, {"run": run.name, "settings_sha256": digest})
     return run
 
@@ -161,10 +163,10 @@ def find_last(folder: Path, config: dict[str, Any]) -> tuple[Path | None, bool]:
     A training that is killed between its last epoch and its marker must not go on: where early stopping ended it, a
     resume would train an epoch more. One that diverged is no use: the fold goes on from an older one, or anew.
     """
-    paths = sorted(
-        folder.glob("version_*/checkpoints/last.ckpt"), key=lambda path: int(path.parts[-3][8:])
-    )
-    for path in reversed(paths):
+    for run in reversed(RunFolder.list_versions(folder)):
+        path = run.checkpoint("last")
+        if not path.is_file():
+            continue
         try:
             return path, is_over(read_sound(path), config["trainer"])
         except InputError as error:

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 from scipy.stats import t as student
 
 from ovseg.core.console import progress_bar
@@ -29,6 +28,7 @@ from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_json, write_table
 from ovseg.core.plots import draw_leakage
+from ovseg.core.statistics import mean_interval
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.manifest import read_manifest
@@ -305,17 +305,8 @@ def _over_seeds(values: pd.Series) -> dict[str, Any]:
 
 def _over_images(values: pd.Series) -> dict[str, Any]:
     values = values.groupby("stem").mean().to_numpy()
-    if len(values) < 2:
-        return {
-            "mean": float(values.mean()) if len(values) else None,
-            "ci95": None,
-            "count": len(values),
-        }
-    bounds = bootstrap(
-        (values,), np.mean, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
     return {
-        "mean": float(values.mean()),
-        "ci95": [float(bound) for bound in bounds],
+        "mean": float(values.mean()) if len(values) else None,
+        "ci95": mean_interval(values),
         "count": len(values),
     }

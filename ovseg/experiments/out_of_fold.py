@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
 
-from ovseg.core.console import print_rows
+from ovseg.core.console import print_table
 from ovseg.core.files import write_json, write_table
 from ovseg.core.plots import draw_boxes
+from ovseg.core.statistics import ratio_interval
 from ovseg.data.manifest import read_manifest
-from ovseg.evaluation.evaluate import ORIGINAL_SCORES, Evaluation, pooled_iou, summarise
-from ovseg.metrics import HARD_SCORES
+from ovseg.evaluation.evaluate import Evaluation, pooled_iou, summarise
+from ovseg.metrics import HARD_SCORES, ORIGINAL_SCORES
 
 NOTE = "each network's best epoch was chosen on the images it is scored on, so the scores are slightly too good"
 
@@ -40,8 +40,8 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     tables, folds = [], []
     for fold, run in enumerate(runs):
         evaluation = Evaluation(
-            run, "valid", device=device, decision=False
-        )  # a decision was chosen on these images
+            run, "valid", device=device, postprocessing=False
+        )  # post-processing was chosen on these images
         table, summary = evaluation.run()
         table.insert(1, "fold", fold)
         tables.append(table)
@@ -89,15 +89,19 @@ def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, An
     scores = summarise(table[[name for name in (*HARD_SCORES, *ORIGINAL_SCORES) if name in table]])
     scores["iou_pooled"] = {
         "value": pooled_iou(table),
-        "ci95": ratio_interval(areas["hit"], areas["union"]),
+        "ci95": ratio_interval(areas["hit"].to_numpy(), areas["union"].to_numpy()),
     }
     if groups:
         units = table["stem"].map(groups)
         for name in scores.keys() & set(table):
             by_group = table[name].groupby(units)
-            scores[name]["ci95_groups"] = ratio_interval(by_group.sum(), by_group.count())
+            scores[name]["ci95_groups"] = ratio_interval(
+                by_group.sum().to_numpy(), by_group.count().to_numpy()
+            )
         sums = areas.groupby(units).sum()
-        scores["iou_pooled"]["ci95_groups"] = ratio_interval(sums["hit"], sums["union"])
+        scores["iou_pooled"]["ci95_groups"] = ratio_interval(
+            sums["hit"].to_numpy(), sums["union"].to_numpy()
+        )
     per_fold = []
     for _, part in table.groupby("fold"):
         means = {
@@ -106,22 +110,6 @@ def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, An
         }
         per_fold.append({"images": len(part), **means, "iou_pooled": pooled_iou(part)})
     return {"images": len(table), "scores": scores, "per_fold": per_fold}
-
-
-def ratio_interval(numerators: pd.Series, denominators: pd.Series) -> list[float] | None:
-    """95 % bootstrap percentile interval of sum(numerators) / sum(denominators), resampling both together, seeded.
-
-    What has the denominator 0 is left out; None for fewer than two that have not.
-    """
-    kept = denominators > 0
-    if kept.sum() < 2:
-        return None
-    pairs = (numerators[kept].to_numpy(float), denominators[kept].to_numpy(float))
-    options = {"paired": True, "vectorized": True, "method": "percentile", "batch": 1000}
-    found = bootstrap(
-        pairs, lambda a, b, axis: a.sum(axis) / b.sum(axis), rng=np.random.default_rng(0), **options
-    )
-    return [float(bound) for bound in found.confidence_interval]
 
 
 def print_folds(summary: dict[str, Any]) -> None:
@@ -153,7 +141,7 @@ def print_folds(summary: dict[str, Any]) -> None:
     title = (
         f"{leakage}out of fold: {summary['images']} images of {summary['data']}; {summary['note']}"
     )
-    print_rows(("", "images", "Dice per image", "IoU per image", "IoU pooled"), rows, title)
+    print_table(("", "images", "Dice per image", "IoU per image", "IoU pooled"), rows, title)
 
 
 def _text(value: float | None) -> str:

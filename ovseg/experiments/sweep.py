@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import yaml
-from jsonargparse import get_loader
 
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_table
 from ovseg.core.plots import draw_sweep
 from ovseg.core.registry import choose
+from ovseg.core.runs import RunFolder
+from ovseg.core.yaml_files import read_yaml
 from ovseg.experiments.subtraining import changed_settings, training_process, write_configuration
-from ovseg.training.callbacks import best_mode
+from ovseg.metrics import monitor_mode
+from ovseg.training.callbacks import CURVES
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-METRICS = ("val_dice", "val_dice_coef", "val_iou", "val_iou_pooled", "val_dice_categories")
-MONITORS = {"val_loss": "train_losses.csv", **dict.fromkeys(METRICS, "train_metrics.csv")}
+MONITORS = {"val_loss": "losses", **dict.fromkeys(CURVES, "metrics")}  # kinds of curves
 # What sweep sets itself, and what would change the images that trials are compared on.
 FIXED = (
     "runs_dir",
     "ckpt_path",
     "evaluate_test",
-    "tune",
+    "postprocess",
     "best_checkpoint.monitor",
     "snapshots.num_infer_images",
 )
@@ -144,14 +144,7 @@ def read_space(path: Path, config: dict[str, Any]) -> dict[str, "BaseDistributio
         InputError: unreadable, an unknown key, one that has to stay the same, or no range.
     """
     distributions = import_optuna().distributions
-    try:
-        content = get_loader("yaml")(
-            Path(path).read_text(encoding="utf-8")
-        )  # reads 1e-4 as a number, unlike PyYAML
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}). Expected YAML such as key: {{low: 1, high: 4}}."
-        ) from None
+    content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise InputError(
             f"{path} names no key. Expected YAML such as model.optimizer_args.lr: {{low: 1e-4, high: 1e-2}}."
@@ -220,7 +213,7 @@ def open_study(path: Path, output: Path, settings: dict[str, Any]) -> "Study":
     path.parent.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner() if settings["prune"] else optuna.pruners.NopPruner()
     options = {"study_name": "ovseg", "load_if_exists": True, "pruner": pruner}
-    direction = "maximize" if best_mode(settings["monitor"]) == "max" else "minimize"
+    direction = "maximize" if monitor_mode(settings["monitor"]) == "max" else "minimize"
     try:
         study = optuna.create_study(storage=f"sqlite:///{path}", direction=direction, **options)
     except Exception as error:  # SQLAlchemy's, which only Optuna imports
@@ -265,13 +258,13 @@ def run_trial(
     fixed = {
         "runs_dir": str(output),
         "evaluate_test": False,
-        "tune": False,
+        "postprocess": False,
         "snapshots": {"num_infer_images": 0},
     }
     write_configuration(path, {**with_values(config, trial.params), **fixed})
     values = ", ".join(f"{name} {value}" for name, value in trial.params.items())
     print(f"Trial {trial.number}: {values}", flush=True)
-    run = output / path.stem / "version_0"
+    run = RunFolder(output / path.stem / "version_0")
     with training_process(path) as process:
         pruned = watch(process, trial, run, monitor)
         code = process.wait()
@@ -280,7 +273,7 @@ def run_trial(
         study.tell(trial, state=states.FAIL)
         print(f"Trial {trial.number} failed with exit code {code}.", flush=True)
         return False
-    best = max(found) if best_mode(monitor) == "max" else min(found)
+    best = max(found) if monitor_mode(monitor) == "max" else min(found)
     study.tell(trial, *([None, states.PRUNED] if pruned else [best]))
     print(
         f"Trial {trial.number}: {monitor} {best:.4f}{' when it was pruned' if pruned else ''}",
@@ -289,7 +282,7 @@ def run_trial(
     return True
 
 
-def watch(process: subprocess.Popen, trial: "Trial", run: Path, monitor: str) -> bool:
+def watch(process: subprocess.Popen, trial: "Trial", run: RunFolder, monitor: str) -> bool:
     """Report a training's epochs as they come; end it where the pruner asks, and say whether it did."""
     reported, running = 0, True
     while running:
@@ -298,17 +291,17 @@ def watch(process: subprocess.Popen, trial: "Trial", run: Path, monitor: str) ->
         for epoch, value in enumerate(values[reported:], reported + 1):
             trial.report(value, epoch)
             if running and trial.should_prune():
-                (run / "break_training").touch()
+                run.break_file.touch()
                 return True
         reported = len(values)
         time.sleep(0.2 if running else 0)
     return False
 
 
-def read_values(run: Path, monitor: str) -> list[float]:
+def read_values(run: RunFolder, monitor: str) -> list[float]:
     """The monitored value of each epoch of a run so far; empty where there is none yet, or it is not logged."""
     try:
-        return pd.read_csv(run / MONITORS[monitor])[monitor].dropna().tolist()
+        return pd.read_csv(run.curves(MONITORS[monitor], ".csv"))[monitor].dropna().tolist()
     except (FileNotFoundError, KeyError):
         return []
 
@@ -339,5 +332,9 @@ def report_study(
             name: getattr(distribution, "log", False) for name, distribution in space.items()
         }
         draw_sweep(
-            complete.infer_objects(), logarithmic, monitor, best_mode(monitor), output / "sweep.png"
+            complete.infer_objects(),
+            logarithmic,
+            monitor,
+            monitor_mode(monitor),
+            output / "sweep.png",
         )

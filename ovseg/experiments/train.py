@@ -19,12 +19,12 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
-from ovseg.core.runs import claim_version, release_run
+from ovseg.core.runs import RunFolder, run_of_checkpoint
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.tree import SPLITS
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.evaluation.postprocessing_search import print_tuning, tune
-from ovseg.evaluation.report import evaluation_dir, print_summary, report_evaluation
+from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
+from ovseg.evaluation.report import print_summary, report_evaluation
 from ovseg.training.callbacks import (
     BestCheckpoint,
     BreakTraining,
@@ -52,7 +52,10 @@ class TrainCLI(LightningCLI):
             "--runs_dir", type=str, default="runs", help="parent of all run folders"
         )
         parser.add_argument(
-            "--tune", type=bool, default=False, help="choose flips, threshold and clean-up on valid"
+            "--postprocess",
+            type=bool,
+            default=False,
+            help="choose flips, threshold and clean-up on valid",
         )
         parser.add_argument(
             "--ema.decay", type=float, default=0.0, help="average of the weights, see averaging.py"
@@ -69,7 +72,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
         """Find mistakes ourselves first: jsonargparse names neither the file nor what to do."""
-        self.run_dir: Path | None = None  # of this process, once it is claimed
+        self.run_folder: RunFolder | None = None  # of this process, once it is claimed
         self.settings = read_settings(args, list(parser.get_defaults(skip_validation=True).keys()))
         try:
             super().parse_arguments(parser, args)
@@ -118,28 +121,23 @@ class TrainCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except Exception as error:  # whatever the constructors of its parts raise
-            release_run(self.run_dir)
-            raise (
-                error if isinstance(error, InputError) else explain_refusal(error, self.settings)
-            ) from error
+            self._release_run()
+            if isinstance(error, InputError):
+                raise
+            raise explain_refusal(error, self.settings) from error
 
     def _claim_run(self, trainer: Any) -> dict[str, Any]:
         """Make the run folder; the Trainer's arguments that follow from it."""
-        folder, version = (
-            Path(self.config.runs_dir) / self._config_name(),
-            "elsewhere",
-        )  # rank 0's is broadcast
+        parent = Path(self.config.runs_dir) / self._config_name()
+        version = "elsewhere"  # in other processes, which take that of rank 0
         if rank_zero_only.rank == 0:
-            version = claim_version(folder)
-            self.run_dir = folder / version
+            self.run_folder = RunFolder.claim(parent)
+            version = self.run_folder.path.name
         given = [] if trainer["logger"] in (None, True, False) else trainer["logger"]
-        loggers = [
-            CSVLogger(folder.parent, folder.name, version),
-            *(given if isinstance(given, list) else [given]),
-        ]
-        root = (
-            trainer["default_root_dir"] or folder / version
-        )  # where Lightning looks for SLURM's own checkpoints
+        others = given if isinstance(given, list) else [given]
+        loggers = [CSVLogger(parent.parent, parent.name, version), *others]
+        # Lightning looks there for the checkpoints that it writes itself under SLURM
+        root = trainer["default_root_dir"] or parent / version
         return {"logger": loggers, "default_root_dir": root}
 
     def fit(self) -> None:
@@ -164,20 +162,21 @@ class TrainCLI(LightningCLI):
             ) from None
 
     def _release_unstarted(self) -> None:
-        if (
-            self.trainer.global_step == 0
-        ):  # later its configuration, logs and curves tell what went wrong
-            release_run(self.run_dir)
+        """Later its configuration, logs and curves tell what went wrong."""
+        if self.trainer.global_step == 0:
+            self._release_run()
+
+    def _release_run(self) -> None:
+        if self.run_folder is not None:
+            self.run_folder.release()
 
     def _config_name(self) -> str:
         """The name of the last --config file without its suffix; for a run's own config.yaml, the run's name."""
         if not self.config.config:
             return "run"
         path = Path(str(self.config.config[-1]))
-        if path.name != "config.yaml":
-            return path.stem
-        folder = path.absolute().parent
-        return folder.parent.name if folder.name.startswith("version_") else folder.name
+        run = RunFolder(path.parent)
+        return run.name if path.name == run.config.name else path.stem
 
 
 def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
@@ -223,7 +222,7 @@ def read_configuration(arguments: list[str]) -> dict[str, Any]:
 def train_from_command_line(arguments: list[str]) -> int:
     """Train as the configuration says, then, unless `evaluate_test` is false, score the best checkpoint on test.
 
-    With `tune: true` its decision (see `ovseg.inference.postprocessing`) is chosen on the validation split before that; where none can
+    With `postprocess: true` its post-processing (see `ovseg.inference.postprocessing`) is chosen on the validation split before that; where none can
     be chosen, the scores are those of the plain one.
 
     Args:
@@ -239,27 +238,29 @@ def train_from_command_line(arguments: list[str]) -> int:
     trainer = cli.trainer
     trainer.callbacks.insert(0, EpochSeed(cli.datamodule.hparams.seed))
     if cli.config.ckpt_path:
-        trainer.checkpoint_callback.resume_dir = Path(cli.config.ckpt_path).parent
+        trainer.checkpoint_callback.resumed_run = run_of_checkpoint(Path(cli.config.ckpt_path))
     _announce(cli.model, cli.datamodule)
     cli.fit()
-    run = trainer.log_dir  # asks all processes
+    log_dir = trainer.log_dir  # asks all processes
     if not trainer.is_global_zero or trainer.fast_dev_run:
         return 0
-    if not any(Path(run, "checkpoints").glob("*.ckpt")):
-        print(f"No epoch came to its end, so nothing was kept but the configuration in {run}.")
+    run = RunFolder(Path(log_dir))
+    if not run.has_checkpoint:
+        print(f"No epoch came to its end, so nothing was kept but the configuration in {run.path}.")
         return 0
     last = float(trainer.callback_metrics.get("val_loss", 0.0))
     if not math.isfinite(last):
         raise InputError(
             f"Training diverged: val_loss is {last} after epoch {trainer.current_epoch}. Lower "
             "model.optimizer_args.lr or clip gradients (trainer.gradient_clip_val). Nothing was evaluated; the curves "
-            f"are in {run}."
+            f"are in {run.path}."
         )
-    if cli.config.tune:
-        _tune(Path(run))
+    if cli.config.postprocess:
+        _postprocess(run)
     if cli.config.evaluate_test:
-        _evaluate_best(Path(run))
-    print(f"Run folder: {run}\nCurves: {run}/train_losses.png, {run}/train_metrics.png")
+        _evaluate_best(run)
+    print(f"Run folder: {run.path}")
+    print(f"Curves: {run.curves('losses', '.png')}, {run.curves('metrics', '.png')}")
     return 0
 
 
@@ -278,15 +279,16 @@ def _progress_bar() -> LineProgress | TQDMProgressBar:
     return TQDMProgressBar(refresh_rate=1) if sys.stderr.isatty() else LineProgress()
 
 
-def _tune(run: Path) -> None:
-    """Choose the decision; where none can be chosen say why, so that a finished training still gets its scores."""
+def _postprocess(run: RunFolder) -> None:
+    """Choose the post-processing; where none can be chosen say why, so that a finished training still gets its scores."""
     try:
-        print_tuning(tune(run))
+        print_search(search_postprocessing(run.path))
     except InputError as error:
-        print(f"No decision was chosen, so the plain one holds: {error}")
+        print(f"No post-processing was chosen, so the plain one holds: {error}")
 
 
-def _evaluate_best(run: Path) -> None:
-    output = evaluation_dir(run, "test")
-    print_summary(report_evaluation(Evaluation(run), output))
-    print(f"Snapshots: {run}/epoch_change_infer/\nEvaluation: {output}/")
+def _evaluate_best(run: RunFolder) -> None:
+    output = run.evaluation("test")
+    print_summary(report_evaluation(Evaluation(run.path), output))
+    print(f"Snapshots: {run.snapshots}/")
+    print(f"Evaluation: {output}/")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
 from ovseg.inference.onnx import export_onnx
@@ -96,8 +97,7 @@ def largest_gap(logits: Tensor, reference: Tensor) -> float:
 
 def print_engines(rows: list[tuple]) -> None:
     """The table of `calibrate` in the terminal."""
-    for row in [("engine", "s a batch", "difference", ""), *rows]:
-        print("{:12} {:>9} {:>10}  {}".format(*row))
+    print_table(("engine", "s a batch", "difference", ""), rows, "engines on this machine")
 
 
 def _texts(measured: tuple[float, Engine] | None, gap: float) -> tuple[str, str, str]:

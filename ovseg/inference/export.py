@@ -10,6 +10,7 @@ from ovseg import __version__
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_json
+from ovseg.core.runs import RunFolder, run_of_checkpoint
 from ovseg.inference.engines import TOLERANCE, largest_gap, open_onnx
 from ovseg.inference.onnx import export_onnx
 from ovseg.inference.postprocessing import to_dict
@@ -23,7 +24,7 @@ def export_run(run: Path, output: Path | None = None, overwrite: bool = False) -
 
     The file takes plain pixels, uint8 (N, 3, S, S), of pictures placed in a square as `fit` says, and gives logits.
     `model.json`, which the file's metadata repeat, says how they become labels as `infer` makes them: the run's
-    decision (flips, threshold, clean-up), categories and sizes.
+    post-processing (flips, threshold, clean-up), categories and sizes.
 
     Args:
         run: run folder or checkpoint.
@@ -59,12 +60,13 @@ def export_run(run: Path, output: Path | None = None, overwrite: bool = False) -
         "categories": ["background", *predictor.categories]
         if predictor.categories
         else ["background", "lesion"],
-        "decision": to_dict(predictor.decision),
+        "postprocessing": to_dict(predictor.postprocessing),
     }
     image = torch.randint(
         0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    output = output or (Path(run) if Path(run).is_dir() else Path(run).parent.parent) / "export"
+    folder = RunFolder(Path(run)) if Path(run).is_dir() else run_of_checkpoint(run)
+    output = output or folder.export
     with atomic_dir(output, overwrite, DESCRIPTION_FILE) as folder:
         export_onnx(
             predictor.network, image, folder / "model.onnx", {"ovseg": json.dumps(description)}

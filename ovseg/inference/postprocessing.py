@@ -1,6 +1,6 @@
 """What stands between a network and its labels: an average over flips, a threshold, and rules for components.
 
-`ovseg tune` chooses a decision on the validation split and keeps it in the run folder as `decision.json`.
+`ovseg postprocess` chooses post-processing on the validation split and keeps it in the run folder as `postprocessing.json`.
 """
 
 import itertools
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
+from ovseg.core.runs import RunFolder
 
 FLIPS = {"horizontal": -1, "vertical": -2}  # the axis of (N, channels, H, W) that is turned round
-DECISION_FILE = "decision.json"
 
 
 @dataclass(frozen=True)
-class Decision:
+class Postprocessing:
     """How probabilities become labels; without arguments the plain 0.5.
 
     Attributes:
@@ -54,12 +54,12 @@ class Decision:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise InputError(
-                    f"{name} of a decision is {value!r}, expected a number within {low:g}..{high:g}."
+                    f"{name} of post-processing is {value!r}, expected a number within {low:g}..{high:g}."
                 )
         for name in ("keep_largest", "fill_holes"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(
-                    f"{name} of a decision is {getattr(self, name)!r}, expected true or false."
+                    f"{name} of post-processing is {getattr(self, name)!r}, expected true or false."
                 )
 
     @property
@@ -129,7 +129,7 @@ def average_flips(
     Args:
         network: from pictures to logits (N, classes, H, W), any engine.
         image: uint8 (N, 3, H, W).
-        flips: see `Decision`.
+        flips: see `Postprocessing`.
     """
     axes = [
         axes for count in range(len(flips) + 1) for axes in itertools.combinations(flips, count)
@@ -156,38 +156,43 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     return lesion - background
 
 
-def to_dict(decision: Decision) -> dict[str, Any]:
+def to_dict(postprocessing: Postprocessing) -> dict[str, Any]:
     """As JSON has it."""
-    return {**asdict(decision), "flips": list(decision.flips)}
+    return {**asdict(postprocessing), "flips": list(postprocessing.flips)}
 
 
-def read_decision(run: Path, digest: str, classes: int) -> Decision | None:
-    """The decision of a run folder; None where it has none, and for a checkpoint that stands alone.
+def read_postprocessing(run: Path, digest: str, classes: int) -> Postprocessing | None:
+    """The post-processing of a run folder; None where it has none, and for a checkpoint that stands alone.
 
     Args:
         run: run folder or checkpoint.
-        digest: sha256 of what the decision must have been chosen for, see `ovseg.core.checkpoints.checkpoint_digest`.
+        digest: sha256 of what the post-processing must have been chosen for, see `ovseg.core.checkpoints.checkpoint_digest`.
         classes: of the network.
 
     Raises:
         InputError: the file is damaged, or was chosen for another checkpoint.
     """
-    path = Path(run) / DECISION_FILE
+    path = RunFolder(Path(run)).postprocessing
     if not path.is_file():
         return None
-    remedy = f"Choose again with ovseg tune --run {run}, or add --no-decision."
+    remedy = f"Choose again with ovseg postprocess --run {run}, or add --no-postprocessing."
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        decision, chosen_for = Decision(**found["decision"]), found["checkpoint_sha256"]
+        postprocessing, chosen_for = (
+            Postprocessing(**found["postprocessing"]),
+            found["checkpoint_sha256"],
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, InputError) else type(error).__name__
-        raise InputError(f"{path} is not what ovseg tune writes ({reason}). {remedy}") from None
+        raise InputError(
+            f"{path} is not what ovseg postprocess writes ({reason}). {remedy}"
+        ) from None
     if chosen_for != digest:
         raise InputError(
             f"{path} was chosen for another checkpoint (sha256 {str(chosen_for)[:12]}, here {digest[:12]}). {remedy}"
         )
-    if classes > 1 and decision.threshold != 0.5:
+    if classes > 1 and postprocessing.threshold != 0.5:
         raise InputError(
-            f"{path} has threshold {decision.threshold}, but {classes} classes have none. {remedy}"
+            f"{path} has threshold {postprocessing.threshold}, but {classes} classes have none. {remedy}"
         )
-    return decision
+    return postprocessing

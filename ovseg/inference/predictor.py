@@ -18,7 +18,7 @@ from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import check_bordered
 from ovseg.data.pairs import list_images, read_image
 from ovseg.inference.engines import ENGINES, Engine, choose_engine, print_engines
-from ovseg.inference.postprocessing import Decision, average_flips, read_decision
+from ovseg.inference.postprocessing import Postprocessing, average_flips, read_postprocessing
 from ovseg.training.task import SegmentationTask
 
 
@@ -27,7 +27,7 @@ class Prediction:
     """What a network says of one picture, at the picture's own size.
 
     Attributes:
-        labels: uint8 (H, W), 0 and 1, or category ids, as the run's decision has them (see `ovseg.inference.postprocessing.Decision`).
+        labels: uint8 (H, W), 0 and 1, or category ids, as the run's post-processing has them (see `ovseg.inference.postprocessing.Postprocessing`).
         probs: lesion probability, float32 (H, W) in 0..1; for categories 1 - that of the background, so where two
             categories compete it can be above 0.5 in a pixel whose label is 0.
     """
@@ -47,9 +47,9 @@ class Predictor:
         device: where the network runs.
         categories: names of ids 1, 2, ...; empty for a network of one class.
         engine: what runs it, `auto` or a name of `ovseg.inference.engines.ENGINES`; settled on the first pictures.
-        decision: how its probabilities become labels.
+        postprocessing: how its probabilities become labels.
         others: further members of an ensemble. Probabilities are averaged at the pictures' own sizes, so members may
-            place pictures in squares of their own; engine and decision are this one's.
+            place pictures in squares of their own; engine and post-processing are this one's.
     """
 
     network: torch.nn.Module
@@ -58,27 +58,27 @@ class Predictor:
     device: torch.device
     categories: Sequence[str] = ()
     engine: str = "torch"
-    decision: Decision = field(default_factory=Decision)
+    postprocessing: Postprocessing = field(default_factory=Postprocessing)
     others: Sequence["Predictor"] = ()
     _run: Engine | None = None
 
     @classmethod
-    def from_run(cls, run: Path, device: str = "auto", decision: bool = True) -> "Predictor":
+    def from_run(cls, run: Path, device: str = "auto", postprocessing: bool = True) -> "Predictor":
         """From a run folder, a checkpoint or the folder of an ensemble.
 
         Args:
             run: see `ovseg.core.checkpoints.find_checkpoints`.
             device: see `choose_device`.
-            decision: with the decision that the run folder holds (see `ovseg.inference.postprocessing.read_decision`), if any.
+            postprocessing: with the post-processing that the run folder holds (see `ovseg.inference.postprocessing.read_postprocessing`), if any.
 
         Raises:
             InputError: no such run, a broken checkpoint, members that differ in their categories, another checkpoint's
-                decision, or no such device.
+                post-processing, or no such device.
         """
         device, members = choose_device(device), read_members(run)
         chosen, predictors = None, []
-        if decision:
-            chosen = read_decision(
+        if postprocessing:
+            chosen = read_postprocessing(
                 run, checkpoint_digest(*(m.path for m in members)), members[0].classes
             )
         for member in members:
@@ -86,7 +86,9 @@ class Predictor:
                 member.path, map_location=device, weights_only=True
             ).eval()
             settings = member.data["image_size"], member.data["fit"], device, member.categories
-            predictors.append(cls(task.network, *settings, decision=chosen or Decision()))
+            predictors.append(
+                cls(task.network, *settings, postprocessing=chosen or Postprocessing())
+            )
         return replace(predictors[0], others=predictors[1:])
 
     def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
@@ -102,10 +104,10 @@ class Predictor:
             images: RGB, uint8 (H, W, 3), sizes may differ.
         """
         views = [
-            member.class_probs(images, self.engine, self.decision.flips)
+            member.class_probs(images, self.engine, self.postprocessing.flips)
             for member in (self, *self.others)
         ]
-        return [self._decide(np.mean(probs, axis=0)) for probs in zip(*views, strict=True)]
+        return [self._postprocess(np.mean(probs, axis=0)) for probs in zip(*views, strict=True)]
 
     @torch.inference_mode()
     def class_probs(
@@ -122,9 +124,9 @@ class Predictor:
             for p, image in zip(probs, images, strict=True)
         ]
 
-    def _decide(self, probs: np.ndarray) -> Prediction:
+    def _postprocess(self, probs: np.ndarray) -> Prediction:
         return Prediction(
-            self.decision.labels(probs), probs[0] if len(probs) == 1 else 1 - probs[0]
+            self.postprocessing.labels(probs), probs[0] if len(probs) == 1 else 1 - probs[0]
         )
 
 
@@ -176,7 +178,7 @@ def infer_folder(
     device: str = "auto",
     overwrite: bool = False,
     engine: str = "torch",
-    decision: bool = True,
+    postprocessing: bool = True,
 ) -> tuple[int, list[str]]:
     """Write a mask `<stem>.png` at the image's own size for every picture of a folder.
 
@@ -192,7 +194,7 @@ def infer_folder(
         device: see `choose_device`.
         overwrite: replace masks that this function wrote before.
         engine: what runs the network, see `Predictor`.
-        decision: see `Predictor.from_run`; it is named on the terminal.
+        postprocessing: see `Predictor.from_run`; it is named on the terminal.
 
     Returns:
         How many masks were written, and the message of every picture that could not be read.
@@ -206,9 +208,9 @@ def infer_folder(
     choose("engine", engine, {"auto": None, **ENGINES})
     with atomic_dir(output, overwrite, ".ovseg_masks", inputs=(run, images)) as folder:
         (folder / ".ovseg_masks").touch()
-        predictor = Predictor.from_run(run, device, decision)
-        if predictor.decision.changes:
-            print(f"Decision of the run: {predictor.decision}")
+        predictor = Predictor.from_run(run, device, postprocessing)
+        if predictor.postprocessing.changes:
+            print(f"Post-processing of the run: {predictor.postprocessing}")
         for fit in {member.fit for member in (predictor, *predictor.others)}:
             check_bordered(images, fit)
         predictor.engine, names = engine, predictor.categories

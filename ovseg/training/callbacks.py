@@ -17,33 +17,13 @@ from ovseg.core.drawing import PALETTE, PRED, case_row, contact_sheet, paint
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_path, write_image, write_table
 from ovseg.core.plots import draw_curves
-from ovseg.core.registry import choose
+from ovseg.core.runs import RunFolder
 from ovseg.data.geometry import place
 from ovseg.data.pairs import read_image, read_pair
-from ovseg.metrics import HARD_SCORES, predict
+from ovseg.metrics import SCORES, monitor_mode, predict
 from ovseg.training.ema import averaged
-from ovseg.training.schedules import watch_mode
 
-LOGGED_OF_CATEGORIES = (
-    "val_dice_categories",
-    "val_iou_pooled_categories",
-)  # only where data.classes is above 1
-LOGGED = (
-    "train_loss",
-    "train_dice_coef",
-    *(f"val_{name}" for name in ("loss", "dice_coef", *HARD_SCORES, "iou_pooled")),
-    *LOGGED_OF_CATEGORIES,
-)
-
-
-def best_mode(monitor: str) -> str:
-    """`min` for a loss, `max` for a score.
-
-    Raises:
-        InputError: nothing of that name is logged.
-    """
-    choose("monitor", monitor, dict.fromkeys(LOGGED))
-    return watch_mode(monitor)
+CURVES = [f"val_{name}" for name, score in SCORES.items() if score.in_curves]
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -57,12 +37,14 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str = "val_loss"):
         options = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-        super().__init__(filename="best", monitor=monitor, mode=best_mode(monitor), **options)
-        self.resume_dir = Path()
+        super().__init__(filename="best", monitor=monitor, mode=monitor_mode(monitor), **options)
+        self.resumed_run = RunFolder(Path())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        old, new = Path(state_dict["best_model_path"]), Path(self.dirpath) / "best.ckpt"
-        old = old if old.is_file() else self.resume_dir / "best.ckpt"  # the run was moved
+        new = Path(self.dirpath) / "best.ckpt"
+        old = Path(state_dict["best_model_path"])
+        if not old.is_file():  # the run was moved
+            old = self.resumed_run.checkpoint("best")
         if not old.is_file():
             rank_zero_info(
                 f"The best checkpoint so far, {old}, is gone: the best is looked for from here on."
@@ -115,9 +97,10 @@ class LastCheckpoint(ModelCheckpoint):
             or trainer.sanity_checking
         ):
             return
+        run = RunFolder(Path(self.dirpath).parent)
         if trainer.world_size == 1:
-            trainer.save_checkpoint(Path(self.dirpath) / "interrupted.ckpt")
-        last = Path(self.dirpath) / "last.ckpt"
+            trainer.save_checkpoint(run.checkpoint("interrupted"))
+        last = run.checkpoint("last")
         remedy = f"Go on with --ckpt_path {last}" if last.is_file() else "No epoch is complete yet"
         rank_zero_info(f"Stopped in epoch {trainer.current_epoch + 1}. {remedy}.")
 
@@ -140,7 +123,7 @@ class BreakTraining(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
-        path = Path(trainer.log_dir) / "break_training"
+        path = RunFolder(Path(trainer.log_dir)).break_file
         if trainer.strategy.reduce_boolean_decision(path.exists(), all=False):
             trainer.should_stop = True
             trainer.strategy.barrier()
@@ -169,24 +152,21 @@ class HistoryPlots(Callback):
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         names = {"loss": "train_loss", "val_loss": "val_loss", "dice_coef": "train_dice_coef"}
-        names |= {name: name for name in ("val_dice_coef", "val_dice", "val_iou", "val_iou_pooled")}
-        names["val_dice_categories"] = "val_dice_categories"
+        names |= {name: name for name in CURVES}
         row = {name: values[logged] for name, logged in names.items() if logged in values}
         self.rows.append({"epoch": trainer.current_epoch + 1, **row})
-        folder = Path(trainer.log_dir)
+        run = RunFolder(Path(trainer.log_dir))
         if trainer.is_global_zero:
             history = pd.DataFrame(self.rows)
-            self._write(history, folder / "train_losses", ["loss", "val_loss"])
-            self._write(
-                history,
-                folder / "train_metrics",
-                [c for c in history if c not in ("epoch", "loss", "val_loss")],
-            )
+            losses = ("loss", "val_loss")
+            self._write(history, run, "losses", [name for name in history if name in losses])
+            others = [name for name in history if name not in ("epoch", *losses)]
+            self._write(history, run, "metrics", others)
 
-    def _write(self, history: pd.DataFrame, path: Path, columns: list[str]) -> None:
-        table = history[["epoch", *(c for c in columns if c in history)]]
-        write_table(path.with_suffix(".csv"), table)
-        draw_curves(table, path.with_suffix(".png"))
+    def _write(self, history: pd.DataFrame, run: RunFolder, kind: str, columns: list[str]) -> None:
+        table = history[["epoch", *columns]]
+        write_table(run.curves(kind, ".csv"), table)
+        draw_curves(table, run.curves(kind, ".png"))
 
 
 class EpochSnapshots(Callback):
@@ -208,7 +188,7 @@ class EpochSnapshots(Callback):
         self.num_infer_images = num_infer_images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = Path(trainer.log_dir or ".") / "epoch_change_infer"  # log_dir asks all processes
+        folder = RunFolder(Path(trainer.log_dir or ".")).snapshots  # log_dir asks all processes
         if trainer.fast_dev_run or not self.num_infer_images or not trainer.is_global_zero:
             return
         data, rows, name = trainer.datamodule, [], f"Epoch_{trainer.current_epoch + 1}"
@@ -270,14 +250,7 @@ class LineProgress(ProgressBar):
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        shown = (
-            "train_loss",
-            "val_loss",
-            "val_dice_coef",
-            "val_dice",
-            "val_iou_pooled",
-            "val_dice_categories",
-        )
+        shown = ("train_loss", "val_loss", *CURVES)
         values = {
             name: trainer.callback_metrics[name]
             for name in shown

@@ -6,8 +6,8 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg.core.errors import InputError
 from ovseg.core.registry import fill_defaults
+from ovseg.metrics import LOGGED_SCORES, monitor_mode
 from ovseg.models import ARCHITECTURES
-from ovseg.training.callbacks import LOGGED_OF_CATEGORIES, best_mode
 from ovseg.training.ema import decay_of
 from ovseg.training.schedules import SCHEDULERS
 from ovseg.training.task import SegmentationTask
@@ -28,11 +28,11 @@ def share_classes(config: Any) -> None:
 
 def check_monitors(config: Any) -> None:
     """Monitored names must be logged, and validation must run at every epoch's end."""
-    config.early_stopping.mode = best_mode(config.early_stopping.monitor)
-    best_mode(config.best_checkpoint.monitor)
-    best_mode(config.model.monitor)
+    config.early_stopping.mode = monitor_mode(config.early_stopping.monitor)
+    monitor_mode(config.best_checkpoint.monitor)
+    monitor_mode(config.model.monitor)
     for name in ("early_stopping", "best_checkpoint", "model"):
-        if config[name].monitor in LOGGED_OF_CATEGORIES and config.data.classes == 1:
+        if LOGGED_SCORES[config[name].monitor].of_categories and config.data.classes == 1:
             raise InputError(
                 f"{name}.monitor is {config[name].monitor}, which is logged only where data.classes is above 1. "
                 "Set it to val_dice."

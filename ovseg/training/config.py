@@ -9,12 +9,12 @@ import traceback
 from collections.abc import Iterator, Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.yaml_files import parse_yaml, read_yaml
 
 COMMAND_LINE = "command line"
 HELP = "`ovseg train --help` lists the keys and what they take."
@@ -50,12 +50,46 @@ def read_settings(arguments: list[str], known: list[str]) -> list[Setting]:
         if name == "config":
             settings += _flatten(*_read_config(value), known)
         elif name in _sections(known):
-            settings += _flatten(COMMAND_LINE, {name: _parse(value, COMMAND_LINE)}, known)
+            settings += _flatten(COMMAND_LINE, {name: parse_yaml(value, COMMAND_LINE)}, known)
         elif name != "print_config":
             settings.append(Setting(COMMAND_LINE, name, value))
     for setting in settings:
         _check_key(setting, known)
     return settings
+
+
+def read_experiment(
+    path: Path, root: str | None, arch_args: list[str], lr: float | None
+) -> dict[str, Any]:
+    """A training configuration with a few values replaced, for commands that train without Lightning.
+
+    Args:
+        path: such as `configs/unet.yaml`.
+        root: dataset folder, or None for the file's.
+        arch_args: `key=value` texts.
+        lr: learning rate, or None for the file's.
+
+    Raises:
+        InputError: no such file, no `model` and `data` in it, or a text without `=`.
+    """
+    config = read_yaml(path)
+    sections = config if isinstance(config, dict) else {}
+    model, data = sections.get("model"), sections.get("data")
+    if not isinstance(model, dict) or not isinstance(data, dict):
+        raise InputError(f"{path} is not a training configuration: it has no model and data.")
+    wrong = [text for text in arch_args if "=" not in text]
+    if wrong:
+        raise InputError(f"--arch-args takes KEY=VALUE, found {first_five(wrong)}.")
+    changes = {}
+    for text in arch_args:
+        key, _, value = text.partition("=")
+        changes[key] = parse_yaml(value, f"--arch-args {key}")
+    model["arch_args"] = {**(model.get("arch_args") or {}), **changes}
+    if lr is not None:
+        model["optimizer_args"] = {**(model.get("optimizer_args") or {}), "lr": lr}
+    if root is not None:
+        data["root"] = root
+    return sections
 
 
 def explain(error: Exception, settings: list[Setting]) -> InputError:
@@ -146,7 +180,7 @@ def _options(arguments: list[str]) -> Iterator[tuple[str, str]]:
 def _read_config(value: str) -> tuple[str, dict]:
     """Source and content of a --config: a file, or YAML itself as jsonargparse allows."""
     path = Path(value)
-    if value and not path.exists() and isinstance(inline := _parse(value, COMMAND_LINE), dict):
+    if value and not path.exists() and isinstance(inline := parse_yaml(value, COMMAND_LINE), dict):
         return COMMAND_LINE, inline
     if not value or not path.exists():
         raise InputError(
@@ -157,42 +191,13 @@ def _read_config(value: str) -> tuple[str, dict]:
         raise InputError(
             f"{path} is a folder, expected a YAML file{f': {inside}' if inside else ''}."
         )
-    try:
-        content = _parse(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no text file, expected a YAML configuration.") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         kind = "is empty" if content is None else f"holds a {type(content).__name__}"
         raise InputError(
             f"{path} {kind}, expected sections, such as model, data and trainer, with their keys."
         )
     return str(path), content
-
-
-def _parse(text: str, where: str) -> object:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{where}{line}: the YAML is broken ({error.problem}). Mend it.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{where} is no YAML: {' '.join(str(error).split())}.") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses a key given twice, of which YAML would drop the first without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} stands here twice", key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _sections(known: list[str]) -> set[str]:

@@ -30,11 +30,6 @@ class Length:
 ANY_LENGTH = Length(10**9, 1)  # to try a schedule's arguments before the length is known
 
 
-def watch_mode(monitor: str) -> str:
-    """`min` for a loss, `max` for a score."""
-    return "min" if monitor.endswith("loss") else "max"
-
-
 def keras_plateau(
     optimizer: Optimizer,
     mode: str = "min",

@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from ovseg.core.errors import InputError
-from ovseg.metrics import OnlineScores, dice_coef, lesion_probs
+from ovseg.metrics import OnlineScores, dice_coef, lesion_probs, monitor_mode
 from ovseg.models import build_model
 from ovseg.training.losses import build_loss
 from ovseg.training.optim import find_encoder, optimize_network
@@ -18,7 +18,6 @@ from ovseg.training.schedules import (
     Length,
     build_scheduler,
     check_length,
-    watch_mode,
 )
 
 
@@ -205,7 +204,7 @@ class SegmentationTask(LightningModule):
         )  # fmt: skip
         if settings.scheduler is None:
             return optimizer
-        mode, arguments = watch_mode(settings.monitor), settings.scheduler_args or {}
+        mode, arguments = monitor_mode(settings.monitor), settings.scheduler_args or {}
         scheduler = build_scheduler(settings.scheduler, optimizer, mode, length, **arguments)
         if settings.scheduler in STEPWISE:
             return {

@@ -8,12 +8,13 @@ import pytest
 import torch
 import yaml
 
-from ovseg.baseline.compare_training import _settings, read_settings
+from ovseg.baseline.compare_training import _settings
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.cli.main import COMMANDS, _run
 from ovseg.core.errors import InputError
 from ovseg.evaluation.compare import compare_masks
 from ovseg.models import build_model
+from ovseg.training.config import read_experiment
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def compare(config, output, *more: str) -> int:
 
 
 def test_values_of_the_yaml_can_be_replaced(config):
-    settings = read_settings(config, "elsewhere", ["num_layers=5"], 0.5)
+    settings = read_experiment(config, "elsewhere", ["num_layers=5"], 0.5)
     assert (
         settings["data"]["root"] == "elsewhere"
         and settings["model"]["arch_args"]["num_layers"] == 5
@@ -102,7 +103,7 @@ def test_values_of_the_yaml_can_be_replaced(config):
 
 
 def test_way_of_convolving_is_no_argument_of_keras(config):
-    settings = read_settings(config, None, ["convolution=direct"], None)
+    settings = read_experiment(config, None, ["convolution=direct"], None)
     assert "convolution" not in _settings(settings, 3, 128)["network"]
 
 
@@ -110,14 +111,14 @@ def test_mistakes_are_one_line(config, tmp_path, capsys):
     for more, message in [
         (["--arch-args", "num_layers"], "--arch-args takes KEY=VALUE"),
         (["--image-size", "50"], "--image-size 50 must be a multiple of 4"),
-        (["--config", "gone.yaml"], "gone.yaml is not a training YAML"),
+        (["--config", "gone.yaml"], "Cannot read gone.yaml"),
     ]:
         assert compare(config, tmp_path / "out", *more) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
     with pytest.raises(InputError, match=r"compare needs model\.loss: bce_dice_loss"):
         from ovseg.baseline.compare_training import compare_training
 
-        settings = read_settings(config, None, [], None)
+        settings = read_experiment(config, None, [], None)
         settings["model"]["loss"] = "dice_loss"
         compare_training(settings, tmp_path / "out")
 

@@ -131,12 +131,12 @@ def test_summary_and_table_tell_the_scores_at_the_original_size(run, plain, tmp_
 def test_size_of_prepared_pictures_comes_from_the_manifest(run, prepared):
     evaluation = Evaluation(run, "test", prepared, device="cpu")
     batch = next(iter(evaluation.datamodule.eval_dataloader("test")))
-    rows = evaluation.decide(batch["stem"], batch["mask"].float() * 20 - 10)[1]
+    rows = evaluation.postprocess(batch["stem"], batch["mask"].float() * 20 - 10)[1]
     for (
         row
     ) in rows:  # even edges: halving and doubling by nearest neighbour gives the annotation back
         assert row["lesion_pixels_original"] == 16 * 16 and row["dice_original"] > 0.95
-    upside_down = evaluation.decide(batch["stem"], batch["mask"].flip(2).float() * 20 - 10)[1]
+    upside_down = evaluation.postprocess(batch["stem"], batch["mask"].flip(2).float() * 20 - 10)[1]
     assert max(row["dice_original"] for row in upside_down) < 0.7
 
 
@@ -147,7 +147,7 @@ def test_lesion_of_all_categories_is_scored_at_the_original_size(make_run, phant
     logits = torch.zeros(1, 5, 32, 32)
     logits[:, 3, :, :16] = 1
     logits[:, 0, :, 16:] = 1
-    row = evaluation.decide([evaluation.datamodule.pairs("valid")[0].stem], logits)[1][0]
+    row = evaluation.postprocess([evaluation.datamodule.pairs("valid")[0].stem], logits)[1][0]
     assert row["pred_pixels_original"] == 64 * 32 and table["dice_original"].notna().all()
 
 

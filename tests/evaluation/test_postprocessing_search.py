@@ -1,4 +1,4 @@
-"""A decision chosen on validation alone, and used from then on."""
+"""Post-processing chosen on validation alone, and used from then on."""
 
 import json
 import shutil
@@ -16,13 +16,13 @@ from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import (
     GAIN,
     list_candidates,
-    print_tuning,
+    print_search,
+    search_postprocessing,
     seen_flips,
     simplest,
     try_candidates,
-    tune,
 )
-from ovseg.inference.postprocessing import Decision, to_dict
+from ovseg.inference.postprocessing import Postprocessing, to_dict
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,13 @@ def run(untuned, tmp_path):
 
 
 def run_tune(run, *more: str) -> int:
-    return _run(COMMANDS["tune"], ["--run", str(run), "--device", "cpu", *more])
+    return _run(COMMANDS["postprocess"], ["--run", str(run), "--device", "cpu", *more])
 
 
 @pytest.mark.parametrize("metric", ["dice", "iou"])
-def test_chosen_decision_scores_in_evaluate_what_tune_says(run, metric, capsys):
+def test_chosen_postprocessing_scores_in_evaluate_what_tune_says(run, metric, capsys):
     assert run_tune(run, "--metric", metric) == 0
-    found = json.loads((run / "decision.json").read_text())
+    found = json.loads((run / "postprocessing.json").read_text())
     assert found["checkpoint_sha256"] == checkpoint_digest(run / "checkpoints" / "last.ckpt")
     assert (
         found["split"] == "valid"
@@ -54,7 +54,7 @@ def test_chosen_decision_scores_in_evaluate_what_tune_says(run, metric, capsys):
     scores = [candidate["score"] for candidate in found["candidates"]]
     assert len(scores) == 2 * 9 * 4 * 2 and scores == sorted(scores, reverse=True)
     assert scores[0] - GAIN <= found["score"] <= scores[0] and found["plain_score"] < found["score"]
-    for more, expected in (((), found["score"]), (("--no-decision",), found["plain_score"])):
+    for more, expected in (((), found["score"]), (("--no-postprocessing",), found["plain_score"])):
         output = run / f"out{len(more)}"
         where = ["--run", str(run), "--split", "valid", "--output", str(output), "--device", "cpu"]
         assert _run(COMMANDS["evaluate"], [*where, *more]) == 0
@@ -65,16 +65,16 @@ def test_chosen_decision_scores_in_evaluate_what_tune_says(run, metric, capsys):
 
 
 def test_choosing_twice_gives_the_same(run):
-    assert tune(run, device="cpu") == tune(run, device="cpu")
+    assert search_postprocessing(run, device="cpu") == search_postprocessing(run, device="cpu")
 
 
 def test_every_candidate_is_counted_as_its_labels_are(untuned):
     evaluation = Evaluation(untuned, "valid", device="cpu")
-    candidates = [Decision(), Decision(("horizontal",), 0.3, keep_largest=True)]
+    candidates = [Postprocessing(), Postprocessing(("horizontal",), 0.3, keep_largest=True)]
     counts = try_candidates(evaluation, candidates)
     assert counts.shape == (2, 3, 4) and (counts.sum(2) == 64 * 64).all()
     for candidate, rows in zip(candidates, counts, strict=True):
-        evaluation.decision = candidate
+        evaluation.postprocessing = candidate
         table = evaluation.run()[0]
         assert rows[:, 0].tolist() == table["hit_pixels_original"].to_list()
         assert rows[:, :2].sum(1).tolist() == table["pred_pixels_original"].to_list()
@@ -82,17 +82,23 @@ def test_every_candidate_is_counted_as_its_labels_are(untuned):
 
 
 def test_simpler_wins_where_the_gain_is_small():
-    candidates = [Decision(), Decision(threshold=0.4), Decision(threshold=0.4, fill_holes=True)]
+    candidates = [
+        Postprocessing(),
+        Postprocessing(threshold=0.4),
+        Postprocessing(threshold=0.4, fill_holes=True),
+    ]
     assert simplest(candidates, [0.8, 0.8005, 0.8009]) == 0
     assert simplest(candidates, [0.8, 0.8105, 0.811]) == 1
     assert simplest(candidates, [0.8, 0.805, 0.811]) == 2
-    assert simplest([Decision(threshold=0.3), Decision(threshold=0.4)], [0.8, 0.8001]) == 1
+    assert (
+        simplest([Postprocessing(threshold=0.3), Postprocessing(threshold=0.4)], [0.8, 0.8001]) == 1
+    )
 
 
 def test_candidates_are_all_different_and_hold_the_plain_one():
     for flips, classes, count in [((), 1, 72), (("horizontal",), 1, 144), (("horizontal",), 5, 16)]:
         candidates = list_candidates(flips, classes)
-        assert len(set(candidates)) == len(candidates) == count and Decision() in candidates
+        assert len(set(candidates)) == len(candidates) == count and Postprocessing() in candidates
 
 
 @pytest.mark.parametrize(
@@ -130,8 +136,8 @@ def test_augmentation_that_is_gone_is_said(tmp_path, caplog):
 
 def test_test_split_is_refused(run, capsys):
     assert run_tune(run, "--split", "test") == 2
-    assert "a decision chosen on the test images spoils them" in capsys.readouterr().err
-    assert not (run / "decision.json").exists()
+    assert "post-processing chosen on the test images spoils them" in capsys.readouterr().err
+    assert not (run / "postprocessing.json").exists()
 
 
 def test_other_mistakes_are_one_line(run, capsys):
@@ -140,7 +146,10 @@ def test_other_mistakes_are_one_line(run, capsys):
         and "Unknown metric 'speed'" in capsys.readouterr().err
     )
     checkpoint = run / "checkpoints" / "last.ckpt"
-    assert run_tune(checkpoint) == 2 and "has no place for decision.json" in capsys.readouterr().err
+    assert (
+        run_tune(checkpoint) == 2
+        and "has no place for postprocessing.json" in capsys.readouterr().err
+    )
 
 
 def test_split_without_a_lesion_is_an_error(run, tmp_path, save_png):
@@ -151,17 +160,19 @@ def test_split_without_a_lesion_is_an_error(run, tmp_path, save_png):
         )
         save_png(tmp_path / "d" / "valid" / "masks" / f"{number}.png", np.zeros((40, 40), np.uint8))
     with pytest.raises(InputError, match="No image of valid in .* has a lesion"):
-        tune(run, data=tmp_path / "d", device="cpu")
+        search_postprocessing(run, data=tmp_path / "d", device="cpu")
 
 
-def test_decision_of_categories_has_no_threshold(make_run, tmp_path):
+def test_postprocessing_of_categories_has_no_threshold(make_run, tmp_path):
     run = make_run(tmp_path / "run", classes=5, augmentation="flips")
-    found = tune(run, device="cpu")
-    assert len(found["candidates"]) == 16 and found["decision"]["threshold"] == 0.5
-    assert Evaluation(run, "test", device="cpu").run()[1]["decision"] == found["decision"]
+    found = search_postprocessing(run, device="cpu")
+    assert len(found["candidates"]) == 16 and found["postprocessing"]["threshold"] == 0.5
+    assert (
+        Evaluation(run, "test", device="cpu").run()[1]["postprocessing"] == found["postprocessing"]
+    )
 
 
-def test_earlier_evaluation_with_another_decision_is_kept(run, capsys):
+def test_earlier_evaluation_with_another_postprocessing_is_kept(run, capsys):
     where = ["--run", str(run), "--device", "cpu"]
     assert _run(COMMANDS["evaluate"], where) == 0
     assert run_tune(run) == 0
@@ -170,17 +181,17 @@ def test_earlier_evaluation_with_another_decision_is_kept(run, capsys):
     assert _run(COMMANDS["evaluate"], where) == 0
 
 
-def test_summary_from_before_there_were_decisions_counts_as_plain(run):
+def test_summary_from_before_there_were_postprocessings_counts_as_plain(run):
     where = ["--run", str(run), "--device", "cpu"]
     assert _run(COMMANDS["evaluate"], where) == 0
     path = run / "evaluation" / "summary.json"
     summary = json.loads(path.read_text())
     path.write_text(
-        json.dumps({name: value for name, value in summary.items() if name != "decision"})
+        json.dumps({name: value for name, value in summary.items() if name != "postprocessing"})
     )
     assert _run(COMMANDS["evaluate"], where) == 0 and json.loads(path.read_text())[
-        "decision"
-    ] == to_dict(Decision())
+        "postprocessing"
+    ] == to_dict(Postprocessing())
 
 
 def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, capsys):
@@ -188,24 +199,27 @@ def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, 
         "model": {"arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 3}},
         "data": {"root": str(phantom_root), "image_size": 32, "batch_size": 4, "num_workers": 0},
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0},
-        "tune": True,
+        "postprocess": True,
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     assert _run(COMMANDS["train"], ["--config", "tiny.yaml"]) == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
-    found = json.loads((run / "decision.json").read_text())
+    found = json.loads((run / "postprocessing.json").read_text())
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
-    assert summary["decision"] == found["decision"] and summary["decision_file"] == "decision.json"
+    assert (
+        summary["postprocessing"] == found["postprocessing"]
+        and summary["postprocessing_file"] == "postprocessing.json"
+    )
     assert (
         found["members"][0].endswith("best.ckpt")
-        and yaml.safe_load((run / "config.yaml").read_text())["tune"] is True
+        and yaml.safe_load((run / "config.yaml").read_text())["postprocess"] is True
     )
-    assert _run(COMMANDS["train"], ["--config", "tiny.yaml", "--tune", "false"]) == 0
-    assert not (tmp_path / "runs" / "tiny" / "version_1" / "decision.json").exists()
+    assert _run(COMMANDS["train"], ["--config", "tiny.yaml", "--postprocess", "false"]) == 0
+    assert not (tmp_path / "runs" / "tiny" / "version_1" / "postprocessing.json").exists()
 
 
-def test_training_is_evaluated_plainly_where_no_decision_can_be_chosen(
+def test_training_is_evaluated_plainly_where_no_postprocessing_can_be_chosen(
     tmp_path, save_png, monkeypatch, capsys
 ):
     for split, number, lesion in (
@@ -228,29 +242,31 @@ def test_training_is_evaluated_plainly_where_no_decision_can_be_chosen(
     }
     settings |= {
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0},
-        "tune": True,
+        "postprocess": True,
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
     assert _run(COMMANDS["train"], ["--config", "tiny.yaml"]) == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
     assert (
-        "No decision was chosen, so the plain one holds: No image of valid in"
+        "No post-processing was chosen, so the plain one holds: No image of valid in"
         in capsys.readouterr().out
     )
-    assert json.loads((run / "evaluation" / "summary.json").read_text())["decision"] == to_dict(
-        Decision()
-    )
+    assert json.loads((run / "evaluation" / "summary.json").read_text())[
+        "postprocessing"
+    ] == to_dict(Postprocessing())
 
 
 def test_table_names_the_five_best(capsys):
-    candidates = [{**to_dict(decision), "score": 0.5} for decision in list_candidates((), 1)]
+    candidates = [
+        {**to_dict(postprocessing), "score": 0.5} for postprocessing in list_candidates((), 1)
+    ]
     best = {
-        "decision": to_dict(Decision(threshold=0.2)),
+        "postprocessing": to_dict(Postprocessing(threshold=0.2)),
         "score": 0.5,
         "plain_score": 0.4,
         "metric": "mean Dice",
     }
-    print_tuning({**best, "images": 3, "split": "valid", "candidates": candidates})
+    print_search({**best, "images": 3, "split": "valid", "candidates": candidates})
     printed = capsys.readouterr().out
     assert printed.count("best ") == 5 and "0.4000" in printed and "threshold 0.2" in printed

@@ -119,7 +119,7 @@ def test_killed_fold_goes_on_and_the_table_is_that_of_an_uninterrupted_run(
     output = capsys.readouterr().out
     assert "python scripts/evaluate.py --run whole" in output and NOTE in " ".join(output.split())
     assert not list(tiny.glob("whole/*/*/evaluation"))  # nothing looks at test
-    assert not list(tiny.glob("whole/**/decision.json"))
+    assert not list(tiny.glob("whole/**/postprocessing.json"))
     in_process.clear()
     with monkeypatch.context() as patch:
         die_after(patch, fold=1, epoch=1)
@@ -247,17 +247,17 @@ def test_ensemble_is_kept_where_the_scoring_fails(tiny, in_process, monkeypatch)
     assert members == ["fold_0/version_0", "fold_1/version_0", "fold_2/version_0"]
 
 
-def test_decision_is_chosen_once_for_the_ensemble(tiny, in_process, monkeypatch, capsys):
+def test_postprocessing_is_chosen_once_for_the_ensemble(tiny, in_process, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(training, "tune", calls.append)  # of a fold's own training
-    assert validate("out", "--trainer.max_epochs", "1", "--tune", "true") == 0
-    assert not calls and not list(tiny.glob("out/*/*/decision.json"))
-    result = json.loads((tiny / "out" / "decision.json").read_text())
+    monkeypatch.setattr(training, "search_postprocessing", calls.append)  # of a fold's own training
+    assert validate("out", "--trainer.max_epochs", "1", "--postprocess", "true") == 0
+    assert not calls and not list(tiny.glob("out/*/*/postprocessing.json"))
+    result = json.loads((tiny / "out" / "postprocessing.json").read_text())
     assert (
         result["images"] == 17 and len(result["members"]) == 3
     )  # each image by the network that has not seen it
     assert "17 images of valid" in capsys.readouterr().out
-    assert yaml.safe_load((tiny / "out" / "fold_0.yaml").read_text())["tune"] is False
+    assert yaml.safe_load((tiny / "out" / "fold_0.yaml").read_text())["postprocess"] is False
 
 
 def test_resuming_from_a_checkpoint_is_refused(tiny):

@@ -13,6 +13,7 @@ import yaml
 from ovseg.cli.main import COMMANDS, _run
 from ovseg.core.errors import InputError
 from ovseg.core.plots import draw_sweep
+from ovseg.core.runs import RunFolder
 from ovseg.experiments import sweep as sweep_module
 from ovseg.experiments.sweep import read_space, watch, with_values
 from ovseg.training import callbacks
@@ -87,7 +88,7 @@ def parameters(output) -> pd.DataFrame:
 
 
 def test_killed_search_goes_on_as_an_uninterrupted_one(tiny, in_process, capsys):
-    assert search("whole", 3, "--tune", "true") == 0
+    assert search("whole", 3, "--postprocess", "true") == 0
     assert "Best of 3 trials: val_dice " in capsys.readouterr().out
     in_process.interrupt = ("trial_1",)
     assert search("killed", 2) == 130
@@ -100,14 +101,14 @@ def test_killed_search_goes_on_as_an_uninterrupted_one(tiny, in_process, capsys)
     check_files(tiny / "whole", in_process.started)
     count = len(in_process.started)
     assert (
-        search("whole", 3, "--tune", "true") == 0 and len(in_process.started) == count
+        search("whole", 3, "--postprocess", "true") == 0 and len(in_process.started) == count
     )  # nothing is left to do
-    assert search("whole", 3, "--tune", "true", "--trainer.max_epochs", "1") == 2
+    assert search("whole", 3, "--postprocess", "true", "--trainer.max_epochs", "1") == 2
     assert (
         "study of other settings: config.trainer.max_epochs 2, now 1. Go back"
         in capsys.readouterr().err
     )
-    assert search("whole", 3, "--tune", "true", "--study", "new.db") == 2
+    assert search("whole", 3, "--postprocess", "true", "--study", "new.db") == 2
     assert "whole holds trials of another study than new.db" in capsys.readouterr().err
 
 
@@ -118,7 +119,7 @@ def check_files(output, started) -> None:
         run = output / f"trial_{number}" / "version_0"
         assert pd.read_csv(run / "train_metrics.csv")["val_dice"].max() == value
         assert (
-            not [*run.glob("evaluation*"), *run.glob("decision.json")]
+            not [*run.glob("evaluation*"), *run.glob("postprocessing.json")]
             and not (run / "epoch_change_infer").exists()
         )
     assert table["value"].nunique() > 1
@@ -128,7 +129,7 @@ def check_files(output, started) -> None:
     )
     assert best["model"]["optimizer_args"]["lr"] == row["model.optimizer_args.lr"]
     assert best["best_checkpoint"]["monitor"] == "val_dice" and best["evaluate_test"] is True
-    assert best["tune"] is True and not any(config["tune"] for config in started)
+    assert best["postprocess"] is True and not any(config["postprocess"] for config in started)
     assert best["runs_dir"] == "runs" and best["snapshots"]["num_infer_images"] == 6
     assert all(config["best_checkpoint"]["monitor"] == "val_dice" for config in started)
     assert (output / "sweep.png").stat().st_size > 1000
@@ -171,12 +172,17 @@ def test_trial_below_the_median_is_told_to_stop(tmp_path, monkeypatch):
     for number, values in enumerate([[0.2, 0.4, 0.6], [0.3, 0.5, 0.7]]):
         trial = study.ask()
         assert not watch(
-            Process(tmp_path / str(number), values), trial, tmp_path / str(number), "val_dice"
+            Process(tmp_path / str(number), values),
+            trial,
+            RunFolder(tmp_path / str(number)),
+            "val_dice",
         )
         study.tell(trial, values[-1])
         assert study.trials[number].intermediate_values == dict(enumerate(values, 1))
     trial = study.ask()
-    assert watch(Process(tmp_path / "2", [0.3, 0.4, 0.5]), trial, tmp_path / "2", "val_dice")
+    assert watch(
+        Process(tmp_path / "2", [0.3, 0.4, 0.5]), trial, RunFolder(tmp_path / "2"), "val_dice"
+    )
     assert (tmp_path / "2" / "break_training").exists() and len(
         study.trials[2].intermediate_values
     ) == 2

@@ -13,9 +13,9 @@ from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints, read_mem
 from ovseg.core.errors import InputError
 from ovseg.data.pairs import read_image
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.evaluation.postprocessing_search import tune
+from ovseg.evaluation.postprocessing_search import search_postprocessing
 from ovseg.inference.engines import ENGINES
-from ovseg.inference.postprocessing import Decision, to_dict
+from ovseg.inference.postprocessing import Postprocessing, to_dict
 from ovseg.inference.predictor import Predictor
 
 ALONE = {"a": {"augmentation": "flips"}, "b": {"seed": 1, "augmentation": "standard"}}
@@ -109,10 +109,12 @@ def test_ensemble_of_one_is_its_member(runs, ensemble, tmp_path):
     assert one.equals(member)
 
 
-def test_decision_of_an_ensemble_is_chosen_on_each_members_own_images(ensemble, tmp_path, capsys):
+def test_postprocessing_of_an_ensemble_is_chosen_on_each_members_own_images(
+    ensemble, tmp_path, capsys
+):
     folder = ensemble("a", "b")
-    assert _run(COMMANDS["tune"], ["--run", str(folder), "--device", "cpu"]) == 0
-    found = json.loads((folder / "decision.json").read_text())
+    assert _run(COMMANDS["postprocess"], ["--run", str(folder), "--device", "cpu"]) == 0
+    found = json.loads((folder / "postprocessing.json").read_text())
     assert found["images"] == 6 and len(found["members"]) == 2
     assert {tuple(candidate["flips"]) for candidate in found["candidates"]} == {
         (),
@@ -125,9 +127,12 @@ def test_decision_of_an_ensemble_is_chosen_on_each_members_own_images(ensemble, 
     assert found["plain_score"] == pytest.approx(pd.concat(scores).mean(), abs=1e-6)
     assert evaluate(folder, tmp_path / "out") == 0
     assert (
-        json.loads((tmp_path / "out" / "summary.json").read_text())["decision"] == found["decision"]
+        json.loads((tmp_path / "out" / "summary.json").read_text())["postprocessing"]
+        == found["postprocessing"]
     )
-    assert Predictor.from_run(folder, "cpu").decision == Decision(**found["decision"])
+    assert Predictor.from_run(folder, "cpu").postprocessing == Postprocessing(
+        **found["postprocessing"]
+    )
     (folder / "ensemble.json").write_text(json.dumps({"members": ["members/a"]}))
     assert (
         evaluate(folder, tmp_path / "out2") == 2
@@ -142,10 +147,14 @@ def test_flips_and_engine_are_those_of_every_member(ensemble, phantom_root, monk
     )
     folder, images = ensemble("a", "large"), pictures(phantom_root)
     digest = checkpoint_digest(*find_checkpoints(folder))
-    content = {"decision": to_dict(Decision(("horizontal",))), "checkpoint_sha256": digest}
-    (folder / "decision.json").write_text(json.dumps(content))
+    content = {
+        "postprocessing": to_dict(Postprocessing(("horizontal",))),
+        "checkpoint_sha256": digest,
+    }
+    (folder / "postprocessing.json").write_text(json.dumps(content))
     plain, turning = (
-        Predictor.from_run(folder, "cpu", decision=decision) for decision in (False, True)
+        Predictor.from_run(folder, "cpu", postprocessing=postprocessing)
+        for postprocessing in (False, True)
     )
     turning.engine = "counted"
     mirrored = [
@@ -232,4 +241,4 @@ def test_tune_refuses_members_whose_validation_has_no_lesion(ensemble, tmp_path,
     save_png(tmp_path / "d" / "valid" / "images" / "1.png", np.full((40, 40, 3), 90, np.uint8))
     save_png(tmp_path / "d" / "valid" / "masks" / "1.png", np.zeros((40, 40), np.uint8))
     with pytest.raises(InputError, match="No image of valid in .* has a lesion"):
-        tune(ensemble("a", "b"), data=tmp_path / "d", device="cpu")
+        search_postprocessing(ensemble("a", "b"), data=tmp_path / "d", device="cpu")

@@ -14,7 +14,7 @@ from ovseg.data.geometry import place, restore
 from ovseg.data.pairs import read_image
 from ovseg.inference import export as run_export
 from ovseg.inference.export import export_run
-from ovseg.inference.postprocessing import Decision, average_flips, to_dict
+from ovseg.inference.postprocessing import Postprocessing, average_flips, to_dict
 
 
 @pytest.fixture
@@ -24,9 +24,12 @@ def run(make_run, tmp_path):
 
 
 def test_export_and_infer_give_the_same_masks(run, tmp_path, phantom_root):
-    decision = Decision(flips=("horizontal",), threshold=0.4, keep_largest=True)
+    postprocessing = Postprocessing(flips=("horizontal",), threshold=0.4, keep_largest=True)
     digest = run_export.checkpoint_digest(run / "checkpoints" / "last.ckpt")
-    write_json(run / "decision.json", {"decision": to_dict(decision), "checkpoint_sha256": digest})
+    write_json(
+        run / "postprocessing.json",
+        {"postprocessing": to_dict(postprocessing), "checkpoint_sha256": digest},
+    )
     assert _run(COMMANDS["export"], ["--run", str(run)]) == 0
     images = phantom_root / "test" / "images"
     assert (
@@ -37,17 +40,19 @@ def test_export_and_infer_give_the_same_masks(run, tmp_path, phantom_root):
         == 0
     )
     told = json.loads((run / "export" / "model.json").read_text())
-    network, decision = (
+    network, postprocessing = (
         run_export.open_onnx(run / "export" / "model.onnx"),
-        Decision(**told["decision"]),
+        Postprocessing(**told["postprocessing"]),
     )
     for path in images.iterdir():
         image = read_image(path)
         square = place(image, told["input"]["shape"][-1], told["fit"])
         logits = average_flips(
-            network, torch.from_numpy(square).permute(2, 0, 1)[None].contiguous(), decision.flips
+            network,
+            torch.from_numpy(square).permute(2, 0, 1)[None].contiguous(),
+            postprocessing.flips,
         )
-        labels = decision.labels(
+        labels = postprocessing.labels(
             restore(logits.sigmoid()[0, 0].numpy(), *image.shape[:2], told["fit"])[None]
         )
         assert np.array_equal(

@@ -1,4 +1,4 @@
-"""Flips, threshold and clean-up: hand-worked labels, and one decision for evaluate and infer alike."""
+"""Flips, threshold and clean-up: hand-worked labels, and one post-processing for evaluate and infer alike."""
 
 import json
 import math
@@ -16,10 +16,10 @@ from ovseg.data.geometry import fit_box
 from ovseg.data.pairs import read_image
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import (
-    Decision,
+    Postprocessing,
     average_flips,
     mean_logits,
-    read_decision,
+    read_postprocessing,
     to_dict,
 )
 from ovseg.inference.predictor import Predictor
@@ -37,10 +37,10 @@ PICTURE = np.array(  # a ring of 8 with a hole, two pixels that touch at a corne
 
 
 def labels(
-    decision: Decision, picture: np.ndarray = PICTURE, pixels: int | None = None
+    postprocessing: Postprocessing, picture: np.ndarray = PICTURE, pixels: int | None = None
 ) -> np.ndarray:
     """Lesion of probability 0.6 where the picture is 1, 0.3 elsewhere."""
-    return decision.labels(np.where(picture, 0.6, 0.3).astype(np.float32)[None], pixels)
+    return postprocessing.labels(np.where(picture, 0.6, 0.3).astype(np.float32)[None], pixels)
 
 
 def changed(*cells: tuple[int, int]) -> np.ndarray:
@@ -55,49 +55,49 @@ HOLE, PAIR, DOT = (1, 1), [(1, 4), (2, 5)], (4, 3)
 
 
 @pytest.mark.parametrize(
-    ("decision", "expected"),
+    ("postprocessing", "expected"),
     [
-        (Decision(), PICTURE),
-        (Decision(threshold=0.25), np.ones_like(PICTURE)),
-        (Decision(threshold=0.7), np.zeros_like(PICTURE)),
-        (Decision(fill_holes=True), changed(HOLE)),
-        (Decision(keep_largest=True), changed(*PAIR, DOT)),
-        (Decision(min_area=2 / 30), changed(DOT)),
-        (Decision(min_area=2.5 / 30), changed(*PAIR, DOT)),
-        (Decision(min_area=8.5 / 30), np.zeros_like(PICTURE)),
-        (Decision(min_area=8.5 / 30, fill_holes=True), changed(HOLE, *PAIR, DOT)),
-        (Decision(threshold=0.7, keep_largest=True, fill_holes=True), np.zeros_like(PICTURE)),
+        (Postprocessing(), PICTURE),
+        (Postprocessing(threshold=0.25), np.ones_like(PICTURE)),
+        (Postprocessing(threshold=0.7), np.zeros_like(PICTURE)),
+        (Postprocessing(fill_holes=True), changed(HOLE)),
+        (Postprocessing(keep_largest=True), changed(*PAIR, DOT)),
+        (Postprocessing(min_area=2 / 30), changed(DOT)),
+        (Postprocessing(min_area=2.5 / 30), changed(*PAIR, DOT)),
+        (Postprocessing(min_area=8.5 / 30), np.zeros_like(PICTURE)),
+        (Postprocessing(min_area=8.5 / 30, fill_holes=True), changed(HOLE, *PAIR, DOT)),
+        (Postprocessing(threshold=0.7, keep_largest=True, fill_holes=True), np.zeros_like(PICTURE)),
     ],
 )
-def test_labels_by_hand(decision, expected):
-    found = labels(decision)
+def test_labels_by_hand(postprocessing, expected):
+    found = labels(postprocessing)
     assert found.dtype == np.uint8 and np.array_equal(found, expected)
 
 
 def test_share_is_of_the_picture_and_not_of_its_square():
-    assert np.array_equal(labels(Decision(min_area=0.1), pixels=20), changed(DOT))
-    assert np.array_equal(labels(Decision(min_area=0.1)), changed(*PAIR, DOT))
+    assert np.array_equal(labels(Postprocessing(min_area=0.1), pixels=20), changed(DOT))
+    assert np.array_equal(labels(Postprocessing(min_area=0.1)), changed(*PAIR, DOT))
 
 
 def test_bay_and_diagonal_gap_are_no_holes():
     bay = np.array([[1, 1, 1], [1, 0, 0], [1, 1, 1]])
-    assert np.array_equal(labels(Decision(fill_holes=True), bay), bay)
+    assert np.array_equal(labels(Postprocessing(fill_holes=True), bay), bay)
     enclosed = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])  # 8 neighbours make a ring of it
-    assert labels(Decision(fill_holes=True), enclosed)[1, 1] == 1
+    assert labels(Postprocessing(fill_holes=True), enclosed)[1, 1] == 1
 
 
 def test_hole_in_a_category_gets_the_most_probable_one():
     probs = np.zeros((3, 3, 3), np.float32)
     probs[1] = 0.9
     probs[:, 1, 1] = 0.5, 0.2, 0.3
-    assert Decision().labels(probs)[1, 1] == 0
-    filled = Decision(fill_holes=True).labels(probs)
+    assert Postprocessing().labels(probs)[1, 1] == 0
+    filled = Postprocessing(fill_holes=True).labels(probs)
     assert filled[1, 1] == 2 and (np.delete(filled, 4) == 1).all()
 
 
-def test_plain_decision_is_the_prediction_of_the_scores():
+def test_plain_postprocessing_is_the_prediction_of_the_scores():
     logits = torch.randn(3, 1, 16, 16)
-    found = [Decision().labels(probs) for probs in logits.sigmoid().numpy()]
+    found = [Postprocessing().labels(probs) for probs in logits.sigmoid().numpy()]
     assert np.array_equal(found, predict(logits)[:, 0])
 
 
@@ -105,25 +105,25 @@ def test_plain_decision_is_the_prediction_of_the_scores():
     ("arguments", "message"),
     [
         ({"flips": ["diagonal"]}, "Unknown flip 'diagonal'. Choose one of: horizontal, vertical"),
-        ({"threshold": 0}, "threshold of a decision is 0, expected a number within"),
-        ({"threshold": "high"}, "threshold of a decision is 'high'"),
-        ({"min_area": 1.5}, "min_area of a decision is 1.5, expected a number within 0..1"),
-        ({"keep_largest": 1}, "keep_largest of a decision is 1, expected true or false"),
+        ({"threshold": 0}, "threshold of post-processing is 0, expected a number within"),
+        ({"threshold": "high"}, "threshold of post-processing is 'high'"),
+        ({"min_area": 1.5}, "min_area of post-processing is 1.5, expected a number within 0..1"),
+        ({"keep_largest": 1}, "keep_largest of post-processing is 1, expected true or false"),
     ],
 )
-def test_bad_decision_is_an_error(arguments, message):
+def test_bad_postprocessing_is_an_error(arguments, message):
     with pytest.raises(InputError, match=message):
-        Decision(**arguments)
+        Postprocessing(**arguments)
 
 
-def test_decision_says_what_it_changes():
-    assert str(Decision()) == "threshold 0.5"
-    every = Decision(("horizontal", "vertical"), 0.4, True, 0.002, True)
+def test_postprocessing_says_what_it_changes():
+    assert str(Postprocessing()) == "threshold 0.5"
+    every = Postprocessing(("horizontal", "vertical"), 0.4, True, 0.002, True)
     expected = (
         "flips horizontal and vertical, threshold 0.4, holes filled, components of 0.2 % and more"
     )
     assert str(every) == f"{expected}, largest component" and len(every.changes) == 5
-    assert Decision(**json.loads(json.dumps(to_dict(every)))) == every
+    assert Postprocessing(**json.loads(json.dumps(to_dict(every)))) == every
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -163,21 +163,21 @@ def test_flips_are_those_made_by_hand():
         assert torch.allclose(found, torch.stack(views).mean(0), atol=1e-6)
 
 
-CHOSEN = Decision(("horizontal", "vertical"), 0.3, keep_largest=True, fill_holes=True)
+CHOSEN = Postprocessing(("horizontal", "vertical"), 0.3, keep_largest=True, fill_holes=True)
 
 
 @pytest.fixture(scope="module")
 def run(make_run, tmp_path_factory):
-    """A run that has CHOSEN as its decision. Not to be changed."""
+    """A run that has CHOSEN as its post-processing. Not to be changed."""
     folder = make_run(tmp_path_factory.mktemp("run"))
-    write_decision(folder, CHOSEN)
+    write_postprocessing(folder, CHOSEN)
     return folder
 
 
-def write_decision(run, decision: Decision, digest: str | None = None) -> None:
+def write_postprocessing(run, postprocessing: Postprocessing, digest: str | None = None) -> None:
     digest = digest or checkpoint_digest(run / "checkpoints" / "last.ckpt")
-    content = {"decision": to_dict(decision), "checkpoint_sha256": digest}
-    (run / "decision.json").write_text(json.dumps(content))
+    content = {"postprocessing": to_dict(postprocessing), "checkpoint_sha256": digest}
+    (run / "postprocessing.json").write_text(json.dumps(content))
 
 
 def evaluate(run, output, *more: str) -> int:
@@ -196,7 +196,7 @@ def read(path) -> np.ndarray:
         return np.array(picture) > 0
 
 
-@pytest.mark.parametrize("more", [(), ("--no-decision",)])
+@pytest.mark.parametrize("more", [(), ("--no-postprocessing",)])
 def test_evaluate_scores_the_masks_that_infer_writes(run, phantom_root, tmp_path, capsys, more):
     assert evaluate(run, tmp_path / "out", *more) == 0
     assert infer(run, phantom_root / "test" / "images", tmp_path / "masks", *more) == 0
@@ -207,8 +207,8 @@ def test_evaluate_scores_the_masks_that_infer_writes(run, phantom_root, tmp_path
     assert said is not bool(more)
     table = pd.read_csv(tmp_path / "out" / "per_image.csv").set_index("stem")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["decision"] == to_dict(Decision() if more else CHOSEN)
-    assert summary["decision_file"] == (None if more else "decision.json")
+    assert summary["postprocessing"] == to_dict(Postprocessing() if more else CHOSEN)
+    assert summary["postprocessing_file"] == (None if more else "postprocessing.json")
     assert summary["threshold"] == (0.5 if more else 0.3)
     for stem, row in table.iterrows():
         pred = read(tmp_path / "masks" / f"{stem}.png")
@@ -222,9 +222,9 @@ def test_evaluate_scores_the_masks_that_infer_writes(run, phantom_root, tmp_path
         )
 
 
-def test_infer_follows_the_decision_by_hand(run, phantom_root):
+def test_infer_follows_the_postprocessing_by_hand(run, phantom_root):
     image = read_image(next((phantom_root / "test" / "images").iterdir()))
-    plain = Predictor.from_run(run, "cpu", decision=False)
+    plain = Predictor.from_run(run, "cpu", postprocessing=False)
     views = [
         plain.predict([np.ascontiguousarray(turn(image))])[0]
         for turn in (np.array, np.fliplr, np.flipud)
@@ -238,17 +238,17 @@ def test_infer_follows_the_decision_by_hand(run, phantom_root):
     assert 0 < prediction.labels.sum() < (plain.segment([image])[0].probs > 0.3).sum()
 
 
-def test_scores_at_the_networks_size_follow_the_decision(run):
-    with_decision, plain = (
-        Evaluation(run, "test", device="cpu", decision=d) for d in (True, False)
+def test_scores_at_the_networks_size_follow_the_postprocessing(run):
+    with_postprocessing, plain = (
+        Evaluation(run, "test", device="cpu", postprocessing=d) for d in (True, False)
     )
     stems = [pair.stem for pair in plain.datamodule.pairs("test")]
     logits = torch.full((3, 1, 32, 32), -2.0)
     logits[:, :, 4:8, 4:8] = -0.5  # probability 0.38
     logits[:, :, 20, 20] = 3
-    assert with_decision.decide(stems, logits)[0].sum((1, 2, 3)).tolist() == [16] * 3
-    assert plain.decide(stems, logits)[0].sum((1, 2, 3)).tolist() == [1] * 3
-    table, summary = with_decision.run()
+    assert with_postprocessing.postprocess(stems, logits)[0].sum((1, 2, 3)).tolist() == [16] * 3
+    assert plain.postprocess(stems, logits)[0].sum((1, 2, 3)).tolist() == [1] * 3
+    table, summary = with_postprocessing.run()
     assert summary["scores"]["dice"]["mean"] == pytest.approx(table["dice"].mean())
     hit, both = table["hit_pixels"].sum(), (table["lesion_pixels"] + table["pred_pixels"]).sum()
     assert summary["scores"]["iou_pooled"] == pytest.approx(hit / (both - hit), abs=1e-6)
@@ -262,14 +262,14 @@ def test_share_at_the_networks_size_is_of_the_pictures_box(make_run, tmp_path, s
             np.zeros((16, 64, 3)[: 3 - (kind == "masks")], np.uint8),
         )
     run = make_run(tmp_path / "run")
-    write_decision(run, Decision(min_area=17 / 256))
+    write_postprocessing(run, Postprocessing(min_area=17 / 256))
     evaluation = Evaluation(run, "test", tmp_path / "data", device="cpu")
     assert fit_box(16, 64, 32, "letterbox").height == 8
     logits = torch.full((1, 1, 32, 32), -5.0)
     logits[:, :, 14:18, 10:14] = 5
-    assert evaluation.decide(["a"], logits)[0].sum() == 0
+    assert evaluation.postprocess(["a"], logits)[0].sum() == 0
     logits[:, :, 13, 10] = 5
-    assert evaluation.decide(["a"], logits)[0].sum() == 17
+    assert evaluation.postprocess(["a"], logits)[0].sum() == 17
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
@@ -283,11 +283,11 @@ def test_every_engine_turns_pictures_round(run, phantom_root, tmp_path, engine):
         assert np.abs(a - b).max() < 1e-4
 
 
-def test_another_checkpoints_decision_is_refused_with_the_remedy(
+def test_another_checkpoints_postprocessing_is_refused_with_the_remedy(
     run, make_run, phantom_root, tmp_path, capsys
 ):
     other = make_run(tmp_path / "other", seed=1)
-    write_decision(other, CHOSEN, checkpoint_digest(run / "checkpoints" / "last.ckpt"))
+    write_postprocessing(other, CHOSEN, checkpoint_digest(run / "checkpoints" / "last.ckpt"))
     commands = [
         lambda: evaluate(other, tmp_path / "out"),
         lambda: infer(other, phantom_root / "test" / "images", tmp_path / "masks"),
@@ -296,35 +296,41 @@ def test_another_checkpoints_decision_is_refused_with_the_remedy(
         assert command() == 2
         error = capsys.readouterr().err
         assert "was chosen for another checkpoint" in error
-        assert f"ovseg tune --run {other}, or add --no-decision" in error
-    assert evaluate(other, tmp_path / "out", "--no-decision") == 0
+        assert f"ovseg postprocess --run {other}, or add --no-postprocessing" in error
+    assert evaluate(other, tmp_path / "out", "--no-postprocessing") == 0
 
 
-def test_checkpoint_alone_has_no_decision(run):
+def test_checkpoint_alone_has_no_postprocessing(run):
     checkpoint = run / "checkpoints" / "last.ckpt"
-    assert read_decision(checkpoint, checkpoint_digest(checkpoint), 1) is None
-    assert Predictor.from_run(checkpoint, "cpu").decision == Decision()
+    assert read_postprocessing(checkpoint, checkpoint_digest(checkpoint), 1) is None
+    assert Predictor.from_run(checkpoint, "cpu").postprocessing == Postprocessing()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not what ovseg tune writes .JSONDecodeError."),
-        ("[]", "is not what ovseg tune writes .TypeError."),
-        ('{"decision": {"speed": 1}, "checkpoint_sha256": "1"}', "is not what ovseg tune writes"),
-        ('{"decision": {"min_area": 2}, "checkpoint_sha256": "1"}', "min_area of a decision is 2"),
+        ("{", "is not what ovseg postprocess writes .JSONDecodeError."),
+        ("[]", "is not what ovseg postprocess writes .TypeError."),
+        (
+            '{"postprocessing": {"speed": 1}, "checkpoint_sha256": "1"}',
+            "is not what ovseg postprocess writes",
+        ),
+        (
+            '{"postprocessing": {"min_area": 2}, "checkpoint_sha256": "1"}',
+            "min_area of post-processing is 2",
+        ),
     ],
 )
-def test_damaged_decision_is_an_error(tmp_path, text, message):
-    (tmp_path / "decision.json").write_text(text)
+def test_damaged_postprocessing_is_an_error(tmp_path, text, message):
+    (tmp_path / "postprocessing.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        read_decision(tmp_path, "1", 1)
+        read_postprocessing(tmp_path, "1", 1)
 
 
 def test_threshold_for_categories_is_an_error(tmp_path):
-    (tmp_path / "decision.json").write_text(
-        '{"decision": {"threshold": 0.4}, "checkpoint_sha256": "1"}'
+    (tmp_path / "postprocessing.json").write_text(
+        '{"postprocessing": {"threshold": 0.4}, "checkpoint_sha256": "1"}'
     )
-    assert read_decision(tmp_path, "1", 1) == Decision(threshold=0.4)
+    assert read_postprocessing(tmp_path, "1", 1) == Postprocessing(threshold=0.4)
     with pytest.raises(InputError, match="has threshold 0.4, but 5 classes have none"):
-        read_decision(tmp_path, "1", 5)
+        read_postprocessing(tmp_path, "1", 5)

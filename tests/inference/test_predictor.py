@@ -164,7 +164,7 @@ def test_evaluation_files_agree(run, tmp_path, capsys):
     hits = table["dice"] * (table["lesion_pixels"] + table["pred_pixels"]) / 2
     pooled = hits.sum() / (table["lesion_pixels"] + table["pred_pixels"] - hits).sum()
     assert summary["scores"]["iou_pooled"] == pytest.approx(pooled, abs=1e-6)
-    assert "dice per image" in capsys.readouterr().out
+    assert "Dice per image" in capsys.readouterr().out
 
 
 def test_lesion_scores_are_split_by_category_where_the_manifest_tells_it(

@@ -12,7 +12,7 @@ import yaml
 
 from ovseg.cli import main as cli
 from ovseg.core.errors import InputError
-from ovseg.core.runs import claim_version, release_run
+from ovseg.core.runs import RunFolder
 from ovseg.training import callbacks
 from ovseg.training.config import explain, explain_failure, read_settings
 from support import REPOSITORY, train
@@ -81,8 +81,8 @@ FILES = [
     ("model: {}\nmodel: {}", "bad.yaml line 2: the YAML is broken (model stands here twice)"),
     ("", "bad.yaml is empty, expected sections"),
     ("- 1", "bad.yaml holds a list, expected sections"),
-    ("\0", "bad.yaml is no YAML: "),
-    (b"\x89PNG\r\n\x1a\n\x00\xff", "bad.yaml is no text file"),
+    ("\0", "bad.yaml is not YAML: "),
+    (b"\x89PNG\r\n\x1a\n\x00\xff", "bad.yaml is not a text file"),
 ]
 ARGUMENTS = [
     (["--model.foo", "1"], "command line: there is no key model.foo."),
@@ -213,12 +213,12 @@ def test_a_bug_keeps_its_traceback_and_lack_of_memory_is_told():
 
 def test_run_folder_with_a_checkpoint_is_never_released(tmp_path):
     folder = tmp_path / "runs" / "a"
-    assert [claim_version(folder) for _ in range(2)] == ["version_0", "version_1"]
+    assert [RunFolder.claim(folder).path.name for _ in range(2)] == ["version_0", "version_1"]
     (folder / "version_0" / "checkpoints").mkdir()
     (folder / "version_0" / "checkpoints" / "last.ckpt").touch()
     (folder / "version_1" / "config.yaml").touch()
-    for path in (folder / "version_0", folder / "version_1", None):
-        release_run(path)
+    for name in ("version_0", "version_1"):
+        RunFolder(folder / name).release()
     assert [path.name for path in folder.iterdir()] == ["version_0"]
 
 

@@ -11,7 +11,6 @@ from ovseg.training.schedules import (
     build_scheduler,
     check_length,
     keras_plateau,
-    watch_mode,
 )
 
 
@@ -58,10 +57,6 @@ def test_plateau_watches_a_score_for_higher(name):
         for value in (0.1, 0.2, 0.3, 0.4):
             schedule.step(value)
         assert (optimizer.param_groups[0]["lr"] < 1) == falls
-
-
-def test_watch_mode_is_min_for_a_loss():
-    assert watch_mode("val_loss") == "min" and watch_mode("val_dice") == "max"
 
 
 def test_cosine_rises_over_the_warmup_and_falls_to_the_factor():

@@ -1,0 +1,51 @@
+"""Intervals of means, by the one bootstrap of the package."""
+
+import numpy as np
+from scipy.stats import bootstrap
+
+
+def mean_interval(values: np.ndarray) -> list[float] | None:
+    """95 % percentile interval of the mean, resampling the values 9,999 times with a fixed seed.
+
+    Args:
+        values: float (N,), without NaN.
+
+    Returns:
+        Lower and upper bound; None for fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
+    return [float(bound) for bound in found.confidence_interval]
+
+
+def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> list[float] | None:
+    """95 % percentile interval of sum(numerators) / sum(denominators), resampling both together.
+
+    With the sum and the count of each group it is the interval of a mean that resamples whole groups, whose members
+    are not independent.
+
+    Args:
+        numerators: (N,).
+        denominators: (N,); units with the denominator 0 are left out.
+
+    Returns:
+        Lower and upper bound; None for fewer than two units.
+    """
+    kept = denominators > 0
+    if kept.sum() < 2:
+        return None
+    found = bootstrap(
+        (numerators[kept].astype(float), denominators[kept].astype(float)),
+        _ratio_of_sums,
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        batch=1000,  # bounds the memory
+        rng=np.random.default_rng(0),
+    )
+    return [float(bound) for bound in found.confidence_interval]
+
+
+def _ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, axis: int) -> np.ndarray:
+    return numerators.sum(axis) / denominators.sum(axis)
