@@ -125,7 +125,7 @@ def test_summary_and_table_tell_the_scores_at_the_original_size(run, plain, tmp_
     )
     assert scores["iou_pooled_original"] == pytest.approx(hit / (both - hit))
     printed = capsys.readouterr().out
-    assert "dice, original size, per image" in printed and "IoU pooled, original size" in printed
+    assert "Dice, original size, per image" in printed and "IoU pooled, original size" in printed
 
 
 def test_size_of_prepared_pictures_comes_from_the_manifest(run, prepared):

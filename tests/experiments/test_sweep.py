@@ -218,7 +218,7 @@ def test_space_reads_numbers_as_they_are_meant(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "space.yaml cannot be read"),
+        ("a: [", "space.yaml line 1: the YAML is broken"),
         ("- a", "space.yaml names no key"),
         (
             "model.colour: {low: 1, high: 2}",
@@ -228,7 +228,7 @@ def test_space_reads_numbers_as_they_are_meant(tmp_path):
         ("model: {low: 1, high: 2}", "model holds further keys"),
         ("model.optimizer_args: {low: 1, high: 2}", "model.optimizer_args holds further keys"),
         ("data.root: {choices: [a, b]}", "data.root has to be the same in all trials"),
-        ("tune: {choices: [true, false]}", "tune has to be the same in all trials"),
+        ("postprocess: {choices: [true, false]}", "postprocess has to be the same in all trials"),
         ("data.batch_size: 3", "data.batch_size is 3 .*expected {low, high} with log or step"),
         ("data.batch_size: {low: 3}", "data.batch_size is {'low': 3} .*expected"),
         ("data.batch_size: {low: 3, high: 1}", "expected {low, high}"),
@@ -247,7 +247,7 @@ def test_mistake_in_the_space_is_an_error(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--space", "gone.yaml"], "gone.yaml cannot be read"),
+        (["--space", "gone.yaml"], "Cannot read gone.yaml"),
         (["--monitor", "test_dice"], "Unknown monitor 'test_dice'"),
         (["--trial", "3"], "There is no option --trial. Did you mean --trials"),
         (["--trials", "0"], "--trials is 0 and --seed 0, expected"),

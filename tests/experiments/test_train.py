@@ -91,7 +91,7 @@ def test_run_folder_is_complete(tiny, capsys):
     ]
     output = capsys.readouterr()
     assert (
-        "dice per image" in output.out and "evaluation" in output.out and "epoch 2/2" in output.err
+        "Dice per image" in output.out and "evaluation" in output.out and "epoch 2/2" in output.err
     )
     assert np.array(Image.open(run / "epoch_change_infer" / "Epoch_1.png")).shape[2] == 3
 
