@@ -3,6 +3,8 @@
 import logging
 import os
 import socket
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -16,6 +18,7 @@ import torch
 from PIL import Image
 from pytorch_lightning import Trainer
 
+from ovseg.cli.main import main
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.training.task import SegmentationTask
@@ -49,6 +52,20 @@ def seeded():
 def messages_of_lightning():
     """Some commands quiet Lightning's logger for their process, which the tests share."""
     logging.getLogger("pytorch_lightning").setLevel(logging.INFO)
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., int]:
+    """A function that runs `ovseg NAME ...` in this process and returns its exit code."""
+
+    def run(*arguments: object) -> int:
+        before = sys.argv[:]  # Lightning's CLI sets it
+        try:
+            return main([str(argument) for argument in arguments])
+        finally:
+            sys.argv = before
+
+    return run
 
 
 @pytest.fixture(scope="session")

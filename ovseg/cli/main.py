@@ -331,9 +331,17 @@ def run_script(command: str) -> int:
     return _run(COMMANDS[command])
 
 
-def main() -> int:
-    """The console command `ovseg NAME ...`."""
-    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+def main(argv: list[str] | None = None) -> int:
+    """The console command `ovseg NAME ...`.
+
+    Args:
+        argv: the command's name and its arguments; those of this process by default.
+
+    Returns:
+        The exit code: 0, 1 where some files failed, 2 for a user's mistake.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(
             f"usage: ovseg {{{','.join(COMMANDS)}}} ...\n`ovseg NAME --help` tells the options of a command."
@@ -344,4 +352,4 @@ def main() -> int:
 
         print(f"ovseg {__version__}")
         return 0
-    return _run(lambda rest: choose("command", name.replace("-", "_"), COMMANDS)(rest), arguments)
+    return _run(lambda given: choose("command", name.replace("-", "_"), COMMANDS)(given), rest)
