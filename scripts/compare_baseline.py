@@ -1,6 +1,8 @@
 """The same as `ovseg compare_baseline`."""
 
-from ovseg.cli.main import run_script
+import sys
+
+from ovseg.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(run_script("compare_baseline"))
+    raise SystemExit(main(["compare_baseline", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
 """The same as `ovseg evaluate`."""
 
-from ovseg.cli.main import run_script
+import sys
+
+from ovseg.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(run_script("evaluate"))
+    raise SystemExit(main(["evaluate", *sys.argv[1:]]))

@@ -1,6 +1,8 @@
 """The same as `ovseg prepare_data`."""
 
-from ovseg.cli.main import run_script
+import sys
+
+from ovseg.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(run_script("prepare_data"))
+    raise SystemExit(main(["prepare_data", *sys.argv[1:]]))

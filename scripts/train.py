@@ -1,6 +1,8 @@
 """The same as `ovseg train`."""
 
-from ovseg.cli.main import run_script
+import sys
+
+from ovseg.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(run_script("train"))
+    raise SystemExit(main(["train", *sys.argv[1:]]))

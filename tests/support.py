@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
@@ -13,6 +13,6 @@ def train(*arguments: str) -> int:
     """`ovseg train --config tiny.yaml ...` in this process, whose own arguments stay as they are."""
     before = sys.argv[:]
     try:
-        return _run(COMMANDS["train"], ["--config", "tiny.yaml", *arguments])
+        return main(["train", "--config", "tiny.yaml", *arguments])
     finally:
         sys.argv = before

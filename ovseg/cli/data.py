@@ -2,143 +2,152 @@
 
 from pathlib import Path
 
-from ovseg.cli.parser import build_parser, conclude
+from ovseg.cli.output import conclude
 
 
-def prepare_data(arguments: list[str]) -> int:
-    """The OTU_2d download to a dataset tree."""
-    parser = build_parser(
-        "prepare_data", "Make a dataset of squares from the official OTU_2d download."
-    )
-    parser.add_argument(
-        "--source", type=Path, required=True, help="folder with images and annotations"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
-    parser.add_argument(
-        "--size", type=int, default=512, help="side of the squares in pixels (default: 512)"
-    )
-    parser.add_argument("--fit", default="letterbox", help="letterbox (default) or stretch")
-    parser.add_argument(
-        "--split",
-        default="groups",
-        help="groups (of near-duplicates; default) or official (train.txt, val.txt)",
-    )
-    parser.add_argument(
-        "--split-file",
-        type=Path,
-        help="a split to use instead: JSON {stem: split} or CSV stem,split",
-    )
-    parser.add_argument(
-        "--folds", type=int, default=0, help="also deal train and valid to so many folds"
-    )
-    parser.add_argument(
-        "--allow-leakage", action="store_true", help="accept near-duplicates in two splits"
-    )
-    parser.add_argument("--seed", type=int, default=42, help="of the split (default: 42)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
-    options = vars(parser.parse_args(arguments))
+def prepare_data(
+    *,
+    source: Path,
+    output: Path,
+    size: int = 512,
+    fit: str = "letterbox",
+    split: str = "groups",
+    split_file: Path | None = None,
+    folds: int = 0,
+    allow_leakage: bool = False,
+    seed: int = 42,
+    overwrite: bool = False,
+) -> int:
+    """Make a dataset of squares from the official OTU_2d download.
+
+    Args:
+        source: folder with images and annotations
+        output: dataset folder to make
+        size: side of the squares in pixels
+        fit: letterbox or stretch
+        split: groups (of near-duplicates) or official (train.txt, val.txt)
+        split_file: a split to use instead: JSON {stem: split} or CSV stem,split
+        folds: also divide train and valid into this many folds
+        allow_leakage: accept near-duplicates in two splits
+        seed: seed of the split
+        overwrite: replace an earlier dataset
+    """
     from ovseg.data.prepare.otu2d import prepare_dataset
+    from ovseg.data.tree import SPLITS
 
-    manifest = prepare_dataset(**options)
-    splits = [item["split"] for item in manifest["items"]]
-    counts = ", ".join(f"{splits.count(name)} {name}" for name in ("train", "valid", "test"))
-    groups = len({item["group"] for item in manifest["items"]})
-    leakage = (
-        f" with leakage: {len(manifest['leaking_pairs'])} pairs are in two splits"
-        if manifest["leakage"]
-        else ""
+    manifest = prepare_dataset(
+        source=source,
+        output=output,
+        size=size,
+        fit=fit,
+        split=split,
+        split_file=split_file,
+        folds=folds,
+        allow_leakage=allow_leakage,
+        seed=seed,
+        overwrite=overwrite,
     )
-    text = f"{len(splits)} pairs in {options['output']}: {counts}, {groups} groups of near-duplicates{leakage}"
+    splits = [item["split"] for item in manifest["items"]]
+    counts = ", ".join(f"{splits.count(name)} {name}" for name in SPLITS)
+    groups = {item["group"] for item in manifest["items"]}
+    text = f"{len(splits)} pairs in {output}: {counts}, {len(groups)} groups of near-duplicates"
+    if manifest["leakage"]:
+        text += f" with leakage: {len(manifest['leaking_pairs'])} pairs are in two splits"
     return conclude(text, manifest["failures"])
 
 
-def audit_data(arguments: list[str]) -> int:
-    """Check a dataset tree; exit code 1 where it can't be trusted."""
-    parser = build_parser(
-        "audit_data",
-        "Find faults, copies and leakage in a dataset; exit code 1 if there are leaks or broken pairs.",
-    )
-    parser.add_argument(
-        "--root", type=Path, required=True, help="dataset folder with train, valid and test"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="folder to make (default: audit in the dataset folder)"
-    )
-    parser.add_argument(
-        "--mask-threshold", type=int, default=127, help="grey above it is lesion (default: 127)"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier audit")
-    options = parser.parse_args(arguments)
+def audit_data(
+    *,
+    data: Path,
+    output: Path | None = None,
+    mask_threshold: int = 127,
+    overwrite: bool = False,
+) -> int:
+    """Find faults, copies and leakage in a dataset.
+
+    The exit code is 1 if pairs are broken or near-duplicates lie in two splits.
+
+    Args:
+        data: dataset folder with train, valid and test
+        output: folder to make (default: audit in the dataset folder)
+        mask_threshold: grey values above it are lesion
+        overwrite: replace an earlier audit
+    """
     from ovseg.audit.report import print_audit, report_audit
 
-    summary = report_audit(options.root, options.output, options.mask_threshold, options.overwrite)
+    summary = report_audit(data, output, mask_threshold, overwrite)
     print_audit(summary)
-    print(f"Written to {options.output or options.root / 'audit'}")
+    print(f"Written to {output or data / 'audit'}")
     return 0 if summary["passed"] else 1
 
 
-def phantoms(arguments: list[str]) -> int:
-    """Write a dataset of phantoms."""
-    parser = build_parser("make_phantoms", "Make a dataset of synthetic ultrasound pairs.")
-    parser.add_argument("--output", type=Path, required=True, help="dataset folder to make")
-    parser.add_argument("--count", type=int, default=400, help="number of pairs (default: 400)")
-    parser.add_argument(
-        "--size", type=int, default=256, help="side of the pictures in pixels (default: 256)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
-    parser.add_argument(
-        "--folds", type=int, default=0, help="also deal train and valid to so many folds"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier dataset")
-    options = vars(parser.parse_args(arguments))
+def make_phantoms(
+    *,
+    output: Path,
+    count: int = 400,
+    size: int = 256,
+    seed: int = 0,
+    folds: int = 0,
+    overwrite: bool = False,
+) -> int:
+    """Make a dataset of phantoms, which are synthetic ultrasound pairs.
+
+    Args:
+        output: dataset folder to make
+        count: number of pairs
+        size: side of the pictures in pixels
+        seed: seed of the drawing
+        folds: also divide train and valid into this many folds
+        overwrite: replace an earlier dataset
+    """
     from ovseg.data.prepare.phantoms import write_phantoms
 
-    write_phantoms(**options)
-    return conclude(f"{options['count']} phantoms in {options['output']}", [])
+    write_phantoms(output, count, size=size, seed=seed, folds=folds, overwrite=overwrite)
+    return conclude(f"{count} phantoms in {output}")
 
 
-def measure_leakage(arguments: list[str]) -> int:
-    """What near-duplicates across a split add."""
-    parser = build_parser(
-        "measure_leakage", "Measure what near-duplicates across a split add to the test score."
-    )
-    parser.add_argument("--root", type=Path, required=True, help="dataset that prepare_data wrote")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder of results; a second call goes on in it"
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: 3)")
-    parser.add_argument(
-        "--image-size", type=int, default=64, help="side of the squares in pixels (default: 64)"
-    )
-    parser.add_argument(
-        "--epochs", type=int, default=15, help="of each of the 3 trainings a seed (default: 15)"
-    )
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, ... (default: the GPU, if any)"
-    )
-    options = vars(parser.parse_args(arguments))
+def measure_leakage(
+    *,
+    data: Path,
+    output: Path,
+    seeds: int = 3,
+    image_size: int = 64,
+    epochs: int = 15,
+    device: str = "auto",
+) -> int:
+    """Measure what near-duplicates across a split add to the test score.
+
+    Args:
+        data: dataset that prepare_data wrote
+        output: folder of results; a second call continues in it
+        seeds: number of repetitions
+        image_size: side of the squares in pixels
+        epochs: epochs of each of the 3 trainings a seed
+        device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
+    """
     from ovseg.evaluation.report import print_leakage
-    from ovseg.experiments.leakage import measure_leakage
+    from ovseg.experiments import leakage
 
-    print_leakage(measure_leakage(**options))
-    return conclude(f"Written to {options['output']}", [])
+    print_leakage(leakage.measure_leakage(data, output, seeds, image_size, epochs, device))
+    return conclude(f"Written to {output}")
 
 
-def draw_augmentations(arguments: list[str]) -> int:
-    """Pictures of what augmentations do."""
-    parser = build_parser(
-        "draw_augmentations", "Draw what augmentations do to a phantom, or to pairs of a dataset."
-    )
-    parser.add_argument("--output", type=Path, required=True, help="PNG to write")
-    parser.add_argument(
-        "--augmentations",
-        nargs="+",
-        default=["ultrasound_light", "ultrasound_strong"],
-        help="pipelines or albumentations files (default: ultrasound_light ultrasound_strong)",
-    )
-    parser.add_argument("--root", type=Path, help="dataset folder (default: a phantom)")
-    options = vars(parser.parse_args(arguments))
-    from ovseg.data.augment.sheet import draw_augmentations
+def draw_augmentations(
+    *,
+    output: Path,
+    augmentations: list[str] | None = None,
+    data: Path | None = None,
+) -> int:
+    """Draw what augmentations do to a phantom, or to pairs of a dataset.
 
-    draw_augmentations(**options)
-    return conclude(f"Written to {options['output']}", [])
+    Args:
+        output: PNG to write
+        augmentations: names of pipelines, or albumentations files (default: ultrasound_light
+            ultrasound_strong)
+        data: dataset folder (default: a phantom)
+    """
+    from ovseg.data.augment import sheet
+
+    pipelines = augmentations or ["ultrasound_light", "ultrasound_strong"]
+    sheet.draw_augmentations(output, pipelines, data)
+    return conclude(f"Written to {output}")

@@ -1,63 +1,164 @@
-"""What the commands share: a parser whose mistakes are one line, and how a command ends."""
+"""The options of a command, from the signature and the docstring of its function.
+
+A positional-only parameter is a positional argument, any other parameter is `--name`, and `*name`
+takes what the command passes on to `train`. Options are written in full, with `_` or `-`.
+"""
 
 import argparse
 import difflib
-import logging
-import os
-import sys
-import warnings
-from typing import NoReturn
+import inspect
+import typing
+from collections.abc import Callable
+
+import docstring_parser
+from jsonargparse import ArgumentParser, Namespace
 
 from ovseg.core.errors import InputError
 
-
-class Parser(argparse.ArgumentParser):
-    """A parser that raises InputError in place of leaving the process."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. `{self.prog} --help` tells the options.")
+Command = Callable[..., int]
 
 
-def build_parser(command: str, description: str) -> argparse.ArgumentParser:
-    """The parser of `ovseg COMMAND`; options are written out in full."""
-    return Parser(prog=f"ovseg {command}", description=description, allow_abbrev=False)
+def call_command(command: Command, arguments: list[str]) -> int:
+    """Call a command with the values on its command line.
 
+    Args:
+        command: a function of `ovseg.cli`.
+        arguments: what follows the command's name.
 
-def parse_own(
-    parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.Namespace, list[str]]:
-    """The parser's own options, and what is left for `train`.
+    Returns:
+        The exit code.
 
     Raises:
-        InputError: what is left has an option that is nearly an own one; keys of `train` have a section and a dot.
+        InputError: an unknown option, a missing one, or a value of another type.
     """
-    own = [option for action in parser._actions for option in action.option_strings]
-    options, rest = parser.parse_known_args(arguments)
-    for name in (argument.partition("=")[0] for argument in rest if argument.startswith("--")):
-        near = difflib.get_close_matches(name, own, 1, 0.85)
-        if near and "." not in name:
-            raise InputError(
-                f"There is no option {name}. Did you mean {near[0]}? Keys of train have a section."
-            )
-    return options, rest
+    parameters = inspect.signature(command).parameters.values()
+    if all(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return command(*arguments)
+
+    parser = build_parser(command)
+    passes_on = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    own, others = _split(arguments, _option_names(command))
+    _check_options(command, others, passes_on)
+    if not passes_on:
+        own = own + others
+        others = []
+    values = _parse(parser, own)
+
+    positional = [
+        values[parameter.name]
+        for parameter in parameters
+        if parameter.kind is parameter.POSITIONAL_ONLY
+    ]
+    keywords = {
+        parameter.name: values[parameter.name]
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    return command(*positional, *others, **keywords)
 
 
-def conclude(text: str, failures: list[str]) -> int:
-    """Print the result; name the files that failed, and exit with 1 for them."""
-    print(text)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} files failed.", file=sys.stderr)
-    return 1 if failures else 0
+def build_parser(command: Command) -> ArgumentParser:
+    """The parser of `ovseg NAME`, where NAME is the name of the function."""
+    docstring = docstring_parser.parse(inspect.getdoc(command) or "")
+    descriptions = {parameter.arg_name: parameter.description for parameter in docstring.params}
+    parser = ArgumentParser(
+        prog=f"ovseg {command.__name__}",
+        description=docstring.description,
+        formatter_class=argparse.HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.kind is not parameter.VAR_POSITIONAL:
+            _add_option(parser, parameter, descriptions.get(parameter.name))
+    return parser
 
 
-def quiet_lightning() -> None:
-    """Leave out Lightning's messages that a user can do nothing about; to be called before it is imported."""
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's own calls
-    advertisement = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())
-    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
-    warnings.filterwarnings(
-        "ignore", ".*LeafSpec.* is deprecated", module="pytorch_lightning"
-    )  # its own code
+def summarise(command: Command) -> str:
+    """The first line of a command's docstring."""
+    return (inspect.getdoc(command) or "").splitlines()[0]
+
+
+def _add_option(
+    parser: ArgumentParser, parameter: inspect.Parameter, description: str | None
+) -> None:
+    name = parameter.name
+    kind = parameter.annotation
+    default = parameter.default
+    if parameter.kind is parameter.POSITIONAL_ONLY:
+        parser.add_argument(name, type=kind, help=description)
+    elif kind is bool and default:
+        parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=description)
+    elif kind is bool:
+        parser.add_argument(f"--{name}", action="store_true", help=description)
+    elif _item_type(kind) is not None:
+        parser.add_argument(f"--{name}", type=_item_type(kind), nargs="*", help=description)
+    elif default is parameter.empty:
+        parser.add_argument(f"--{name}", type=kind, required=True, help=description)
+    else:
+        text = description if default is None else f"{description} (default: {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+
+
+def _item_type(kind: object) -> type | None:
+    """The type of an item of `list[item]` or `list[item] | None`; None for what is no list."""
+    for part in (kind, *typing.get_args(kind)):
+        if typing.get_origin(part) is list:
+            return typing.get_args(part)[0]
+    return None
+
+
+def _option_names(command: Command) -> list[str]:
+    """The options of a command, with their dashes."""
+    names = ["-h", "--help"]
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            negated = parameter.annotation is bool and parameter.default
+            names.append(f"--no_{parameter.name}" if negated else f"--{parameter.name}")
+    return names
+
+
+def _split(arguments: list[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """The options in `names` with their values, spelt with `_`; and all other arguments."""
+    own: list[str] = []
+    others: list[str] = []
+    target = own
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if _spell(option) in names:
+            target = own
+            argument = _spell(option) + equals + value
+        elif option.startswith("--"):
+            target = others
+        target.append(argument)
+    return own, others
+
+
+def _check_options(command: Command, others: list[str], passes_on: bool) -> None:
+    """Refuse options that the command does not have, and those that are nearly one of its own."""
+    for argument in others:
+        option = argument.partition("=")[0]
+        if not option.startswith("--"):
+            continue
+        close = difflib.get_close_matches(_spell(option), _option_names(command), 1, 0.85)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        refusal = f"`ovseg {command.__name__}` has no option {option}.{hint}"
+        if not passes_on:
+            raise InputError(f"{refusal} `ovseg {command.__name__} --help` lists the options.")
+        if close and "." not in option:
+            raise InputError(f"{refusal} Options for train have a section and a dot.")
+
+
+def _spell(option: str) -> str:
+    """`--batch-size` as `--batch_size`."""
+    if not option.startswith("--"):
+        return option
+    return "--" + option[2:].replace("-", "_")
+
+
+def _parse(parser: ArgumentParser, arguments: list[str]) -> Namespace:
+    try:
+        return parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        text = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{text}. `{parser.prog} --help` lists the options.") from None

@@ -10,7 +10,7 @@ from PIL import Image
 from ovseg.audit.files import BROKEN, REMARKS, is_doppler, measure_colours
 from ovseg.audit.findings import audit_tree
 from ovseg.audit.report import report_audit
-from ovseg.cli.main import COMMANDS
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.data.prepare.otu2d import prepare_dataset
 from ovseg.data.prepare.phantoms import make_phantom, write_phantoms
@@ -257,14 +257,14 @@ def test_categories_are_counted(tmp_path, save_png):
 
 
 def test_command_exits_with_1_for_leaks_and_faults_and_prints_them(tree, tmp_path, capsys):
-    run, output = COMMANDS["audit_data"], str(tmp_path / "out")
-    assert run(["--root", str(tree), "--output", output]) == 0
+    where = ["audit_data", "--data", str(tree), "--output", str(tmp_path / "out")]
+    assert main(where) == 0
     assert "PASSED" in capsys.readouterr().out
     copy_pair(tree, "train/phantom_0", "test/copied")
-    assert run(["--root", str(tree), "--output", output, "--overwrite"]) == 1
+    assert main([*where, "--overwrite"]) == 1
     assert "same file: 1 pairs across splits" in capsys.readouterr().out
     (tree / "test/images/copied.png").unlink()
-    assert run(["--root", str(tree), "--output", output, "--overwrite"]) == 1
+    assert main([*where, "--overwrite"]) == 1
     assert "mask without image: 1 (test/masks/copied.png)" in capsys.readouterr().out
 
 

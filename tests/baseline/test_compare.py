@@ -10,7 +10,7 @@ import yaml
 
 from ovseg.baseline.compare_training import _settings
 from ovseg.baseline.keras_weights import load_keras_weights
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.evaluation.compare import compare_masks
 from ovseg.models import build_model
@@ -63,12 +63,12 @@ def test_prediction_without_partner_is_named(folders, capsys):
         for name, folder in {"predictions": "theirs", "ours": "ours"}.items()
     ]
     out = [f"--output={folders / 'out'}"]
-    assert _run(COMMANDS["compare_baseline"], [*where, f"--masks={folders / 'masks'}", *out]) == 2
+    assert main(["compare_baseline", *where, f"--masks={folders / 'masks'}", *out]) == 2
     assert (
         "1 of 3 predictions have no mask in" in capsys.readouterr().err
         and not (folders / "out").exists()
     )
-    assert _run(COMMANDS["compare_baseline"], [*where, *out]) == 2
+    assert main(["compare_baseline", *where, *out]) == 2
     assert "--predictions needs --ours and --masks" in capsys.readouterr().err
 
 
@@ -88,9 +88,7 @@ def config(tmp_path, phantom_root):
 
 
 def compare(config, output, *more: str) -> int:
-    return _run(
-        COMMANDS["compare_baseline"], ["--config", str(config), "--output", str(output), *more]
-    )
+    return main(["compare_baseline", "--config", str(config), "--output", str(output), *more])
 
 
 def test_values_of_the_yaml_can_be_replaced(config):
@@ -111,7 +109,7 @@ def test_mistakes_are_one_line(config, tmp_path, capsys):
     for more, message in [
         (["--arch-args", "num_layers"], "--arch-args takes KEY=VALUE"),
         (["--image-size", "50"], "--image-size 50 must be a multiple of 4"),
-        (["--config", "gone.yaml"], "Cannot read gone.yaml"),
+        (["--config", "gone.yaml"], "There is no configuration gone.yaml"),
     ]:
         assert compare(config, tmp_path / "out", *more) == 2
         assert message in capsys.readouterr().err and not (tmp_path / "out").exists()

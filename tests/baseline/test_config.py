@@ -9,7 +9,7 @@ import yaml
 
 from keras_files import layers_of, write_keras2
 from ovseg.baseline.config import explain_baseline_config, read_baseline_config
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.models import build_model
 
@@ -156,9 +156,8 @@ def test_missing_file_is_an_error(tmp_path):
 
 
 def run_import(config, output, *more: str) -> int:
-    return _run(
-        COMMANDS["import_baseline"],
-        ["--config", str(config), "--output", str(output), *map(str, more)],
+    return main(
+        ["import_baseline", "--config", str(config), "--output", str(output), *map(str, more)],
     )
 
 
@@ -171,12 +170,11 @@ def test_import_with_weights_is_a_run(write, tmp_path, phantom_root, monkeypatch
     with open(run / "import.csv", encoding="utf-8") as file:
         assert next(csv.reader(file)) == ["key", "value", "becomes"]
     root = ["--data", str(phantom_root)]
-    assert _run(COMMANDS["evaluate"], ["--run", str(run), *root, "--device", "cpu"]) == 0
+    assert main(["evaluate", "--run", str(run), *root, "--device", "cpu"]) == 0
     images = phantom_root / "test" / "images"
     assert (
-        _run(
-            COMMANDS["infer"],
-            ["--run", str(run), "--images", str(images), "--output", str(tmp_path / "m")],
+        main(
+            ["infer", "--run", str(run), "--images", str(images), "--output", str(tmp_path / "m")],
         )
         == 0
     )
@@ -195,7 +193,7 @@ def test_import_with_weights_is_a_run(write, tmp_path, phantom_root, monkeypatch
         "--ckpt_path",
         str(run / "checkpoints" / "best.ckpt"),
     ]
-    assert _run(COMMANDS["train"], [*resume, *more]) == 0
+    assert main(["train", *resume, *more]) == 0
     assert (tmp_path / "runs" / "imported" / "version_0" / "checkpoints" / "best.ckpt").exists()
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert np.array_equal(

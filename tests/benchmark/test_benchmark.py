@@ -18,7 +18,7 @@ from ovseg.benchmark.layers import list_layers, measure_layers
 from ovseg.benchmark.measure import measure_scaling
 from ovseg.benchmark.peers import Workload, build_step, count_flops, make_batch
 from ovseg.benchmark.report import to_markdown, write_benchmark
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 
 NETWORK = {"base_filters": 2, "num_layers": 2, "dropout_rate": 0.0}
@@ -37,7 +37,7 @@ def config(tmp_path):
 
 def run(config, output, *arguments: str) -> int:
     where = ["--config", str(config), "--output", str(output), "--device", "cpu", "--threads", "1"]
-    return _run(COMMANDS["benchmark"], [*arguments[:1], *where, *arguments[1:]])
+    return main(["benchmark", *arguments[:1], *where, *arguments[1:]])
 
 
 def work(mode: str = "infer", **changes) -> Workload:

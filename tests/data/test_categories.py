@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from pytorch_lightning import Trainer
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.prepare.otu2d import CATEGORIES, prepare_dataset
@@ -54,7 +54,7 @@ def write_settings(folder, root) -> str:
 
 
 def train(config: str, *arguments: str) -> int:
-    return _run(COMMANDS["train"], ["--config", config, *arguments])
+    return main(["train", "--config", config, *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_validation_score_of_categories_is_the_evaluated_one(run, tmp_path, caps
         "--output",
         str(tmp_path / "out"),
     ]
-    assert _run(COMMANDS["evaluate"], arguments) == 0
+    assert main(["evaluate", *arguments]) == 0
     scores = json.loads((tmp_path / "out" / "summary.json").read_text())["scores"]
     shown = pd.read_csv(run / "train_metrics.csv").iloc[-1]
     assert scores["dice_categories"] == pytest.approx(shown["val_dice_categories"], abs=1e-6)
@@ -161,9 +161,7 @@ def test_infer_writes_ids_at_the_pictures_size(run, tmp_path, save_png, capsys):
     save_png(tmp_path / "in" / "a.png", image)
     save_png(tmp_path / "in" / "b.png", image[:50, :37])
     where = ["--run", str(run), "--images", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
-    assert (
-        _run(COMMANDS["infer"], [*where, "--device", "cpu", "--overlays", "--probabilities"]) == 0
-    )
+    assert main(["infer", *where, "--device", "cpu", "--overlays", "--probabilities"]) == 0
     assert "ids" in capsys.readouterr().out
     names = json.loads((tmp_path / "out" / "categories.json").read_text())
     assert names == {"0": "background", **{str(i): name for i, name in enumerate(NAMES, 1)}}
@@ -208,7 +206,7 @@ def test_evaluating_on_other_categories_is_an_error(run, phantom_root, tmp_path,
         json.dumps({**manifest, "categories": ["a", "b", "c", "d"]})
     )
     arguments = ["--run", str(run), "--data", str(other), "--output", str(tmp_path / "out")]
-    assert _run(COMMANDS["evaluate"], arguments) == 2
+    assert main(["evaluate", *arguments]) == 2
     assert (
         "was trained for cyst, haze, solid, mixed, but the categories of" in capsys.readouterr().err
     )

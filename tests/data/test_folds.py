@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.manifest import read_folds
@@ -139,11 +139,7 @@ def test_phantoms_take_two_to_eight_folds(tmp_path):
     with pytest.raises(InputError, match="--folds is 9, expected 2..8"):
         write_phantoms(tmp_path / "new", 10, 32, folds=9)
     assert (
-        _run(
-            COMMANDS["make_phantoms"],
-            f"--output {tmp_path}/new --count 10 --size 32 --folds 8".split(),
-        )
-        == 0
+        main(f"make_phantoms --output {tmp_path}/new --count 10 --size 32 --folds 8".split()) == 0
     )
     assert len(set(read_folds(tmp_path / "new").values())) == 8
 
@@ -207,5 +203,5 @@ def test_resume_refuses_another_fold(checkpoint, own_root, capsys, monkeypatch):
         "--model.optimizer_args.lr",
         "0.001",
     ]
-    assert _run(COMMANDS["train"], [*arguments, "--data.fold", "0"]) == 2
+    assert main(["train", *arguments, "--data.fold", "0"]) == 2
     assert "was trained with data.fold 1, but the configuration has 0" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.data.manifest import prepared_items
 from ovseg.data.original import original_mask
@@ -60,7 +60,7 @@ def prepared(tmp_path, save_png):
 
 def evaluate(run, root, output, *more: str) -> pd.DataFrame:
     where = ["--run", str(run), "--data", str(root), "--output", str(output), "--device", "cpu"]
-    assert _run(COMMANDS["evaluate"], [*where, *more]) == 0
+    assert main(["evaluate", *where, *more]) == 0
     return pd.read_csv(output / "per_image.csv")
 
 
@@ -99,7 +99,7 @@ def test_scores_at_the_original_size_are_those_of_the_masks_that_infer_writes(ru
         "--output",
         str(tmp_path / "masks"),
     ]
-    assert _run(COMMANDS["infer"], [*where, "--device", "cpu"]) == 0
+    assert main(["infer", *where, "--device", "cpu"]) == 0
     for stem in (0, 1, 2):
         pred, mask = (
             np.array(Image.open(folder / f"{stem}.png")) > 0

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.checkpoints import checkpoint_digest
 from ovseg.core.errors import InputError
 from ovseg.evaluation.evaluate import Evaluation
@@ -38,7 +38,7 @@ def run(untuned, tmp_path):
 
 
 def run_tune(run, *more: str) -> int:
-    return _run(COMMANDS["postprocess"], ["--run", str(run), "--device", "cpu", *more])
+    return main(["postprocess", "--run", str(run), "--device", "cpu", *more])
 
 
 @pytest.mark.parametrize("metric", ["dice", "iou"])
@@ -57,7 +57,7 @@ def test_chosen_postprocessing_scores_in_evaluate_what_tune_says(run, metric, ca
     for more, expected in (((), found["score"]), (("--no-postprocessing",), found["plain_score"])):
         output = run / f"out{len(more)}"
         where = ["--run", str(run), "--split", "valid", "--output", str(output), "--device", "cpu"]
-        assert _run(COMMANDS["evaluate"], [*where, *more]) == 0
+        assert main(["evaluate", *where, *more]) == 0
         table = pd.read_csv(output / "per_image.csv")
         assert table[f"{metric}_original"].mean() == pytest.approx(expected, abs=1e-6)
     printed = capsys.readouterr().out
@@ -174,22 +174,22 @@ def test_postprocessing_of_categories_has_no_threshold(make_run, tmp_path):
 
 def test_earlier_evaluation_with_another_postprocessing_is_kept(run, capsys):
     where = ["--run", str(run), "--device", "cpu"]
-    assert _run(COMMANDS["evaluate"], where) == 0
+    assert main(["evaluate", *where]) == 0
     assert run_tune(run) == 0
-    assert _run(COMMANDS["evaluate"], where) == 2 and "add --overwrite" in capsys.readouterr().err
-    assert _run(COMMANDS["evaluate"], [*where, "--overwrite"]) == 0
-    assert _run(COMMANDS["evaluate"], where) == 0
+    assert main(["evaluate", *where]) == 2 and "add --overwrite" in capsys.readouterr().err
+    assert main(["evaluate", *where, "--overwrite"]) == 0
+    assert main(["evaluate", *where]) == 0
 
 
 def test_summary_from_before_there_were_postprocessings_counts_as_plain(run):
     where = ["--run", str(run), "--device", "cpu"]
-    assert _run(COMMANDS["evaluate"], where) == 0
+    assert main(["evaluate", *where]) == 0
     path = run / "evaluation" / "summary.json"
     summary = json.loads(path.read_text())
     path.write_text(
         json.dumps({name: value for name, value in summary.items() if name != "postprocessing"})
     )
-    assert _run(COMMANDS["evaluate"], where) == 0 and json.loads(path.read_text())[
+    assert main(["evaluate", *where]) == 0 and json.loads(path.read_text())[
         "postprocessing"
     ] == to_dict(Postprocessing())
 
@@ -203,7 +203,7 @@ def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, 
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
-    assert _run(COMMANDS["train"], ["--config", "tiny.yaml"]) == 0
+    assert main(["train", "--config", "tiny.yaml"]) == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
     found = json.loads((run / "postprocessing.json").read_text())
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
@@ -215,7 +215,7 @@ def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, 
         found["members"][0].endswith("best.ckpt")
         and yaml.safe_load((run / "config.yaml").read_text())["postprocess"] is True
     )
-    assert _run(COMMANDS["train"], ["--config", "tiny.yaml", "--postprocess", "false"]) == 0
+    assert main(["train", "--config", "tiny.yaml", "--postprocess", "false"]) == 0
     assert not (tmp_path / "runs" / "tiny" / "version_1" / "postprocessing.json").exists()
 
 
@@ -246,7 +246,7 @@ def test_training_is_evaluated_plainly_where_no_postprocessing_can_be_chosen(
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
-    assert _run(COMMANDS["train"], ["--config", "tiny.yaml"]) == 0
+    assert main(["train", "--config", "tiny.yaml"]) == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
     assert (
         "No post-processing was chosen, so the plain one holds: No image of valid in"

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.experiments import cross_validation
 from ovseg.experiments import train as training
@@ -57,7 +57,7 @@ def in_process(monkeypatch):
         started.append(path.stem + ("" if ckpt_path is None else f" from {ckpt_path.parts[-3]}"))
         resume = [] if ckpt_path is None else ["--ckpt_path", str(ckpt_path)]
         try:
-            code = _run(COMMANDS["train"], ["--config", str(path), *resume])
+            code = main(["train", "--config", str(path), *resume])
         except RuntimeError:
             code = -9
         yield SimpleNamespace(wait=lambda: code)
@@ -71,7 +71,7 @@ def in_process(monkeypatch):
 
 def validate(output: str, *arguments: str) -> int:
     command = ["--config", "tiny.yaml", "--folds", "3", "--output", output, "--device", "cpu"]
-    return _run(COMMANDS["cross_validate"], [*command, *arguments])
+    return main(["cross_validate", *command, *arguments])
 
 
 def die_after(monkeypatch, fold: int, epoch: int) -> None:
@@ -165,9 +165,9 @@ def check_damages(output, started, capsys) -> None:
 
 def test_training_that_early_stopping_ended_is_over(tiny, in_process):
     assert (
-        _run(
-            COMMANDS["train"],
+        main(
             [
+                "train",
                 "--config",
                 "tiny.yaml",
                 "--early_stopping.patience",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.experiments.leakage import draw_sets, measure_leakage, summarise_leakage
 
@@ -43,7 +43,7 @@ def test_sets_are_of_one_size_and_differ_in_relatives_only(seed):
 
 def measure(root, output, *more: str) -> int:
     arguments = [
-        "--root",
+        "--data",
         str(root),
         "--output",
         str(output),
@@ -52,7 +52,7 @@ def measure(root, output, *more: str) -> int:
         "--image-size",
         "32",
     ]
-    return _run(COMMANDS["measure_leakage"], [*arguments, "--device", "cpu", *more])
+    return main(["measure_leakage", *arguments, "--device", "cpu", *more])
 
 
 def test_a_second_call_goes_on_and_keeps_what_is_done(grouped_root, tmp_path, capsys):

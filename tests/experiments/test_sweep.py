@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.core.plots import draw_sweep
 from ovseg.core.runs import RunFolder
@@ -58,7 +58,7 @@ def in_process(monkeypatch):
         state.started.append(yaml.safe_load(path.read_text()))
         if path.stem in state.interrupt:
             raise KeyboardInterrupt
-        code = _run(COMMANDS["train"], ["--config", str(path)])
+        code = main(["train", "--config", str(path)])
         yield SimpleNamespace(wait=lambda: code, poll=lambda: code)
 
     monkeypatch.setattr(sweep_module, "training_process", run)
@@ -79,7 +79,7 @@ def search(output: str, trials: int, *arguments: str) -> int:
         "--trials",
         str(trials),
     ]
-    return _run(COMMANDS["sweep"], [*command, *arguments])
+    return main(["sweep", *command, *arguments])
 
 
 def parameters(output) -> pd.DataFrame:
@@ -134,9 +134,8 @@ def check_files(output, started) -> None:
     assert all(config["best_checkpoint"]["monitor"] == "val_dice" for config in started)
     assert (output / "sweep.png").stat().st_size > 1000
     assert (
-        _run(
-            COMMANDS["train"],
-            ["--config", str(output / "best.yaml"), "--trainer.fast_dev_run", "1"],
+        main(
+            ["train", "--config", str(output / "best.yaml"), "--trainer.fast_dev_run", "1"],
         )
         == 0
     )

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from pytorch_lightning import Trainer
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.checkpoints import read_members
 from ovseg.core.errors import InputError
 from ovseg.data.datamodule import OvarianTumorDataModule
@@ -424,9 +424,7 @@ def test_validation_score_is_the_evaluated_one(tiny, phantom_root):
     """The number shown in training is the number reported, on the same split."""
     train("--trainer.max_epochs", "1")
     run = tiny / "runs" / "tiny" / "version_0"
-    assert (
-        _run(COMMANDS["evaluate"], ["--run", str(run), "--split", "valid", "--device", "cpu"]) == 0
-    )
+    assert main(["evaluate", "--run", str(run), "--split", "valid", "--device", "cpu"]) == 0
     summary = json.loads((run / "evaluation_valid" / "summary.json").read_text())
     shown = read_csv(run / "train_metrics.csv")[-1]
     assert summary["scores"]["dice"]["mean"] == pytest.approx(

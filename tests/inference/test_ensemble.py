@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints, read_members
 from ovseg.core.errors import InputError
 from ovseg.data.pairs import read_image
@@ -52,9 +52,7 @@ def ensemble(runs, tmp_path):
 
 
 def evaluate(run, output, *more: str) -> int:
-    return _run(
-        COMMANDS["evaluate"], ["--run", str(run), "--output", str(output), "--device", "cpu", *more]
-    )
+    return main(["evaluate", "--run", str(run), "--output", str(output), "--device", "cpu", *more])
 
 
 def pictures(root) -> list[np.ndarray]:
@@ -113,7 +111,7 @@ def test_postprocessing_of_an_ensemble_is_chosen_on_each_members_own_images(
     ensemble, tmp_path, capsys
 ):
     folder = ensemble("a", "b")
-    assert _run(COMMANDS["postprocess"], ["--run", str(folder), "--device", "cpu"]) == 0
+    assert main(["postprocess", "--run", str(folder), "--device", "cpu"]) == 0
     found = json.loads((folder / "postprocessing.json").read_text())
     assert found["images"] == 6 and len(found["members"]) == 2
     assert {tuple(candidate["flips"]) for candidate in found["candidates"]} == {
@@ -180,7 +178,7 @@ def test_infer_takes_an_ensemble(ensemble, phantom_root, tmp_path):
         "--device",
         "cpu",
     ]
-    assert _run(COMMANDS["infer"], ["--run", str(ensemble("a", "b")), *where]) == 0
+    assert main(["infer", "--run", str(ensemble("a", "b")), *where]) == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_json
 from ovseg.data.geometry import place, restore
@@ -30,12 +30,19 @@ def test_export_and_infer_give_the_same_masks(run, tmp_path, phantom_root):
         run / "postprocessing.json",
         {"postprocessing": to_dict(postprocessing), "checkpoint_sha256": digest},
     )
-    assert _run(COMMANDS["export"], ["--run", str(run)]) == 0
+    assert main(["export", "--run", str(run)]) == 0
     images = phantom_root / "test" / "images"
     assert (
-        _run(
-            COMMANDS["infer"],
-            ["--run", str(run), "--images", str(images), "--output", str(tmp_path / "out")],
+        main(
+            [
+                "infer",
+                "--run",
+                str(run),
+                "--images",
+                str(images),
+                "--output",
+                str(tmp_path / "out"),
+            ],
         )
         == 0
     )

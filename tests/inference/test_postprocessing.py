@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.checkpoints import checkpoint_digest
 from ovseg.core.errors import InputError
 from ovseg.data.geometry import fit_box
@@ -181,14 +181,12 @@ def write_postprocessing(run, postprocessing: Postprocessing, digest: str | None
 
 
 def evaluate(run, output, *more: str) -> int:
-    return _run(
-        COMMANDS["evaluate"], ["--run", str(run), "--output", str(output), "--device", "cpu", *more]
-    )
+    return main(["evaluate", "--run", str(run), "--output", str(output), "--device", "cpu", *more])
 
 
 def infer(run, images, output, *more: str) -> int:
     where = ["--run", str(run), "--images", str(images), "--output", str(output), "--device", "cpu"]
-    return _run(COMMANDS["infer"], [*where, *more])
+    return main(["infer", *where, *more])
 
 
 def read(path) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from ovseg.cli.main import COMMANDS, _run
+from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.models import build_model
 from ovseg.models.encoder_weights import WHEELS, load_encoder
@@ -248,12 +248,10 @@ def test_evaluate_and_resume_need_no_weights(tmp_path, phantom_root, monkeypatch
     }
     trainer = {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0}
     Path("run.yaml").write_text(yaml.safe_dump({"model": model, "data": data, "trainer": trainer}))
-    assert _run(COMMANDS["train"], ["--config", "run.yaml"]) == 0
+    assert main(["train", "--config", "run.yaml"]) == 0
     Path("encoder.pth").unlink()
     run = Path("runs/run/version_0")
-    assert (
-        _run(COMMANDS["evaluate"], ["--run", str(run), "--split", "valid", "--device", "cpu"]) == 0
-    )
+    assert main(["evaluate", "--run", str(run), "--split", "valid", "--device", "cpu"]) == 0
     resume = [
         "--config",
         str(run / "config.yaml"),
@@ -261,7 +259,7 @@ def test_evaluate_and_resume_need_no_weights(tmp_path, phantom_root, monkeypatch
         str(run / "checkpoints" / "last.ckpt"),
     ]
     assert "encoder.pth" in (run / "config.yaml").read_text()
-    assert _run(COMMANDS["train"], [*resume, "--trainer.max_epochs", "2"]) == 0
+    assert main(["train", *resume, "--trainer.max_epochs", "2"]) == 0
 
 
 def test_normalisation_is_the_encoders_with_and_without_weights():

@@ -4,13 +4,11 @@ import re
 import signal
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from ovseg.cli import main as cli
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.training import callbacks
@@ -277,12 +275,6 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(command):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=100
     )
     assert (result.returncode, result.stderr) == (130, "error: stopped by Ctrl-C\n")
-
-
-def test_lightnings_exceptions_are_known_only_where_it_is_imported(monkeypatch):
-    assert [kind.__name__ for kind in cli._of_lightning("SIGTERMException")] == ["SIGTERMException"]
-    monkeypatch.setattr(cli, "sys", SimpleNamespace(modules={}))
-    assert cli._of_lightning("SIGTERMException") == ()
 
 
 def test_every_raise_of_the_parser_names_the_help():

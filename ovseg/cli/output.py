@@ -1,0 +1,36 @@
+"""What commands print, and which of Lightning's messages they leave out."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+
+def conclude(text: str, failures: Sequence[str] = ()) -> int:
+    """Print the result on standard output and the files that failed on standard error.
+
+    Returns:
+        The exit code: 0, or 1 where files failed.
+    """
+    print(text)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    if not failures:
+        return 0
+    print(f"{len(failures)} files failed.", file=sys.stderr)
+    return 1
+
+
+def quiet_lightning() -> None:
+    """Leave out messages of Lightning that a user can do nothing about.
+
+    To be called before Lightning is imported.
+    """
+    # Lightning itself calls what jsonargparse has deprecated.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    advertisement = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())
+    warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")
+    # Lightning's own use of torch's pytree.
+    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", module="pytorch_lightning")

@@ -1,0 +1,143 @@
+"""The commands that make a run and use it."""
+
+from pathlib import Path
+
+from ovseg.cli.output import conclude, quiet_lightning
+from ovseg.core.configs import resolve_configs
+
+
+def train(*arguments: str) -> int:
+    """Train a network: `ovseg train --config unet`, where every YAML key is an option.
+
+    Args:
+        arguments: --config with a file or the name of a shipped configuration, and keys such as
+            --data.batch_size 4
+    """
+    quiet_lightning()
+    from ovseg.experiments.train import train_from_command_line
+
+    return train_from_command_line(resolve_configs(arguments))
+
+
+def evaluate(
+    *,
+    run: Path,
+    split: str = "test",
+    data: Path | None = None,
+    output: Path | None = None,
+    batch_size: int = 4,
+    postprocessing: bool = True,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Score a run on a split: tables, summary and pictures.
+
+    Args:
+        run: run folder, checkpoint, or folder of an ensemble
+        split: train, valid or test
+        data: dataset folder, if it is not the one of training
+        output: folder to make (default: in the run folder)
+        batch_size: images at a time
+        postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
+        device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
+        overwrite: replace an earlier evaluation
+    """
+    from ovseg.core.runs import RunFolder
+    from ovseg.evaluation.evaluate import Evaluation
+    from ovseg.evaluation.report import print_summary, report_evaluation
+
+    folder = output or RunFolder(run).evaluation(split)
+    evaluation = Evaluation(run, split, data, batch_size, device, postprocessing)
+    print_summary(report_evaluation(evaluation, folder, overwrite))
+    return conclude(f"Written to {folder}")
+
+
+def infer(
+    *,
+    run: Path,
+    images: Path,
+    output: Path,
+    overlays: bool = False,
+    probabilities: bool = False,
+    batch_size: int = 4,
+    engine: str = "torch",
+    postprocessing: bool = True,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Segment every picture of a folder: one mask each, at the picture's own size.
+
+    Args:
+        run: run folder, checkpoint, or folder of an ensemble
+        images: folder of JPEG, PNG, BMP or TIFF pictures
+        output: folder to make
+        overlays: also write the masks over the images
+        probabilities: also write 16-bit probability maps
+        batch_size: pictures at a time
+        engine: torch, compile, onnxruntime, openvino, or auto for the fastest
+        postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
+        device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
+        overwrite: replace earlier output
+    """
+    from ovseg.inference.predictor import infer_folder
+
+    count, failures = infer_folder(
+        run=run,
+        images=images,
+        output=output,
+        overlays=overlays,
+        probabilities=probabilities,
+        batch_size=batch_size,
+        engine=engine,
+        postprocessing=postprocessing,
+        device=device,
+        overwrite=overwrite,
+    )
+    names = output / "categories.json"
+    kind = f"category ids, named in {names.name}" if names.exists() else "0 and 255"
+    return conclude(f"{count} masks ({kind}) written to {output}", failures)
+
+
+def postprocess(
+    *,
+    run: Path,
+    metric: str = "dice",
+    split: str = "valid",
+    data: Path | None = None,
+    batch_size: int = 4,
+    device: str = "auto",
+) -> int:
+    """Choose flips, threshold and clean-up of a run on its validation images.
+
+    `evaluate` and `infer` use the choice from then on.
+
+    Args:
+        run: run folder, or folder of an ensemble
+        metric: dice or iou, mean per image at the original size
+        split: valid or train; never test
+        data: dataset folder, if it is not the one of training
+        batch_size: images at a time
+        device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
+    """
+    from ovseg.core.runs import RunFolder
+    from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
+
+    print_search(search_postprocessing(run, metric, split, data, batch_size, device))
+    path = RunFolder(run).postprocessing
+    return conclude(f"Written to {path}, which evaluate and infer use from now on")
+
+
+def export(*, run: Path, output: Path | None = None, overwrite: bool = False) -> int:
+    """Write a run's network as ONNX, and beside it how its logits become masks.
+
+    Args:
+        run: run folder or checkpoint
+        output: folder to make (default: export in the run folder)
+        overwrite: replace an earlier export
+    """
+    from ovseg.inference.export import export_run
+
+    description = export_run(run, output, overwrite)
+    where = output or "export in the run folder"
+    difference = description["difference"]
+    return conclude(f"Written to {where}; probabilities within {difference:.1e} of torch's.")

@@ -1,6 +1,0 @@
-"""The same as `ovseg phantoms`."""
-
-from ovseg.cli.main import run_script
-
-if __name__ == "__main__":
-    raise SystemExit(run_script("make_phantoms"))

@@ -1,0 +1,44 @@
+"""Configurations by name, and that a wheel has what the clone has."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ovseg.core.configs import find_config, list_configs, resolve_configs
+from ovseg.core.errors import InputError
+from support import REPOSITORY
+
+
+def test_every_configuration_of_the_clone_has_a_name():
+    files = {path.stem for path in (REPOSITORY / "configs").glob("*.yaml")}
+    assert "unet" in files
+    assert set(list_configs()) == files
+
+
+def test_path_comes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("unet") == list_configs()["unet"]
+    (tmp_path / "unet").write_text("model: {}")
+    assert find_config("unet") == Path("unet")
+
+
+def test_unknown_configuration_lists_the_names():
+    with pytest.raises(InputError, match=r"no configuration umet.*demo, .*unet"):
+        find_config("umet")
+
+
+def test_only_names_after_config_become_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unet = str(list_configs()["unet"])
+    arguments = ["--config", "unet", "--model.arch", "unet", "--config=unet", "-c", "a.yaml"]
+    expected = ["--config", unet, "--model.arch", "unet", f"--config={unet}", "-c", "a.yaml"]
+    assert resolve_configs(arguments) == expected
+
+
+def test_wheel_has_every_package_and_the_configurations():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = [path.parent for path in (REPOSITORY / "ovseg").rglob("__init__.py")]
+    packages = [".".join(folder.relative_to(REPOSITORY).parts) for folder in folders]
+    assert sorted(settings["packages"]) == sorted([*packages, "ovseg.configs"])
+    assert settings["package-dir"] == {"ovseg.configs": "configs"}
