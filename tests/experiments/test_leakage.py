@@ -75,7 +75,7 @@ def test_a_second_call_goes_on_and_keeps_what_is_done(grouped_root, tmp_path, ca
 def test_mistakes_are_errors(grouped_root, phantom_root, tmp_path):
     with pytest.raises(InputError, match="has no manifest.json with groups"):
         measure_leakage(phantom_root, tmp_path / "out")
-    with pytest.raises(InputError, match="--image-size 50 a multiple of 16"):
+    with pytest.raises(InputError, match="--image_size 50 a multiple of 16"):
         measure_leakage(grouped_root, tmp_path / "out", image_size=50)
     few = shutil.copytree(grouped_root, tmp_path / "few")
     manifest = json.loads((few / "manifest.json").read_text())
