@@ -17,9 +17,9 @@ from ovseg.cli.main import COMMANDS, _run
 from ovseg.core.errors import InputError
 from ovseg.experiments import cross_validation
 from ovseg.experiments import train as training
-from ovseg.experiments.cross_validation import find_last, is_over
+from ovseg.experiments.cross_validation import find_last_checkpoint, is_finished
 from ovseg.experiments.out_of_fold import NOTE, ratio_interval, summarise_folds
-from ovseg.experiments.subtraining import training_process
+from ovseg.experiments.child_training import training_process
 from ovseg.training import callbacks
 from support import REPOSITORY
 
@@ -183,12 +183,12 @@ def test_training_that_early_stopping_ended_is_over(tiny, in_process):
         == 0
     )
     trainer = {"max_epochs": 3, "min_epochs": None}
-    path, over = find_last(tiny / "stopped" / "tiny", {"trainer": trainer})
+    path, over = find_last_checkpoint(tiny / "stopped" / "tiny", trainer)
     assert (
         over and path.parts[-3] == "version_0" and not (path.parent.parent / "evaluation").exists()
     )
     checkpoint = cross_validation.read_checkpoint(path)
-    assert checkpoint["epoch"] < 2 and not is_over(checkpoint, {**trainer, "min_epochs": 4})
+    assert checkpoint["epoch"] < 2 and not is_finished(checkpoint, {**trainer, "min_epochs": 4})
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_fold_that_diverged_is_never_taken_as_finished(tiny, in_process, capsys)
     with pytest.raises(
         InputError, match="last.ckpt is of a training that diverged: val_loss is nan"
     ):
-        cross_validation.read_sound(
+        cross_validation.read_finite_checkpoint(
             tiny / "out" / "fold_0" / "version_0" / "checkpoints" / "last.ckpt"
         )
 
@@ -271,7 +271,7 @@ def test_resuming_from_a_checkpoint_is_refused(tiny):
 def test_fold_without_a_whole_epoch_failed(tiny, in_process, capsys):
     assert validate("out", "--trainer.fast_dev_run", "1") == 2
     output = capsys.readouterr()
-    assert "Fold 2 came to no end of an epoch" in output.out and "3 of 3 folds failed" in output.err
+    assert "Fold 2 completed no epoch" in output.out and "3 of 3 folds failed" in output.err
 
 
 def test_intervals_by_images_and_by_groups():
