@@ -301,7 +301,7 @@ def train_from_command_line(arguments: list[str]) -> int:
     if run is None or not cli.trainer.is_global_zero:
         return 0
     if not run.has_checkpoint:
-        print(f"No epoch was completed, so {run.path} holds the configuration only.")
+        print(f"No epoch was completed, so there is no checkpoint in {run.path}.")
         return 0
 
     _check_finite(cli.trainer, run)

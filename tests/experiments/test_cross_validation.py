@@ -17,9 +17,9 @@ from ovseg.cli.main import COMMANDS, _run
 from ovseg.core.errors import InputError
 from ovseg.experiments import cross_validation
 from ovseg.experiments import train as training
+from ovseg.experiments.child_training import training_process
 from ovseg.experiments.cross_validation import find_last_checkpoint, is_finished
 from ovseg.experiments.out_of_fold import NOTE, ratio_interval, summarise_folds
-from ovseg.experiments.child_training import training_process
 from ovseg.training import callbacks
 from support import REPOSITORY
 

@@ -144,7 +144,9 @@ def check_files(output, started) -> None:
 
 def test_trials_that_fail_in_a_row_end_the_search(tiny, in_process, capsys):
     assert search("out", 2, "--trainer.gradient_clip_algorithm", "nonsense") == 2
-    assert "3 trials failed in a row, see above. Correct the configuration" in capsys.readouterr().err
+    assert (
+        "3 trials failed in a row, see above. Correct the configuration" in capsys.readouterr().err
+    )
     assert pd.read_csv(tiny / "out" / "trials.csv")["state"].tolist() == ["fail"] * 3
     assert not (tiny / "out" / "best.yaml").exists()
 
@@ -273,7 +275,9 @@ def test_losses_of_different_kinds_are_not_compared(key):
 
 
 def test_trials_begin_anew(tiny):
-    with pytest.raises(InputError, match="ckpt_path is some.ckpt, but trials start from the beginning"):
+    with pytest.raises(
+        InputError, match="ckpt_path is some.ckpt, but trials start from the beginning"
+    ):
         sweep_module.sweep(
             {"ckpt_path": "some.ckpt"}, tiny / "space.yaml", 1, tiny / "out", tiny / "sweep.db"
         )
