@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 
 @pytest.fixture
@@ -19,6 +20,12 @@ def write_config(tmp_path, monkeypatch) -> Callable[[dict[str, Any], Path], Path
         return tmp_path
 
     return write
+
+
+@pytest.fixture
+def empty_figures(monkeypatch) -> None:
+    """Figures are empty files: drawing takes most of the time of a tiny training."""
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).touch())
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,7 @@ FOLDS = ["fold_0", "fold_1", "fold_2"]
 
 
 @pytest.fixture
-def tiny(write_config, fold_root):
+def tiny(write_config, fold_root, empty_figures):
     """A folder to work in, with tiny.yaml for a dataset of three folds."""
     return write_config(SETTINGS, fold_root)
 
@@ -153,7 +153,7 @@ def check_results(output: Path) -> pd.DataFrame:
     assert ensemble == {"members": [row["run"] for row in summary["per_fold"]]}
     for member in ensemble["members"]:
         assert (output / member / "checkpoints" / "best.ckpt").is_file()
-    assert (output / "out_of_fold.png").stat().st_size > 1000
+    assert (output / "out_of_fold.png").is_file()
     return table
 
 

@@ -48,7 +48,7 @@ data.augmentation: {choices: [none, flips]}
 
 
 @pytest.fixture
-def tiny(write_config, phantom_root):
+def tiny(write_config, phantom_root, empty_figures):
     """A folder to work in, with tiny.yaml and space.yaml."""
     folder = write_config(SETTINGS, phantom_root)
     (folder / "space.yaml").write_text(SPACE)
@@ -128,7 +128,7 @@ def check_values(output: Path) -> None:
         assert not run.evaluation("test").exists()
         assert not run.postprocessing.exists()
         assert not run.snapshots.exists()
-    assert (output / "sweep.png").stat().st_size > 1000
+    assert (output / "sweep.png").is_file()
 
 
 def check_configurations(output: Path, started: list[dict]) -> None:

@@ -56,7 +56,7 @@ NO_SCORES = ("--evaluate_test", "false", "--snapshots.num_infer_images", "0")
 
 
 @pytest.fixture
-def tiny(write_config, phantom_root):
+def tiny(write_config, phantom_root, empty_figures):
     """A folder to work in, with tiny.yaml."""
     return write_config(SETTINGS, phantom_root)
 
