@@ -230,7 +230,7 @@ class TrainCLI(LightningCLI):
 
 
 class ConfigurationCLI(TrainCLI):
-    """Checks a configuration as `train` does, with network and data, but makes no run folder."""
+    """Checks a configuration as `train` does and builds the network, but writes nothing."""
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Nothing is trained, so no trainer is built."""

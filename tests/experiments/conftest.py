@@ -1,4 +1,4 @@
-"""What the tests of trainings share: a configuration in a folder to work in, and quick trainings."""
+"""What the tests of trainings share: a configuration in a new folder, and quick trainings."""
 
 from collections.abc import Callable
 from pathlib import Path

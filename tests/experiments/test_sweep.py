@@ -59,8 +59,8 @@ def tiny(write_config, phantom_root, empty_figures):
 def in_process(monkeypatch, run_command):
     """Trainings run in this process.
 
-    Its `interrupt` names the trials in which Ctrl-C is pressed, its `started` has the configurations
-    of all.
+    Its `interrupt` names the trials in which Ctrl-C is pressed, its `started` has all
+    configurations.
     """
     state = SimpleNamespace(interrupt=(), started=[])
 

@@ -1,4 +1,4 @@
-"""Whole runs on tiny phantoms: run folder, resume, stop, several processes, and every shipped YAML."""
+"""Whole runs on tiny phantoms: run folder, resume, stop, two processes, and every shipped YAML."""
 
 import contextlib
 import csv
