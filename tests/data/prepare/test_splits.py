@@ -248,7 +248,7 @@ def test_official_lists_make_the_test_split_and_groups_carve_valid(numbered):
 
 def test_official_lists_that_tear_a_group_are_leakage(numbered):
     with pytest.raises(
-        InputError, match="pairs of near-duplicates are in two splits.*--allow-leakage"
+        InputError, match="pairs of near-duplicates are in two splits.*--allow_leakage"
     ):
         numbered(31)
     assert numbered(31, allow_leakage=True)["leakage"] is True
