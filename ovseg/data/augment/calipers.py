@@ -177,7 +177,7 @@ def find_calipers(image: np.ndarray) -> np.ndarray:
     """
     red, green, blue = cv2.split(image)
     excess = cv2.subtract(cv2.min(red, green), blue)
-    yellow = cv2.compare(excess, YELLOW_EXCESS, cv2.CMP_GT)
+    _, yellow = cv2.threshold(excess, YELLOW_EXCESS, 255, cv2.THRESH_BINARY)
 
     # The square is wider than any stroke: what remains after an opening with it is an area.
     side = 2 * (max(image.shape) // 100) + 3

@@ -40,7 +40,7 @@ def _check_span(name: str, span: Span, low: float, high: float) -> Span:
     is_pair = isinstance(span, list | tuple) and len(span) == 2
     if not is_pair or not low <= span[0] <= span[1] <= high:
         raise InputError(f"{name} is {span}, expected two rising numbers within {low}..{high}.")
-    return tuple(span)
+    return span[0], span[1]
 
 
 class _EchoTransform(A.ImageOnlyTransform):

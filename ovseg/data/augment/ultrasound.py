@@ -209,7 +209,7 @@ def add_noise(image: np.ndarray, seed: int, deviation: float) -> np.ndarray:
         deviation: standard deviation, where 1 is white.
     """
     cv2.setRNGSeed(seed)
-    mean = (0.0,) * 3
-    spread = (255 * deviation,) * 3
+    mean = np.zeros(3)
+    spread = np.full(3, 255 * deviation)
     noise = cv2.randn(np.empty(image.shape, np.int16), mean, spread)
     return cv2.add(image, noise, dtype=cv2.CV_8U)  # values beyond 0..255 are cut off
