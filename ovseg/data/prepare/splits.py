@@ -183,8 +183,8 @@ def check_listed(listed: Sequence[str], stems: Sequence[str], where: str) -> Non
     found = []
     for problem, offenders in problems.items():
         if offenders:
-            named = first_five(sorted(offenders, key=natural_key))
-            found.append(f"{problem} ({len(offenders)}: {named})")
+            in_order = sorted(offenders, key=natural_key)
+            found.append(f"{problem} ({len(offenders)}: {first_five(in_order)})")
     if found:
         raise InputError(
             f"{where}: the lists {', '.join(found)}. Name each image once, or use --split groups."
