@@ -1,10 +1,69 @@
-"""A tiny network of the baseline and files of its weights."""
+"""A configuration of the baseline, a tiny network of it, and files of its weights."""
 
 import h5py
 import pytest
 from torch.nn import init
 
 from ovseg.models import build_model
+
+EXPERIMENT = """
+; the author's experiment, with its malformed values
+[model]
+model          = "TensorflowUNet"
+generator      = False
+image_width    = 512
+image_height   = 512
+image_channels = 3
+input_normalize = False
+normalization  = False
+num_classes    = 1
+base_filters   = 16
+base_kernels   = (9,9)
+num_layers     = 8
+dropout_rate   = 0.05
+learning_rate  = 0.00007
+clipvalue      = 0.5
+dilation       = (3,3)
+loss           = "bce_dice_loss"
+metrics        = ["dice_coef"]
+show_summary   = False
+[train]
+epochs        = 100
+batch_size    = 2
+patience      = 10
+image_datapath = "../../../dataset/Ovarian-Tumor/train/images/"
+mask_datapath  = "../../../dataset/Ovarian-Tumor/train/masks/"
+learning_rate_reducer = True
+reducer_factor     = 0.4
+reducer_patience   = 4
+num_infer_images   = 6
+[mask]
+blur      = True
+[augmentor]
+vflip     = Fale
+angles    = [90. 180, 270,]
+"""
+
+
+@pytest.fixture
+def write_experiment(tmp_path):
+    """A function that writes the experiment's configuration with one text replaced."""
+
+    def write(old: str = "", new: str = ""):
+        path = tmp_path / "train_eval_infer.config"
+        text = EXPERIMENT
+        if old:
+            assert old in text
+            text = text.replace(old, new)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def experiment_file(write_experiment):
+    return write_experiment()
 
 
 @pytest.fixture
