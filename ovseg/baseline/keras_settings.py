@@ -39,10 +39,7 @@ def keras_unet_arguments(arch_args: Mapping[str, Any] | None, image_size: int) -
         )
     stride = 2 ** (arguments["num_layers"] - 1)
     if image_size % stride:
-        raise InputError(
-            f"--image_size {image_size} must be a multiple of {stride} for Keras, "
-            f"which halves it {arguments['num_layers'] - 1} times."
-        )
+        raise InputError(f"--image_size {image_size} must be a multiple of {stride} for Keras.")
     for name in _TORCH_ONLY:
         del arguments[name]
     arguments["image_size"] = image_size
