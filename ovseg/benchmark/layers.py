@@ -21,6 +21,7 @@ ALGORITHMS = {
 }
 
 Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
+OwnConvolution: TypeAlias = DilatedConv2d | FastUpsample2d
 
 
 def measure_layers(
@@ -87,8 +88,7 @@ def _describe(layer: Convolution, shape: tuple[int, ...]) -> str:
 def _measure_layer(
     layer: Convolution, features: Tensor, repeats: int, algorithms: tuple[str, ...]
 ) -> dict[str, float]:
-    own = isinstance(layer, DilatedConv2d | FastUpsample2d)
-    if own:
+    if isinstance(layer, OwnConvolution):
         layer.algorithm = "direct"
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(features)
@@ -96,16 +96,16 @@ def _measure_layer(
     layer.weight.requires_grad = True
     for name in algorithms:
         algorithm, memory_format = ALGORITHMS[name]
-        if own:
+        if isinstance(layer, OwnConvolution):
             layer.algorithm = algorithm
         elif algorithm == "fast":
             continue  # one of torch's own layers has no other algorithm
-        layer.to(memory_format=memory_format)  # type: ignore[call-overload]
+        layer.to(memory_format=memory_format)
         inputs = features.contiguous(memory_format=memory_format)
         forward, backward = _time_layer(layer, inputs, repeats)
         row[f"{name} forward ms"] = forward * 1e3
         row[f"{name} backward ms"] = backward * 1e3
-        layer.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        layer.to(memory_format=torch.contiguous_format)
     return row
 
 

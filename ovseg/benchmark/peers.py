@@ -269,8 +269,7 @@ def _build_torch_step(
     image = image.to(device)
     mask = mask.to(device)
     if work.channels_last:
-        # nn.Module.to takes a memory format, which torch's own stubs do not know (2.14).
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
         image = image.to(memory_format=torch.channels_last)
     if work.mode == "train":
         return _build_training_step(network, image, mask, work, compile_mode)
