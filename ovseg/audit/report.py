@@ -1,6 +1,7 @@
 """Write an audit as `audit.json`, pictures and one HTML page, and print its table."""
 
 import base64
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +82,28 @@ def verdict(summary: dict[str, Any]) -> str:
 
 def _table_rows(summary: dict[str, Any]) -> list[tuple[str, list[str]]]:
     """The counts of `summarise` as named rows with a cell for every split and for all."""
-    splits = list(summary["splits"].values())
-    rows = [
-        ("images", [str(split["images"]) for split in splits]),
-        ("usable pairs", [str(split["usable_pairs"]) for split in splits]),
-        ("colour Doppler", [str(split["doppler"]) for split in splits]),
-        ("empty masks", [str(split["empty_masks"]) for split in splits]),
-        ("sizes", [_sizes(split["sizes"]) for split in splits]),
-        ("lesion area, median (range)", [_range(split["lesion"], ".1%") for split in splits]),
-        ("brightness, median (range)", [_range(split["brightness"], ".0f") for split in splits]),
-    ]
-    for category in summary["splits"]["all"]["categories"]:
-        counts = [split["categories"].get(category, 0) for split in splits]
-        rows.append((category, [str(count) for count in counts]))
+    categories = summary["splits"]["all"]["categories"]
+    columns = [_table_column(split, categories) for split in summary["splits"].values()]
+    rows = []
+    for name in columns[0]:
+        rows.append((name, [column[name] for column in columns]))
     return rows
+
+
+def _table_column(split: dict[str, Any], categories: Iterable[str]) -> dict[str, str]:
+    """Name of a row -> its cell."""
+    cells = {
+        "images": str(split["images"]),
+        "usable pairs": str(split["usable_pairs"]),
+        "colour Doppler": str(split["doppler"]),
+        "empty masks": str(split["empty_masks"]),
+        "sizes": _sizes(split["sizes"]),
+        "lesion area, median (range)": _range(split["lesion"], ".1%"),
+        "brightness, median (range)": _range(split["brightness"], ".0f"),
+    }
+    for category in categories:
+        cells[category] = str(split["categories"].get(category, 0))
+    return cells
 
 
 def _sizes(counts: dict[str, int]) -> str:

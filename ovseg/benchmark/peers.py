@@ -4,6 +4,7 @@ A new peer is one entry of `PEERS`. Steps are built in the process that times th
 """
 
 import importlib.util
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import choose
 from ovseg.inference.engines import build_engine
 from ovseg.models import ARCHITECTURES, build_model
-from ovseg.models.layers import ALGORITHMS, InputScale
+from ovseg.models.layers import InputScale
 from ovseg.training.losses import build_loss
 from ovseg.training.optim import find_encoder, optimize_network
 from ovseg.training.task import allow_tf32
@@ -68,8 +69,8 @@ class Workload:
         return dict(self.model.get("arch_args") or {})
 
 
-# Does the work once: a training step returns its loss, an inference probabilities, float32 (N, H,
-# W).
+# Does the work once. A training step returns its loss, an inference returns probabilities, float32
+# (N, H, W).
 Step = Callable[[], Any]
 
 
@@ -78,7 +79,6 @@ class Peer:
     """A tool to measure.
 
     Attributes:
-        description: for people.
         build_step: a function from a workload to a step.
         modes: what it can do, of `MODES`.
         devices: types of torch devices that it runs on; empty for all.
@@ -94,7 +94,6 @@ class Peer:
         save_weights: writes initial weights that all peers of the same network start from.
     """
 
-    description: str
     build_step: Callable[[Workload], Step]
     modes: tuple[str, ...] = MODES
     devices: tuple[str, ...] = ()
@@ -200,16 +199,11 @@ def build_own_network(work: Workload, **changes: object) -> nn.Module:
 
 
 def build_plain_network(work: Workload) -> nn.Module:
-    """The configuration's network of torch's own layers."""
-    if takes_convolution(work.model["arch"]):
+    """The configuration's network of torch's own convolutions, where it can choose."""
+    architecture = choose("arch", work.model["arch"], ARCHITECTURES)
+    if "convolution" in inspect.signature(architecture).parameters:
         return build_own_network(work, convolution="direct")
     return build_own_network(work)
-
-
-def takes_convolution(arch: str) -> bool:
-    """Whether an architecture can choose between ovseg's and torch's convolutions."""
-    architecture = choose("arch", arch, ARCHITECTURES)
-    return "convolution" in architecture.__init__.__annotations__ and len(ALGORITHMS) > 1
 
 
 def _build_smp_unet(work: Workload) -> nn.Module:
@@ -360,8 +354,8 @@ def _build_keras_step(work: Workload) -> Step:
 
 
 PEERS = {
+    # Keras with TensorFlow, without dropout.
     "tensorflow": Peer(
-        "Keras with TensorFlow, without dropout",
         _build_keras_step,
         devices=("cpu",),
         packages=("tensorflow",),
@@ -370,25 +364,26 @@ PEERS = {
         check=_check_keras,
         save_weights=_save_keras_weights,
     ),
+    # Plain torch.nn layers and torch's default memory.
     "torch": Peer(
-        "plain torch.nn layers and torch's default memory",
         partial(_build_torch_step, build_plain_network),
         default_on=("cpu", "gpu"),
     ),
+    # This package.
     "ovseg": Peer(
-        "this package",
         partial(_build_torch_step, build_own_network),
         default_on=("cpu", "gpu"),
         huge_pages=True,
     ),
+    # This package, compiled.
     "compile": Peer(
-        "this package, compiled",
         partial(_build_torch_step, build_own_network, engine="compile", compile_mode="default"),
         default_on=("gpu",),
         huge_pages=True,
     ),
+    # This package, compiled, its kernels recorded and replayed as CUDA graphs. In inference it is
+    # the same as `compile`, whose engine does so on CUDA.
     "graphs": Peer(
-        "this package, compiled, its kernels recorded and replayed as CUDA graphs",
         partial(
             _build_torch_step, build_own_network, engine="compile", compile_mode="reduce-overhead"
         ),
@@ -397,7 +392,6 @@ PEERS = {
         huge_pages=True,
     ),
     "onnxruntime": Peer(
-        "ONNX Runtime",
         partial(_build_torch_step, build_own_network, engine="onnxruntime"),
         modes=("infer",),
         devices=("cpu",),
@@ -406,7 +400,6 @@ PEERS = {
         default_on=("cpu",),
     ),
     "openvino": Peer(
-        "OpenVINO",
         partial(_build_torch_step, build_own_network, engine="openvino"),
         modes=("infer",),
         devices=("cpu",),
@@ -414,13 +407,13 @@ PEERS = {
         extra="onnx,openvino",
         default_on=("cpu",),
     ),
+    # Another network: segmentation-models-pytorch's U-Net with a ResNet-34.
     "smp": Peer(
-        "another network: segmentation-models-pytorch's U-Net with a ResNet-34",
         partial(_build_torch_step, _build_smp_unet),
         same_network=False,
     ),
+    # Another network: MONAI's UNet, 8 levels of 16 to 2,048 channels.
     "monai": Peer(
-        "another network: MONAI's UNet, 8 levels of 16 to 2,048 channels",
         partial(_build_torch_step, _build_monai_unet),
         packages=("monai",),
         extra="monai",
