@@ -190,6 +190,11 @@ def _save_batches(settings: Settings, path: Path) -> Settings:
     steps = settings.steps
     if settings.epochs is not None:
         steps = settings.epochs * steps_per_epoch
+    if steps <= WARMUP_STEPS:
+        raise InputError(
+            f"--epochs {settings.epochs} is {steps} steps on {data.root}, "
+            f"expected at least {WARMUP_STEPS + 1}. Raise --epochs."
+        )
     settings = replace(settings, steps=steps, steps_per_epoch=steps_per_epoch)
 
     train_image, train_mask = _read_split(data, "train", steps * settings.batch_size)

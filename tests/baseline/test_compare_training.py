@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from importlib.machinery import ModuleSpec
 
 import pytest
 import yaml
@@ -64,6 +65,14 @@ def test_numbers_that_cannot_be_compared_are_errors(experiment, tmp_path, option
     with pytest.raises(InputError, match=message):
         compare_training(experiment, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_epochs_of_too_few_steps_are_an_error(experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
+    experiment["data"]["batch_size"] = 14
+    message = "--epochs 2 is 2 steps on .*, expected at least 3. Raise --epochs"
+    with pytest.raises(InputError, match=message):
+        compare_training(experiment, tmp_path / "out", epochs=2, image_size=32)
 
 
 def test_mistake_on_the_command_line_is_one_line(config, tmp_path, capsys, run_command):

@@ -8,7 +8,7 @@ from ovseg.evaluation.compare import compare_masks
 
 @pytest.fixture
 def folders(tmp_path, save_png):
-    """Three references of 40 x 40; theirs green, of another size and half of the lesion; ours exact."""
+    """Three references of 40 x 40; ours exact; theirs larger, green, with half of the lesion."""
     mask = np.zeros((40, 40), np.uint8)
     mask[10:30, 10:30] = 255
     half = np.zeros((80, 80, 3), np.uint8)
