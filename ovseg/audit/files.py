@@ -1,15 +1,17 @@
-"""The files of a dataset tree, one by one: what each image and mask is, what is wrong with it, and colour Doppler.
+"""Examine the files of a dataset tree one by one: faults, sizes, lesions, and colour Doppler.
 
-Colour Doppler is told by red (or blue) that stands out from both other channels by more than 60 of 255 grey levels.
-In the 1,218 images of OTU_2d at 512 x 512, 159 have at least 0.005 % red, in their flow or in the velocity scale beside
-the sector; each of the next has at most 0.002 %: one is colour Doppler without flow, the others looked at are B-mode.
-Blue needs 0.5 %: the scanners write settings in blue, which reaches 0.23 %; one image of blue flow alone has 0.79 %.
-Yellow calipers and green frames are neither. Images whose colour box shows no flow and no scale are not found.
+An image counts as colour Doppler where red (or blue) exceeds both other channels by more than 60 of
+255 grey levels in enough pixels. In the 1,218 images of OTU_2d at 512 x 512, 159 have at least
+0.005 % red, in their flow or in the velocity scale beside the sector; each of the others has at
+most 0.002 %: one of those is colour Doppler without flow, the others looked at are B-mode. Blue
+needs 0.5 %: the scanners write settings in blue, which reaches 0.23 %; one image of blue flow alone
+has 0.79 %. Yellow calipers and green frames are neither. Images whose colour box shows neither flow
+nor scale are not found.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +25,12 @@ from ovseg.data.prepare.duplicates import Fingerprint, crop_letterbox, fingerpri
 from ovseg.data.prepare.otu2d import CATEGORIES
 
 SPLITS = ("train", "valid", "test")
-BROKEN = {  # kinds of faults; a tree that has one can't be trained on as it is
+BROKEN = {  # kinds of faults; a tree with one of them cannot be trained on as it is
     "missing folder": "the layout needs images and masks of train, valid and test",
     "unreadable": "not a whole 8-bit picture",
     "image without mask": "no mask of its stem",
     "mask without image": "no image of its stem",
-    "two of one stem": "which one is meant is unknown",
+    "two of one stem": "unknown which one is meant",
     "sizes differ": "the picture does not lie on its image",
     "no binary mask": "many values, or none that counts as lesion",
     "bad categories": "not ids of the lesion alone",
@@ -39,12 +41,22 @@ REMARKS = {
     "full mask": "all lesion",
     "no picture": "a file that is not used",
 }
-EXCESS, RED_SHARE, BLUE_SHARE = 60, 5e-5, 5e-3  # see above
+
+# How much a channel exceeds the others, grey levels, and in which share of the pixels; see above.
+EXCESS = 60
+RED_SHARE = 5e-5
+BLUE_SHARE = 5e-3
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault or remark: its kind, the file relative to the tree, and what to know about it."""
+    """A fault or a remark.
+
+    Attributes:
+        kind: a key of `BROKEN` or `REMARKS`.
+        file: relative to the tree.
+        message: what was found.
+    """
 
     kind: str
     file: str
@@ -55,8 +67,23 @@ class Problem:
 class Entry:
     """One image of the tree; what could not be read stays None.
 
-    Lesion is the share of the picture, 0..1; brightness the mean grey level, 0..255, without the letterbox; colours
-    the shares of red and of blue.
+    Attributes:
+        split: `train`, `valid` or `test`.
+        stem: of the image and its mask.
+        image: path relative to the tree.
+        mask: path relative to the tree.
+        height: of the image, pixels.
+        width: of the image, pixels.
+        category: name of the lesion's category.
+        lesion: share of the picture that is lesion, 0..1.
+        brightness: mean grey level without the letterbox, 0..255.
+        red: share of the pixels that are saturated red.
+        blue: share of the pixels that are saturated blue.
+        doppler: whether it counts as colour Doppler.
+        file_sha256: digest of the file.
+        pixel_sha256: digest of shape and pixels.
+        usable: whether the pair can be trained on.
+        fingerprint: for the comparison of images.
     """
 
     split: str
@@ -82,99 +109,111 @@ class Entry:
 
 
 def list_tree(root: Path) -> tuple[list[Entry], list[Problem]]:
-    """The images of the tree with their masks by stem, and what does not fit."""
-    entries, problems = [], []
+    """The images of the tree with their masks by stem, and the files that do not fit."""
+    entries: list[Entry] = []
+    problems: list[Problem] = []
     for split in SPLITS:
-        images, masks = (
-            _list_folder(root, f"{split}/{kind}", problems) for kind in ("images", "masks")
-        )
+        images, image_problems = _list_folder(root, f"{split}/images")
+        masks, mask_problems = _list_folder(root, f"{split}/masks")
+        problems += image_problems + mask_problems
         for stem, image in images.items():
             entries.append(Entry(split, stem, image, masks.get(stem)))
             if stem not in masks:
-                problems.append(
-                    Problem("image without mask", image, f"no {stem}.* in {split}/masks")
-                )
-        for stem in (stem for stem in masks if stem not in images):
-            problems.append(
-                Problem("mask without image", masks[stem], f"no {stem}.* in {split}/images")
-            )
+                message = f"no {stem}.* in {split}/masks"
+                problems.append(Problem("image without mask", image, message))
+        for stem, mask in masks.items():
+            if stem not in images:
+                message = f"no {stem}.* in {split}/images"
+                problems.append(Problem("mask without image", mask, message))
     return entries, problems
 
 
-def _list_folder(root: Path, folder: str, problems: list[Problem]) -> dict[str, str]:
-    """Stem -> path relative to the root, in natural order; what is no picture or a second one becomes a problem."""
-    if not (root / folder).is_dir():
-        problems.append(Problem("missing folder", folder, BROKEN["missing folder"]))
-        return {}
+def _list_folder(root: Path, folder: str) -> tuple[dict[str, str], list[Problem]]:
+    """The pictures of a folder, and the files that are none or a second one of their stem.
+
+    Returns:
+        Stem -> path relative to the root, in natural order; and the problems.
+    """
     found: dict[str, str] = {}
-    for path in sorted(
+    problems: list[Problem] = []
+    if not (root / folder).is_dir():
+        return found, [Problem("missing folder", folder, BROKEN["missing folder"])]
+    paths = sorted(
         (root / folder).iterdir(), key=lambda path: (natural_key(path.stem), path.suffix)
-    ):
+    )
+    for path in paths:
         name = f"{folder}/{path.name}"
         if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
             problems.append(Problem("no picture", name, f"expected {', '.join(SUFFIXES)}"))
         elif path.stem in found:
-            problems.append(
-                Problem("two of one stem", name, f"{found[path.stem]} has the same stem")
-            )
+            message = f"{found[path.stem]} has the same stem"
+            problems.append(Problem("two of one stem", name, message))
         else:
             found[path.stem] = name
-    return found
+    return found, problems
 
 
-def read_manifest(root: Path, entries: Sequence[Entry], problems: list[Problem]) -> dict[str, Any]:
-    """The tree's manifest, or {}; adds the images that only it or only the tree has to the problems."""
+def read_manifest(root: Path, entries: Sequence[Entry]) -> tuple[dict[str, Any], list[Problem]]:
+    """The tree's manifest, and the images that only the manifest or only the tree has.
+
+    Returns:
+        The manifest, {} where there is none or it cannot be read; and the problems.
+    """
     path = root / "manifest.json"
     if not path.exists():
-        return {}
+        return {}, []
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        listed = {f"{item['split']}/{item['stem']}" for item in manifest.get("items", ())}
+        items = manifest.get("items", ())
+        listed = {f"{item['split']}/{item['stem']}" for item in items}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problems.append(Problem("unreadable", "manifest.json", f"{type(error).__name__}: {error}"))
-        return {}
-    for name in (
-        sorted(listed ^ {entry.name for entry in entries}, key=natural_key) if listed else ()
-    ):
-        problems.append(
-            Problem("manifest differs", name, f"{'listed' if name in listed else 'there'} only")
-        )
-    return manifest
+        message = f"{type(error).__name__}: {error}"
+        return {}, [Problem("unreadable", "manifest.json", message)]
+    if not listed:
+        return manifest, []
+    present = {entry.name for entry in entries}
+    problems = []
+    for name in sorted(listed ^ present, key=natural_key):
+        message = "listed only" if name in listed else "there only"
+        problems.append(Problem("manifest differs", name, message))
+    return manifest, problems
 
 
-def examiner(
-    root: Path, threshold: int, names: Sequence[str] | None = None
-) -> Callable[[Entry], list[Problem]]:
-    """A function that fills an entry and returns its problems.
+def examine(
+    root: Path, entry: Entry, threshold: int, categories: Sequence[str] | None = None
+) -> list[Problem]:
+    """Read the files of an entry and fill in what they show.
 
     Args:
         root: dataset folder.
+        entry: is filled.
         threshold: grey values of masks above it are lesion.
-        names: of the categories 1, 2, ...; None for those of OTU_2d.
+        categories: names of the categories 1, 2, ...; None for those of OTU_2d.
+
+    Returns:
+        What is wrong with the files.
     """
-    names = list(names or CATEGORIES.values())
-
-    def examine(entry: Entry) -> list[Problem]:
-        problems = [*_examine_image(root, entry), *_examine_mask(root, entry, threshold)]
-        problems += _examine_categories(root, entry, names)
-        entry.usable = entry.lesion is not None and not any(
-            problem.kind in BROKEN for problem in problems
-        )
-        return problems
-
-    return examine
+    problems = _examine_image(root, entry)
+    problems += _examine_mask(root, entry, threshold)
+    problems += _examine_categories(root, entry, categories or list(CATEGORIES.values()))
+    broken = any(problem.kind in BROKEN for problem in problems)
+    entry.usable = entry.lesion is not None and not broken
+    return problems
 
 
 def _examine_image(root: Path, entry: Entry) -> list[Problem]:
     path = root / entry.image
     try:
         image = read_image(path)
-        entry.file_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        content = path.read_bytes()
     except (InputError, OSError) as error:
         return [Problem("unreadable", entry.image, str(error))]
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    shape = repr(image.shape).encode()
     entry.height, entry.width = image.shape[:2]
-    entry.pixel_sha256 = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
-    entry.brightness = float(crop_letterbox(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).mean())
+    entry.file_sha256 = hashlib.sha256(content).hexdigest()
+    entry.pixel_sha256 = hashlib.sha256(shape + image.tobytes()).hexdigest()
+    entry.brightness = float(crop_letterbox(grey).mean())
     entry.red, entry.blue = measure_colours(image)
     entry.doppler = is_doppler(entry.red, entry.blue)
     entry.fingerprint = fingerprint(image)
@@ -182,25 +221,30 @@ def _examine_image(root: Path, entry: Entry) -> list[Problem]:
 
 
 def _examine_mask(root: Path, entry: Entry, threshold: int) -> list[Problem]:
-    if not entry.mask:
+    if entry.mask is None:
         return []
     try:
         grey = np.array(open_picture(root / entry.mask).convert("L"))
     except InputError as error:
         return [Problem("unreadable", entry.mask, str(error))]
     lossy = Path(entry.mask).suffix.lower() in (".jpg", ".jpeg")
-    found = mask_problem(grey, threshold, lossy)
-    if found:
-        return [Problem("no binary mask", entry.mask, found)]
+    message = mask_problem(grey, threshold, lossy)
+    if message:
+        return [Problem("no binary mask", entry.mask, message)]
     if entry.height and grey.shape != (entry.height, entry.width):
-        sizes = f"{grey.shape[1]} x {grey.shape[0]}, its image {entry.width} x {entry.height}"
-        return [Problem("sizes differ", entry.mask, sizes)]
+        height, width = grey.shape
+        message = f"{width} x {height}, its image {entry.width} x {entry.height}"
+        return [Problem("sizes differ", entry.mask, message)]
+
     entry.lesion = float((grey > threshold).mean())
-    kind = {0: "empty mask", 1: "full mask"}.get(entry.lesion)
-    return [Problem(kind, entry.mask, REMARKS[kind])] if kind else []
+    if entry.lesion == 0:
+        return [Problem("empty mask", entry.mask, REMARKS["empty mask"])]
+    if entry.lesion == 1:
+        return [Problem("full mask", entry.mask, REMARKS["full mask"])]
+    return []
 
 
-def _examine_categories(root: Path, entry: Entry, names: Sequence[str]) -> list[Problem]:
+def _examine_categories(root: Path, entry: Entry, categories: Sequence[str]) -> list[Problem]:
     """Take the category from the map of ids, `categories/<stem>.png`, if there is one."""
     name = f"{entry.split}/categories/{entry.stem}.png"
     if not (root / name).is_file():
@@ -210,33 +254,29 @@ def _examine_categories(root: Path, entry: Entry, names: Sequence[str]) -> list[
     except InputError as error:
         return [Problem("unreadable", name, str(error))]
     if entry.height and ids.shape[:2] != (entry.height, entry.width):
-        return [
-            Problem("sizes differ", name, f"{ids.shape[1]} x {ids.shape[0]}, its image differs")
-        ]
+        message = f"{ids.shape[1]} x {ids.shape[0]}, its image differs"
+        return [Problem("sizes differ", name, message)]
+
     values = [int(value) for value in np.unique(ids) if value]
-    if ids.ndim != 2 or len(values) > 1 or max(values, default=0) > len(names):
-        return [
-            Problem(
-                "bad categories",
-                name,
-                f"holds {first_five(values)}, expected one of 1..{len(names)}",
-            )
-        ]
+    if ids.ndim != 2 or len(values) > 1 or max(values, default=0) > len(categories):
+        message = f"holds {first_five(values)}, expected one of 1..{len(categories)}"
+        return [Problem("bad categories", name, message)]
     if entry.lesion is not None and bool(values) != (entry.lesion > 0):
-        return [Problem("bad categories", name, "its mask is empty and it is not, or the reverse")]
-    entry.category = names[values[0] - 1] if values else None
+        message = "its mask is empty and it is not, or the reverse"
+        return [Problem("bad categories", name, message)]
+    if values:
+        entry.category = categories[values[0] - 1]
     return []
 
 
 def measure_colours(image: np.ndarray) -> tuple[float, float]:
     """Share of the pixels of an RGB image, uint8 (H, W, 3), that are saturated red, and blue."""
     red, green, blue = cv2.split(image)
-    return (
-        float((cv2.subtract(red, cv2.max(green, blue)) > EXCESS).mean()),
-        float((cv2.subtract(blue, cv2.max(red, green)) > EXCESS).mean()),
-    )
+    red_excess = cv2.subtract(red, cv2.max(green, blue))
+    blue_excess = cv2.subtract(blue, cv2.max(red, green))
+    return float((red_excess > EXCESS).mean()), float((blue_excess > EXCESS).mean())
 
 
 def is_doppler(red: float, blue: float) -> bool:
-    """Whether so much of a picture is colour Doppler's red or blue; see the module."""
+    """Whether so much of a picture is the red or blue of colour Doppler; see the module."""
     return red >= RED_SHARE or blue >= BLUE_SHARE

@@ -1,8 +1,9 @@
-"""What is in a dataset tree, and what is wrong with it: faults and copies. Reads everything, writes nothing."""
+"""Find faults and copies in a dataset tree, and count what is in it. Nothing is written."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ovseg.audit.files import (
     SPLITS,
     Entry,
     Problem,
-    examiner,
+    examine,
     list_tree,
     read_manifest,
 )
@@ -23,12 +24,20 @@ from ovseg.core.errors import InputError
 from ovseg.data.pairs import map_with_progress
 from ovseg.data.prepare.duplicates import find_near_duplicates, find_turned_copies
 
-COPIES = ("same file", "same pixels", "near-duplicate", "turned copy")
+COPIES = ("same file", "same pixels", "near-duplicate", "turned copy")  # strongest first
 
 
 @dataclass(frozen=True)
 class Copy:
-    """Two images that show the same: `kind` is one of COPIES, `how` says how the second must be moved."""
+    """Two images that show the same.
+
+    Attributes:
+        kind: one of `COPIES`.
+        first: one image.
+        second: the other.
+        similarity: 1 for the same picture, about 0 for different ones.
+        how: how the second must be rotated or flipped to be the first; empty for upright copies.
+    """
 
     kind: str
     first: Entry
@@ -38,12 +47,21 @@ class Copy:
 
     @property
     def leaks(self) -> bool:
+        """Whether the two are in different splits."""
         return self.first.split != self.second.split
 
 
 @dataclass(frozen=True)
 class Audit:
-    """All that was found in a tree."""
+    """All that was found in a tree.
+
+    Attributes:
+        root: dataset folder.
+        entries: all images.
+        problems: faults and remarks.
+        copies: leaks first.
+        exact_only: whether only file contents and pixels were compared.
+    """
 
     root: Path
     entries: list[Entry]
@@ -53,10 +71,12 @@ class Audit:
 
     @property
     def broken(self) -> list[Problem]:
+        """The faults, without the remarks."""
         return [problem for problem in self.problems if problem.kind in BROKEN]
 
     @property
     def leaks(self) -> list[Copy]:
+        """The copies across splits."""
         return [copy for copy in self.copies if copy.leaks]
 
     @property
@@ -66,7 +86,9 @@ class Audit:
 
 
 def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
-    """Read every picture of `root/{train,valid,test}/{images,masks,categories}`; a fault stops nothing else.
+    """Read every picture of `root/{train,valid,test}/{images,masks,categories}`.
+
+    A fault in one file does not stop the audit of the others.
 
     Args:
         root: dataset folder; `categories` and `manifest.json` are used where they are there.
@@ -77,114 +99,148 @@ def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
     """
     root = Path(root)
     if not 0 <= mask_threshold <= 254:
-        raise InputError(f"--mask-threshold is {mask_threshold}, expected 0..254.")
+        raise InputError(f"--mask_threshold is {mask_threshold}, expected 0..254.")
     entries, problems = list_tree(root)
     if not entries:
         raise InputError(
-            f"{root} holds no image in train/images, valid/images or test/images. Check --root."
+            f"{root} holds no image in train/images, valid/images or test/images. Check the path."
         )
-    manifest = read_manifest(root, entries, problems)
-    for found in map_with_progress(
-        examiner(root, mask_threshold, manifest.get("categories")), entries, "Examining pairs"
-    ):
+    manifest, manifest_problems = read_manifest(root, entries)
+    problems += manifest_problems
+
+    examine_entry = partial(
+        examine, root, threshold=mask_threshold, categories=manifest.get("categories")
+    )
+    for found in map_with_progress(examine_entry, entries, "Examining pairs"):
         problems += found
-    exact_only = (
-        manifest.get("made_by") == "phantoms"
-    )  # phantoms share a geometry: strangers look alike
-    copies = find_copies([entry for entry in entries if entry.fingerprint], exact_only)
-    return Audit(root, entries, problems, copies, exact_only)
+
+    # Phantoms share a geometry, so that different ones look alike.
+    exact_only = manifest.get("made_by") == "phantoms"
+    return Audit(root, entries, problems, find_copies(entries, exact_only), exact_only)
 
 
 def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy]:
-    """Every two images that show the same, each by its strongest kind: leaks first, then by kind, most similar first.
+    """Every two images that show the same, each pair with its strongest kind.
 
     Args:
-        entries: readable images.
+        entries: images; those that could not be read are left out.
         exact_only: compare file contents and pixels only.
+
+    Returns:
+        Leaks first, then by kind, most similar first.
     """
-    found: dict[tuple[int, int], tuple] = {}
-    for kind, attribute in (("same file", "file_sha256"), ("same pixels", "pixel_sha256")):
-        by_hash: dict[str, list[int]] = {}
-        for index, entry in enumerate(entries):
-            by_hash.setdefault(getattr(entry, attribute), []).append(index)
-        for same in by_hash.values():
-            for pair in combinations(same, 2):
-                found.setdefault(pair, (kind, 1.0))
+    readable = []
+    fingerprints = []
+    for entry in entries:
+        if entry.fingerprint is not None:
+            readable.append(entry)
+            fingerprints.append(entry.fingerprint)
+
+    found: dict[tuple[int, int], tuple[str, float, str]] = {}
+    for pair in _equal_pairs([entry.file_sha256 for entry in readable]):
+        found.setdefault(pair, ("same file", 1.0, ""))
+    for pair in _equal_pairs([entry.pixel_sha256 for entry in readable]):
+        found.setdefault(pair, ("same pixels", 1.0, ""))
     if not exact_only:
-        prints = [entry.fingerprint for entry in entries]
-        for i, j, similarity in find_near_duplicates(prints, [entry.stem for entry in entries]):
-            found.setdefault((i, j), ("near-duplicate", similarity))
-        for i, j, similarity, how in find_turned_copies(prints):
+        stems = [entry.stem for entry in readable]
+        for i, j, similarity in find_near_duplicates(fingerprints, stems):
+            found.setdefault((i, j), ("near-duplicate", similarity, ""))
+        for i, j, similarity, how in find_turned_copies(fingerprints):
             found.setdefault((i, j), ("turned copy", similarity, how))
-    copies = [Copy(kind, entries[i], entries[j], *rest) for (i, j), (kind, *rest) in found.items()]
-    return sorted(
-        copies, key=lambda copy: (not copy.leaks, COPIES.index(copy.kind), -copy.similarity)
-    )
+
+    copies = []
+    for (i, j), (kind, similarity, how) in found.items():
+        copies.append(Copy(kind, readable[i], readable[j], similarity, how))
+    copies.sort(key=lambda copy: (not copy.leaks, COPIES.index(copy.kind), -copy.similarity))
+    return copies
+
+
+def _equal_pairs(values: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Indices of every two equal values."""
+    indices = defaultdict(list)
+    for index, value in enumerate(values):
+        indices[value].append(index)
+    for equal in indices.values():
+        yield from combinations(equal, 2)
 
 
 def summarise(audit: Audit) -> dict[str, Any]:
     """Everything that was found, in plain types, for `audit.json`."""
-    splits = {split: [entry for entry in audit.entries if entry.split == split] for split in SPLITS}
-    counts = Counter(problem.kind for problem in audit.problems)
+    splits = {}
+    for split in SPLITS:
+        splits[split] = _describe([entry for entry in audit.entries if entry.split == split])
+    splits["all"] = _describe(audit.entries)
+
+    compared_by: str | list[str] = list(COPIES)
+    if audit.exact_only:
+        compared_by = "file contents and pixels only (phantoms)"
+    problem_counts = Counter(problem.kind for problem in audit.problems)
     return {
         "made_by": "audit_data",
         "root": audit.root.resolve().name,
         "passed": audit.passed,
-        "compared_by": "file contents and pixels only (phantoms)"
-        if audit.exact_only
-        else list(COPIES),
-        "splits": {split: _describe(entries) for split, entries in splits.items()}
-        | {"all": _describe(audit.entries)},
-        "problem_counts": {kind: counts[kind] for kind in (*BROKEN, *REMARKS)},
+        "compared_by": compared_by,
+        "splits": splits,
+        "problem_counts": {kind: problem_counts[kind] for kind in (*BROKEN, *REMARKS)},
         "broken": len(audit.broken),
         "problems": [asdict(problem) for problem in audit.problems],
         "leaks": len(audit.leaks),
-        "copy_counts": {
-            kind: {
-                "across splits": sum(copy.leaks for copy in audit.copies if copy.kind == kind),
-                "within a split": sum(not copy.leaks for copy in audit.copies if copy.kind == kind),
-            }
-            for kind in COPIES
-        },
-        "copies": [
-            {
-                "kind": copy.kind,
-                "first": copy.first.image,
-                "second": copy.second.image,
-                "similarity": copy.similarity,
-                "how": copy.how,
-                "across_splits": copy.leaks,
-            }
-            for copy in audit.copies
-        ],
-        "images": [
-            {k: v for k, v in vars(entry).items() if k != "fingerprint"} for entry in audit.entries
-        ],
+        "copy_counts": _count_copies(audit.copies),
+        "copies": [_describe_copy(copy) for copy in audit.copies],
+        "images": [_describe_entry(entry) for entry in audit.entries],
     }
+
+
+def _count_copies(copies: Sequence[Copy]) -> dict[str, dict[str, int]]:
+    counts = {kind: {"across splits": 0, "within a split": 0} for kind in COPIES}
+    for copy in copies:
+        where = "across splits" if copy.leaks else "within a split"
+        counts[copy.kind][where] += 1
+    return counts
+
+
+def _describe_copy(copy: Copy) -> dict[str, Any]:
+    return {
+        "kind": copy.kind,
+        "first": copy.first.image,
+        "second": copy.second.image,
+        "similarity": copy.similarity,
+        "how": copy.how,
+        "across_splits": copy.leaks,
+    }
+
+
+def _describe_entry(entry: Entry) -> dict[str, Any]:
+    content = dict(vars(entry))
+    del content["fingerprint"]
+    return content
 
 
 def _describe(entries: Sequence[Entry]) -> dict[str, Any]:
     """Counts and distributions of some images."""
     sizes = Counter(f"{entry.width} x {entry.height}" for entry in entries if entry.width)
+    categories = Counter(entry.category for entry in entries if entry.category)
+    lesions = [entry.lesion for entry in entries if entry.lesion is not None]
+    brightness = [entry.brightness for entry in entries if entry.brightness is not None]
     return {
         "images": len(entries),
         "usable_pairs": sum(entry.usable for entry in entries),
         "doppler": sum(entry.doppler for entry in entries),
-        "empty_masks": sum(entry.lesion == 0 for entry in entries),
-        "categories": dict(
-            sorted(Counter(entry.category for entry in entries if entry.category).items())
-        ),
+        "empty_masks": lesions.count(0),
+        "categories": dict(sorted(categories.items())),
         "sizes": dict(sizes.most_common()),
-        "lesion": _spread([entry.lesion for entry in entries if entry.lesion is not None]),
-        "brightness": _spread(
-            [entry.brightness for entry in entries if entry.brightness is not None]
-        ),
+        "lesion": _spread(lesions),
+        "brightness": _spread(brightness),
     }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Mean and quartiles; None where there are no values."""
     if not values:
         return None
-    quantiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
     names = ("min", "quarter", "median", "three_quarters", "max")
-    return {"mean": float(np.mean(values))} | dict(zip(names, map(float, quantiles), strict=True))
+    quantiles = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
+    spread = {"mean": float(np.mean(values))}
+    for name, quantile in zip(names, quantiles, strict=True):
+        spread[name] = float(quantile)
+    return spread

@@ -1,16 +1,19 @@
-"""A configuration of the TensorFlow baseline, and its weights, to a run folder that evaluate, infer and train take."""
+"""Turn a configuration of the TensorFlow baseline, and its weights, into a run folder.
 
-import csv
+`ovseg evaluate`, `infer` and `train` take that folder like any other run.
+"""
+
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from pytorch_lightning import Trainer
 
 from ovseg.baseline.config import explain_baseline_config, read_baseline_config
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.errors import InputError, first_five
-from ovseg.core.files import atomic_dir
+from ovseg.core.files import atomic_dir, write_table
 from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.training.task import SegmentationTask
@@ -23,7 +26,8 @@ def import_baseline(
 
     Args:
         config_path: the baseline's configuration.
-        weights: its weights, see `ovseg.baseline.keras_weights`; None converts the configuration only.
+        weights: its weights, see `ovseg.baseline.keras_weights`; None converts the configuration
+            only.
         output: run folder to make.
         overwrite: replace an earlier import.
 
@@ -31,61 +35,66 @@ def import_baseline(
         The rows of `explain_baseline_config`.
 
     Raises:
-        InputError: configuration or weights can't be used, or they disagree; nothing is written.
+        InputError: configuration or weights cannot be used, or they disagree; nothing is written.
     """
-    config, rows = read_baseline_config(config_path), explain_baseline_config(config_path)
+    config = read_baseline_config(config_path)
+    rows = explain_baseline_config(config_path)
     _check_trainable(config_path, config)
-    task, data = SegmentationTask(**config["model"]), OvarianTumorDataModule(**config["data"])
+    task = SegmentationTask(**config["model"])
+    data = OvarianTumorDataModule(**config["data"])
     if weights is not None:
         load_keras_weights(task.network, weights)
+
     with atomic_dir(output, overwrite, marker="import.csv") as folder:
-        RunFolder(folder).config.write_text(
-            yaml.safe_dump(config, sort_keys=False), encoding="utf-8"
-        )
-        with open(folder / "import.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("key", "value", "becomes"), *rows])
+        run = RunFolder(folder)
+        run.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        table = pd.DataFrame(rows, columns=["key", "value", "becomes"])
+        write_table(folder / "import.csv", table)
         if weights is not None:
-            _save_checkpoint(task, data, folder)
+            _save_checkpoint(task, data, run)
     return rows
 
 
 def _check_trainable(path: Path, config: dict[str, Any]) -> None:
-    """Refuse what the network or the data do not refuse themselves, but training would."""
+    """Refuse what neither the network nor the data module refuses, but training would."""
     numbers = {
         "epochs": config["trainer"]["max_epochs"],
         "patience": config["early_stopping"]["patience"],
-    }
-    numbers |= {
         "clipvalue": config["trainer"]["gradient_clip_val"],
         "learning_rate": config["model"]["optimizer_args"]["lr"],
     }
     wrong = [f"{name} is {value}" for name, value in numbers.items() if value <= 0]
     if wrong:
-        raise InputError(f"{path}: {first_five(wrong)}, expected more than 0. Mend it.")
-    height, width = (config["model"]["arch_args"].get("image_size") or (1, 1))[:2]
+        raise InputError(f"{path}: {first_five(wrong)}, expected more than 0. Correct the file.")
+
+    image_size = config["model"]["arch_args"].get("image_size")
+    if image_size is None:
+        return
+    height, width = image_size
     if height != width:
         raise InputError(
-            f"{path}: this network's learnt places are for images of {height} x {width}, but training and inference "
-            "here use squares. Only read_baseline_config takes it."
+            f"{path}: the position embeddings of this network are for images of {height} x "
+            f"{width}, but training and inference use squares. Only read_baseline_config takes it."
         )
 
 
-def _save_checkpoint(task: SegmentationTask, data: OvarianTumorDataModule, folder: Path) -> None:
-    """A checkpoint as after no epoch: Lightning writes it, so evaluate, infer and resume take it like any other."""
-    quiet = {
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
+def _save_checkpoint(task: SegmentationTask, data: OvarianTumorDataModule, run: RunFolder) -> None:
+    """Let Lightning write a checkpoint of no epoch, so that it is a checkpoint like any other."""
     trainer = Trainer(
         max_epochs=1,
         limit_train_batches=0,
         limit_val_batches=0,
         accelerator="cpu",
-        default_root_dir=folder,
-        **quiet,
+        default_root_dir=run.path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
     )
-    data.prepare_data = lambda: None  # the data need not be here
+    data.prepare_data = _read_nothing  # type: ignore[method-assign]
     trainer.fit(task, data)
-    trainer.save_checkpoint(RunFolder(folder).checkpoint("best"))
+    trainer.save_checkpoint(run.checkpoint("best"))
+
+
+def _read_nothing() -> None:
+    """In place of the data module's verification: the dataset need not be on this machine."""

@@ -1,6 +1,5 @@
-"""`benchmark`: from options to measurements to files."""
+"""`ovseg benchmark`: from options to measurements to files."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +7,23 @@ import pandas as pd
 import torch
 
 from ovseg.benchmark.layers import measure_layers
-from ovseg.benchmark.measure import describe_machine, measure_peers, measure_scaling
-from ovseg.benchmark.peers import ONLY_INFER, PRECISIONS, Workload
+from ovseg.benchmark.measure import (
+    check_scaling,
+    describe_machine,
+    measure_peers,
+    measure_scaling,
+    scaling_points,
+)
+from ovseg.benchmark.peers import PRECISIONS, Workload, check_peer, default_peers
 from ovseg.benchmark.report import to_markdown, write_benchmark
 from ovseg.core.device import choose_device
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import check_output_dir
 from ovseg.core.processes import run_alone
 from ovseg.core.registry import choose
+from ovseg.models import ARCHITECTURES
 from ovseg.training.config import read_experiment
 
-PACKAGES = {
-    "tensorflow": "tensorflow",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "monai": "monai",
-}
 WHAT = ("train", "infer", "layers", "data")
 
 
@@ -45,75 +45,105 @@ def benchmark(
     device: str = "auto",
     overwrite: bool = False,
 ) -> str:
-    """Measure, and write `benchmark.md`, `benchmark.json` and figures; see `ovseg benchmark --help` for the options.
+    """Measure, and write `benchmark.md`, `benchmark.json` and figures.
+
+    `ovseg benchmark --help` explains the options.
 
     Returns:
         The Markdown tables.
 
     Raises:
-        InputError: an option that can't be measured, told before anything is.
+        InputError: something that cannot be measured; nothing has been measured before.
     """
     choose("benchmark", what, dict.fromkeys(WHAT))
     choose("precision", precision, PRECISIONS)
-    numbers = {"repeats": repeats, "warmup": warmup, "threads": threads, "image-size": image_size}
-    for name, value in {**numbers, "batch-size": batch_size}.items():
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}, expected at least 1.")
+    _check_positive(
+        repeats=repeats,
+        warmup=warmup,
+        threads=threads,
+        image_size=image_size,
+        batch_size=batch_size,
+    )
     check_output_dir(output, overwrite, marker="benchmark.json")
     settings = read_experiment(config, data, arch_args, None)
-    work = Workload(
-        mode="infer" if what == "infer" else "train",
-        model=settings["model"],
-        clip_value=(settings.get("trainer") or {}).get("gradient_clip_val"),
+    work = _read_workload(
+        what, settings, image_size, batch_size, threads, device, precision, channels_last
+    )
+    if what == "layers":
+        tables = {what: run_alone(measure_layers, work, repeats)}
+    elif what == "data":
+        tables = {what: _measure_data(config, settings, work.image_size, repeats)}
+    else:
+        tables = _measure_peers(work, peers, repeats, warmup, scaling)
+    write_benchmark(output, tables, describe_machine(work), overwrite)
+    return "\n\n".join(to_markdown(table) for table in tables.values())
+
+
+def _check_positive(**numbers: int | None) -> None:
+    wrong = []
+    for name, value in numbers.items():
+        if value is not None and value < 1:
+            wrong.append(f"--{name} is {value}")
+    if wrong:
+        raise InputError(f"{first_five(wrong)}, expected at least 1.")
+
+
+def _read_workload(
+    what: str,
+    settings: dict[str, Any],
+    image_size: int | None,
+    batch_size: int | None,
+    threads: int | None,
+    device: str,
+    precision: str,
+    channels_last: bool,
+) -> Workload:
+    """The workload of a training configuration, with the options that replace its values."""
+    model = settings["model"]
+    choose("arch", model.get("arch"), ARCHITECTURES)
+    trainer = settings.get("trainer") or {}
+    mode = "infer" if what == "infer" else "train"
+    if batch_size is None:
+        batch_size = 1 if mode == "infer" else settings["data"].get("batch_size", 2)
+    return Workload(
+        mode=mode,
+        model=model,
+        clip_value=trainer.get("gradient_clip_val"),
         image_size=image_size or settings["data"].get("image_size", 512),
-        batch_size=batch_size or (1 if what == "infer" else settings["data"].get("batch_size", 2)),
+        batch_size=batch_size,
         threads=threads or torch.get_num_threads(),
         device=str(choose_device(device)),
         precision=precision,
         channels_last=channels_last,
     )
-    tables = _measure(what, work, settings, peers, repeats, warmup, scaling)
-    write_benchmark(output, tables, describe_machine(work), overwrite)
-    return "\n\n".join(to_markdown(table) for table in tables.values())
 
 
-def _measure(
-    what: str,
-    work: Workload,
-    settings: dict[str, Any],
-    peers: list[str] | None,
-    repeats: int,
-    warmup: int,
-    scaling: bool,
+def _measure_data(
+    config: Path, settings: dict[str, Any], image_size: int, repeats: int
+) -> pd.DataFrame:
+    root = settings["data"].get("root")
+    if root is None:
+        raise InputError(
+            f"{config} has no data.root, so there is nothing to load. Add --data FOLDER."
+        )
+    from ovseg.benchmark.loading import measure_loading
+
+    return measure_loading(root, image_size, repeats=repeats)
+
+
+def _measure_peers(
+    work: Workload, peers: list[str] | None, repeats: int, warmup: int, scaling: bool
 ) -> dict[str, pd.DataFrame]:
-    if what == "layers":
-        return {what: run_alone(measure_layers, work, repeats)}
-    if what == "data":
-        from ovseg.benchmark.loading import measure_loading
+    compared = peers or default_peers(work)
+    for peer in compared:
+        check_peer(peer, work)
+    if not scaling:
+        return {work.mode: measure_peers(work, compared, repeats, warmup)}
 
-        return {
-            what: pd.DataFrame(
-                measure_loading(settings["data"]["root"], work.image_size, repeats=repeats)
-            )
-        }
-    tables = {what: measure_peers(work, peers or default_peers(work), repeats, warmup)}
-    if scaling:
-        tables["scaling"] = measure_scaling(work, peers or ["ovseg"], repeats)
-    return tables
-
-
-def default_peers(work: Workload) -> list[str]:
-    """All peers of the same network whose packages are installed and that can do the work; the reference first."""
-    names = ["tensorflow", "torch", "ovseg", *(ONLY_INFER if work.mode == "infer" else ())]
-    if work.device != "cpu":
-        names = [
-            "torch",
-            "ovseg",
-            "compile",
-            *(["graphs"] if work.device.startswith("cuda") else []),
-        ]
-    if work.model["arch"] != "flexible_unet" and "tensorflow" in names:
-        names.remove("tensorflow")
-    return [
-        name for name in names if name not in PACKAGES or importlib.util.find_spec(PACKAGES[name])
-    ]
+    scaled = peers or ["ovseg"]
+    points = scaling_points(work)
+    check_scaling(points, scaled)  # before the minutes that the comparison takes
+    return {
+        work.mode: measure_peers(work, compared, repeats, warmup),
+        "scaling": measure_scaling(points, scaled, repeats),
+    }

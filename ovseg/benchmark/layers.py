@@ -1,103 +1,121 @@
-"""Seconds of every convolution of a network, forward and backward, by torch's and by the own way."""
+"""Time every convolution of a network, forward and backward, by torch's and ovseg's code."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovseg.benchmark.peers import Workload, build_network, make_batch
+from ovseg.benchmark.peers import Workload, build_own_network, make_batch
 from ovseg.core.device import choose_device
 from ovseg.models.layers import DilatedConv2d, FastUpsample2d
 
-TIME_LIMIT = 10.0  # seconds a layer and way: some ways take minutes
-WAYS = {
+TIME_LIMIT = 10.0  # seconds for a layer and algorithm: some take minutes
+# Name -> algorithm of ovseg's layers, and memory format.
+ALGORITHMS = {
     "torch": ("direct", torch.contiguous_format),
     "torch channels_last": ("direct", torch.channels_last),
     "ovseg": ("fast", torch.contiguous_format),
 }
 
+Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
+OwnConvolution: TypeAlias = DilatedConv2d | FastUpsample2d
+
 
 def measure_layers(
-    work: Workload, repeats: int = 3, ways: tuple[str, ...] = ("torch", "ovseg")
+    work: Workload, repeats: int = 3, algorithms: tuple[str, ...] = ("torch", "ovseg")
 ) -> pd.DataFrame:
-    """Time the convolutions of the work's network one at a time on inputs of the shapes that they see.
+    """Time the convolutions of a network one at a time, on inputs of the shapes they have in it.
 
     Args:
-        work: network, image size, batch size, threads and device; trained or not does not matter.
+        work: network, image size, batch size, threads and device.
         repeats: timed runs of each, after one warm-up; the least counts.
-        ways: keys of `WAYS`. In channels_last torch's backward of a dilated layer can take minutes on a CPU.
+        algorithms: keys of `ALGORITHMS`. In channels_last torch's backward pass of a dilated layer
+            can take minutes on a CPU.
 
     Returns:
-        A row a layer: name, what it is, GFLOP forward, and milliseconds forward and backward each way. Layers of
-        equal kind and shape are measured once.
+        A row a layer: name, what it is, GFLOP forward, and milliseconds forward and backward of
+        each algorithm. Layers of the same kind and shape are measured once.
     """
     torch.set_num_threads(work.threads)
-    device, rows, known = choose_device(work.device), [], {}
+    device = choose_device(work.device)
+    measured: dict[str, dict[str, float]] = {}
+    rows = []
     for name, layer, shape in list_layers(work):
         what = _describe(layer, shape)
-        if what not in known:
-            known[what] = _measure_layer(
-                layer.to(device), torch.randn(shape, device=device), repeats, ways
-            )
-        rows.append({"layer": name, "what": what, **known[what]})
+        if what not in measured:
+            features = torch.randn(shape, device=device)
+            measured[what] = _measure_layer(layer.to(device), features, repeats, algorithms)
+        rows.append({"layer": name, "what": what, **measured[what]})
     return pd.DataFrame(rows).set_index("layer")
 
 
-def list_layers(work: Workload) -> list[tuple[str, nn.Module, tuple[int, ...]]]:
+def list_layers(work: Workload) -> list[tuple[str, Convolution, tuple[int, ...]]]:
     """Name, module and input shape of every convolution, in the order of computation."""
-    network, found, hooks = build_network("ovseg", work).eval(), [], []
+    torch.manual_seed(0)
+    network = build_own_network(work).eval()
+    names: dict[nn.Module, str] = {}
+    found: list[tuple[str, Convolution, tuple[int, ...]]] = []
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, Convolution)
+        found.append((names[module], module, tuple(inputs[0].shape)))
+
+    hooks = []
     for name, module in network.named_modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            hook = _recorder(name, found)
-            hooks.append(module.register_forward_pre_hook(hook))
+        if isinstance(module, Convolution):
+            names[module] = name
+            hooks.append(module.register_forward_pre_hook(record))
+    image, _ = make_batch(work)
     with torch.inference_mode():
-        network(make_batch(work)[0])
+        network(image)
     for hook in hooks:
         hook.remove()
     return found
 
 
-def _recorder(name: str, found: list) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    return lambda module, inputs: found.append((name, module, tuple(inputs[0].shape)))
-
-
-def _describe(layer: nn.Module, shape: tuple[int, ...]) -> str:
+def _describe(layer: Convolution, shape: tuple[int, ...]) -> str:
+    """Such as `conv 3->16, 9x9 dilation 3, 512x512`."""
     kind = "up" if isinstance(layer, nn.ConvTranspose2d) else "conv"
-    size = "x".join(str(k) for k in layer.kernel_size)
-    spread = f" dilation {layer.dilation[0]}" if layer.dilation[0] > 1 else ""
-    return f"{kind} {shape[1]}->{layer.out_channels}, {size}{spread}, {shape[2]}x{shape[3]}"
+    kernel = "x".join(str(size) for size in layer.kernel_size)
+    if layer.dilation[0] > 1:
+        kernel = f"{kernel} dilation {layer.dilation[0]}"
+    return f"{kind} {shape[1]}->{layer.out_channels}, {kernel}, {shape[2]}x{shape[3]}"
 
 
 def _measure_layer(
-    layer: nn.Module, features: Tensor, repeats: int, ways: tuple[str, ...]
-) -> dict[str, Any]:
+    layer: Convolution, features: Tensor, repeats: int, algorithms: tuple[str, ...]
+) -> dict[str, float]:
+    if isinstance(layer, OwnConvolution):
+        layer.algorithm = "direct"
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        nn.modules.conv.Conv2d.forward(layer, features) if isinstance(layer, nn.Conv2d) else layer(
-            features
-        )
-    row: dict[str, Any] = {"GFLOP": counter.get_total_flops() / 1e9}
-    for way in ways:
-        algorithm, memory_format = WAYS[way]
-        if way == "ovseg" and not isinstance(layer, DilatedConv2d | FastUpsample2d):
-            continue  # one of torch's own layers
-        layer.algorithm, layer.weight.requires_grad = algorithm, True
+        layer(features)
+    row = {"GFLOP": counter.get_total_flops() / 1e9}
+    layer.weight.requires_grad = True
+    for name in algorithms:
+        algorithm, memory_format = ALGORITHMS[name]
+        if isinstance(layer, OwnConvolution):
+            layer.algorithm = algorithm
+        elif algorithm == "fast":
+            continue  # one of torch's own layers has no other algorithm
         layer.to(memory_format=memory_format)
-        forward, backward = _time(layer, features.contiguous(memory_format=memory_format), repeats)
-        row |= {f"{way} forward ms": forward * 1e3, f"{way} backward ms": backward * 1e3}
+        inputs = features.contiguous(memory_format=memory_format)
+        forward, backward = _time_layer(layer, inputs, repeats)
+        row[f"{name} forward ms"] = forward * 1e3
+        row[f"{name} backward ms"] = backward * 1e3
         layer.to(memory_format=torch.contiguous_format)
     return row
 
 
-def _time(layer: nn.Module, features: Tensor, repeats: int) -> tuple[float, float]:
+def _time_layer(layer: nn.Module, features: Tensor, repeats: int) -> tuple[float, float]:
     """Least seconds forward and backward."""
-    features = features.requires_grad_(
-        features.shape[1] > 3
-    )  # nobody asks for the gradient of the picture
-    forward, backward, started = [], [], time.perf_counter()
+    is_picture = features.shape[1] <= 3  # whose gradient nobody asks for
+    features.requires_grad_(not is_picture)
+    forward = []
+    backward = []
+    started = time.perf_counter()
     for run in range(repeats + 1):
         layer.zero_grad()
         features.grad = None
@@ -105,11 +123,14 @@ def _time(layer: nn.Module, features: Tensor, repeats: int) -> tuple[float, floa
         out = layer(features)
         middle = _now(features)
         out.backward(torch.ones_like(out))
+        ended = _now(features)
+        if run == 0:  # the warm-up
+            continue
         forward.append(middle - began)
-        backward.append(_now(features) - middle)
-        if run and time.perf_counter() - started > TIME_LIMIT:
+        backward.append(ended - middle)
+        if ended - started > TIME_LIMIT:
             break
-    return min(forward[1:]), min(backward[1:])
+    return min(forward), min(backward)
 
 
 def _now(features: Tensor) -> float:

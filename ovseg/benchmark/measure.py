@@ -1,199 +1,372 @@
-"""Speed and memory against named peers, in one run: each peer lives in a process of its own, and they take turns."""
+"""Measure speed and memory of peers, each in its own process; they take turns."""
 
-import importlib.metadata
 import os
 import platform
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from ovseg.benchmark.peers import (
-    ONLY_INFER,
     PEERS,
     PRECISIONS,
+    Step,
     Workload,
     build_step,
+    check_peer,
     count_flops,
-    keras_network,
 )
+from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
-from ovseg.core.processes import own_process, peak_memory, run_alone
-from ovseg.core.registry import choose
+from ovseg.core.processes import own_process, peak_memory
+from ovseg.core.versions import installed_versions
 from ovseg.training.task import allow_tf32
 
-_step: Any = None  # of a measuring process
-SIZES, BATCHES = (128, 256, 384, 512, 768, 1024), (1, 2, 4, 8)  # of `measure_scaling`
-OWN_MEMORY = (
-    "ovseg",
-    "compile",
-    "graphs",
-)  # peers with the package's huge pages; the others have torch's default
+SIZES = (128, 256, 384, 512, 768, 1024)  # image sizes of `scaling_points`
+BATCH_SIZES = (1, 2, 4, 8)
+PACKAGES = (
+    "torch",
+    "tensorflow-cpu",
+    "keras",
+    "segmentation-models-pytorch",
+    "monai",
+    "onnxruntime",
+    "openvino",
+)
+
+# Starts a process with some environment variables; `own_process`, or another executor in tests.
+StartProcess = Callable[[Mapping[str, str]], AbstractContextManager[Executor]]
+
+
+class StepTimer:
+    """Times a step.
+
+    It keeps the last value, so that big maps are not sent between processes at every step.
+    """
+
+    def __init__(self, step: Step, device: str) -> None:
+        self.step = step
+        self.on_cuda = device.startswith("cuda")
+        self.value: Any = None
+
+    def __call__(self) -> tuple[float, float]:
+        """Do one step.
+
+        Returns:
+            Seconds, and seconds of CPU time of all threads.
+        """
+        began = time.perf_counter()
+        cpu_began = time.process_time()
+        self.value = self.step()
+        if self.on_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+        cpu_seconds = time.process_time() - cpu_began
+        return seconds, cpu_seconds
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one peer.
+
+    Attributes:
+        seconds: of each step.
+        cpu_seconds: CPU time of all threads in each step.
+        peak_mib: most memory, MiB.
+        value: of the last step, see `ovseg.benchmark.peers.Step`.
+    """
+
+    seconds: list[float]
+    cpu_seconds: list[float]
+    peak_mib: float
+    value: Any
+
+
+class PeerProcess:
+    """A peer in its own process.
+
+    Args:
+        name: a key of `PEERS`.
+        work: what it does.
+        process: where it runs.
+    """
+
+    def __init__(self, name: str, work: Workload, process: Executor) -> None:
+        self.name = name
+        self.work = work
+        self.process = process
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+
+    def prepare(self, warmup: int) -> None:
+        """Build the step and do it `warmup` times, untimed."""
+        self.process.submit(_prepare, self.name, self.work, warmup).result()
+
+    def do_step(self) -> None:
+        """Do one timed step."""
+        seconds, cpu_seconds = self.process.submit(_do_step, self.name).result()
+        self.seconds.append(seconds)
+        self.cpu_seconds.append(cpu_seconds)
+
+    def finish(self) -> Measured:
+        """All that was measured."""
+        peak_mib = self.process.submit(_peak_memory, self.work.device).result()
+        value = self.process.submit(_last_value, self.name).result()
+        return Measured(self.seconds, self.cpu_seconds, peak_mib, value)
+
+
+@dataclass(frozen=True)
+class ScalingPoint:
+    """One workload of a series in which only one variable changes.
+
+    Attributes:
+        variable: `image size`, `batch size`, `layers` or `threads`.
+        value: of the variable.
+        work: the workload.
+    """
+
+    variable: str
+    value: int
+    work: Workload
 
 
 def measure_peers(
-    work: Workload, peers: list[str], repeats: int = 5, warmup: int = 2
+    work: Workload,
+    peers: list[str],
+    repeats: int = 5,
+    warmup: int = 2,
+    start_process: StartProcess = own_process,
 ) -> pd.DataFrame:
-    """Seconds, memory and arithmetic of peers that take turns, one step each, until all have `repeats`.
+    """Measure peers that take turns, one step each, until all have `repeats`.
 
     Args:
         work: what each does.
         peers: keys of `PEERS`; ratios are to the first.
         repeats: timed steps of each.
         warmup: steps before, untimed.
+        start_process: where each runs.
 
     Returns:
-        A row a peer: median, least and most seconds, seconds of CPU, speed (the first is 1), images a second, GFLOP/s
-        and share of the machine's measured peak (for the configuration's network), peak memory, and in inference the
-        largest difference of a probability from the first peer of the same network.
+        A row a peer: median, least and most seconds, seconds of CPU time, speed (the first is 1),
+        images a second, peak memory; for the configuration's network GFLOP/s and its share of the
+        machine's measured peak, and in inference the largest difference of a probability from the
+        first peer of that network.
 
     Raises:
-        InputError: an unknown peer, or one that can't do the work.
+        InputError: an unknown peer, or one that cannot do the work.
     """
-    _check(work, peers)
+    for peer in peers:
+        check_peer(peer, work)
+    flops = count_flops(work)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        if "tensorflow" in peers:
-            work = replace(work, weights=Path(scratch) / "initial.weights.h5")
-            run_alone(_draw_weights, work)
-        peak, flops = run_alone(_matrix_peak, work), count_flops(work)
-        pools = {peer: stack.enter_context(_process(peer)) for peer in peers}
-        for peer in tqdm(peers, "Warming up", disable=None):
-            pools[peer].submit(_prepare, peer, work, warmup).result()
-        results = {peer: [] for peer in peers}
-        for _ in tqdm(range(repeats), "Measuring", disable=None):
-            for peer in peers:
-                results[peer].append(pools[peer].submit(_measure).result())
-        memory = {peer: pools[peer].submit(_peak_memory, work.device).result() for peer in peers}
-        values = {peer: pools[peer].submit(_last_value).result() for peer in peers}
-    return _tabulate(work, results, memory, values, flops, peak)
+        work = _share_weights(work, peers, Path(scratch), start_process)
+        with start_process({}) as process:
+            peak_gflops = process.submit(measure_matrix_peak, work).result()
+        running = []
+        for peer in peers:
+            process = stack.enter_context(start_process(_environment(peer)))
+            running.append(PeerProcess(peer, work, process))
+        for peer_process in progress_bar(running, "Warming up"):
+            peer_process.prepare(warmup)
+        for _ in progress_bar(range(repeats), "Measuring"):
+            for peer_process in running:
+                peer_process.do_step()
+        results = {peer_process.name: peer_process.finish() for peer_process in running}
+    return _tabulate(work, results, flops, peak_gflops)
 
 
-def measure_scaling(work: Workload, peers: list[str], repeats: int = 3) -> pd.DataFrame:
-    """How seconds and memory grow with image size, batch size, layers and threads, one at a time.
+def scaling_points(
+    work: Workload,
+    sizes: tuple[int, ...] = SIZES,
+    batch_sizes: tuple[int, ...] = BATCH_SIZES,
+) -> list[ScalingPoint]:
+    """Workloads in which image size, batch size, layers and threads change, one at a time.
+
+    What does not change is one image of 256 x 256 and the work's own network and threads.
+    """
+    small = replace(work, batch_size=1, image_size=256)
+    points = []
+    for size in sizes:
+        points.append(ScalingPoint("image size", size, replace(small, image_size=size)))
+    for batch_size in batch_sizes:
+        points.append(ScalingPoint("batch size", batch_size, replace(small, batch_size=batch_size)))
+    if work.model["arch"] == "flexible_unet":
+        depth = work.arch_args.get("num_layers", 8)
+        for layers in range(min(4, depth), depth + 1):
+            model = {**work.model, "arch_args": {**work.arch_args, "num_layers": layers}}
+            points.append(ScalingPoint("layers", layers, replace(small, model=model)))
+    for threads in range(1, work.threads + 1):
+        points.append(ScalingPoint("threads", threads, replace(small, threads=threads)))
+    return points
+
+
+def check_scaling(points: list[ScalingPoint], peers: list[str]) -> None:
+    """Refuse peers that cannot do all of the points.
+
+    Raises:
+        InputError: see `ovseg.benchmark.peers.check_peer`; the message names the point.
+    """
+    for point in points:
+        for peer in peers:
+            try:
+                check_peer(peer, point.work)
+            except InputError as error:
+                raise InputError(
+                    f"--scaling cannot measure {peer} at {point.variable} {point.value}: {error}"
+                ) from None
+
+
+def measure_scaling(
+    points: list[ScalingPoint],
+    peers: list[str],
+    repeats: int = 3,
+    start_process: StartProcess = own_process,
+) -> pd.DataFrame:
+    """Measure seconds and memory of peers at each point.
 
     Returns:
         A row a point and peer: variable, value, seconds (median), nanoseconds a pixel, peak memory.
+
+    Raises:
+        InputError: see `check_scaling`.
     """
-    small = replace(work, batch_size=1, image_size=256)
-    depth = (work.model.get("arch_args") or {}).get("num_layers", 8)
-    points = [("image size", s, replace(small, image_size=s)) for s in SIZES]
-    points += [("batch size", n, replace(small, batch_size=n)) for n in BATCHES]
-    if work.model["arch"] == "flexible_unet":
-        points += [("layers", n, _with_layers(small, n)) for n in range(min(4, depth), depth + 1)]
-    points += [("threads", n, replace(small, threads=n)) for n in range(1, work.threads + 1)]
+    check_scaling(points, peers)
     rows = []
-    for variable, value, point in tqdm(points, "Scaling", disable=None):
+    for point in progress_bar(points, "Scaling"):
+        pixels = point.work.batch_size * point.work.image_size**2
         for peer in peers:
-            with _process(peer) as pool:
-                pool.submit(_prepare, peer, point, 1).result()
-                seconds = float(
-                    np.median([pool.submit(_measure).result()[0] for _ in range(repeats)])
-                )
-                memory = pool.submit(_peak_memory, point.device).result()
-            pixels = point.batch_size * point.image_size**2
-            row = {"variable": variable, "value": value, "peer": peer, "seconds": seconds}
-            rows.append({**row, "ns a pixel": seconds / pixels * 1e9, "peak MiB": memory})
+            with start_process(_environment(peer)) as process:
+                peer_process = PeerProcess(peer, point.work, process)
+                peer_process.prepare(warmup=1)
+                for _ in range(repeats):
+                    peer_process.do_step()
+                measured = peer_process.finish()
+            seconds = float(np.median(measured.seconds))
+            rows.append(
+                {
+                    "variable": point.variable,
+                    "value": point.value,
+                    "peer": peer,
+                    "seconds": seconds,
+                    "ns a pixel": seconds / pixels * 1e9,
+                    "peak MiB": measured.peak_mib,
+                }
+            )
     return pd.DataFrame(rows)
+
+
+def measure_matrix_peak(work: Workload, side: int = 3072) -> float:
+    """GFLOP/s of the best of five products of two large matrices in the work's precision."""
+    torch.set_num_threads(work.threads)
+    allow_tf32(work.precision == "tf32")
+    matrix = torch.randn(side, side, device=work.device, dtype=PRECISIONS[work.precision])
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds[1:]) / 1e9
 
 
 def describe_machine(work: Workload) -> dict[str, Any]:
     """Where the numbers were measured, and with which versions."""
-    names = (
-        "torch",
-        "tensorflow-cpu",
-        "keras",
-        "segmentation-models-pytorch",
-        "monai",
-        "onnxruntime",
-        "openvino",
-    )
-    versions = {name: _version(name) for name in names}
-    gpu = torch.cuda.get_device_name() if work.device.startswith("cuda") else None
+    gpu = None
+    if work.device.startswith("cuda"):
+        gpu = torch.cuda.get_device_name()
+    load = None
+    if hasattr(os, "getloadavg"):  # not on Windows
+        load = os.getloadavg()
+    settings = asdict(work)
+    if work.weights is not None:
+        settings["weights"] = str(work.weights)
     return {
         "system": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "cpus": os.cpu_count(),
         "gpu": gpu,
-        "load at the end": os.getloadavg() if hasattr(os, "getloadavg") else None,
-        "versions": {name: version for name, version in versions.items() if version},
-        "work": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(work).items()
-        },
+        "load at the end": load,
+        "versions": installed_versions(PACKAGES),
+        "work": settings,
     }
 
 
-def _check(work: Workload, peers: list[str]) -> None:
+def _environment(peer: str) -> dict[str, str]:
+    """Variables of a peer's process: torch's allocator reads this one."""
+    return {"THP_MEM_ALLOC_ENABLE": "1" if PEERS[peer].huge_pages else "0"}
+
+
+def _share_weights(
+    work: Workload, peers: list[str], folder: Path, start_process: StartProcess
+) -> Workload:
+    """Let a peer that can write its initial weights do so, for all peers of the same network."""
     for peer in peers:
-        choose("peer", peer, PEERS)
-        if work.mode == "train" and peer in ONLY_INFER:
-            raise InputError(f"--peers {peer} only infers. Leave it out of a training benchmark.")
-        if peer == "graphs" and not work.device.startswith("cuda"):
-            raise InputError(
-                f"--peers graphs needs a CUDA device, not {work.device}. Leave it out."
-            )
-        if peer in ("tensorflow", *ONLY_INFER) and work.device != "cpu":
-            raise InputError(
-                f"--peers {peer} runs on the CPU, not on {work.device}. Leave it out or use --device cpu."
-            )
-    if "tensorflow" in peers:
-        if work.model["arch"] != "flexible_unet":
-            raise InputError(
-                f"--peers tensorflow is the flexible_unet, not {work.model['arch']}. Leave it out."
-            )
-        stride = 2 ** (keras_network(work)["num_layers"] - 1)
-        if work.image_size % stride:
-            raise InputError(
-                f"--image-size {work.image_size} must be a multiple of {stride} for the peer tensorflow."
-            )
+        save_weights = PEERS[peer].save_weights
+        if save_weights is None:
+            continue
+        path = folder / "initial.weights.h5"
+        with start_process({}) as process:
+            process.submit(save_weights, work, path).result()
+        return replace(work, weights=path)
+    return work
 
 
-def _process(peer: str) -> AbstractContextManager[ProcessPoolExecutor]:
-    """A process of the peer's own."""
-    return own_process({"THP_MEM_ALLOC_ENABLE": "1" if peer in OWN_MEMORY else "0"})
+def _tabulate(
+    work: Workload, results: dict[str, Measured], flops: int, peak_gflops: float
+) -> pd.DataFrame:
+    first, *_ = results.values()
+    same_network = [name for name in results if PEERS[name].same_network]
+    rows = []
+    for name, measured in results.items():
+        median = float(np.median(measured.seconds))
+        row = {
+            "peer": name,
+            "median s": median,
+            "least s": min(measured.seconds),
+            "most s": max(measured.seconds),
+            "CPU s": float(np.median(measured.cpu_seconds)),
+            "images/s": work.batch_size / median,
+            "speed": float(np.median(first.seconds)) / median,
+        }
+        if name in same_network:
+            gflops = flops / median / 1e9
+            row["GFLOP/s"] = gflops
+            row["share of peak"] = gflops / peak_gflops
+            if work.mode == "infer":
+                reference = results[same_network[0]].value
+                row["difference"] = float(np.abs(measured.value - reference).max())
+        row["peak MiB"] = measured.peak_mib
+        rows.append(row)
+    table = pd.DataFrame(rows).set_index("peer")
+    table.attrs["GFLOP a step"] = flops / 1e9
+    table.attrs["peak GFLOP/s of a matrix product"] = peak_gflops
+    return table
+
+
+# The functions below run in a peer's process.
+_timers: dict[str, StepTimer] = {}
 
 
 def _prepare(peer: str, work: Workload, warmup: int) -> None:
-    global _step
-    work_step = build_step(peer, work)
-
-    def _step_and_wait() -> tuple[float, float, Any]:
-        began, cpu = time.perf_counter(), time.process_time()
-        value = work_step()
-        if work.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter() - began, time.process_time() - cpu, value
-
-    _step = _Recorder(_step_and_wait)
+    timer = StepTimer(build_step(peer, work), work.device)
     for _ in range(warmup):
-        _step()
+        timer()
+    _timers[peer] = timer
 
 
-class _Recorder:
-    """Keeps the last value, so that big maps do not travel between processes at every step."""
-
-    def __init__(self, step: Any):
-        self.step, self.value = step, None
-
-    def __call__(self) -> tuple[float, float]:
-        seconds, cpu_seconds, self.value = self.step()
-        return seconds, cpu_seconds
+def _do_step(peer: str) -> tuple[float, float]:
+    return _timers[peer]()
 
 
-def _measure() -> tuple[float, float]:
-    return _step()
-
-
-def _last_value() -> Any:
-    return _step.value
+def _last_value(peer: str) -> Any:
+    return _timers[peer].value
 
 
 def _peak_memory(device: str) -> float:
@@ -201,64 +374,3 @@ def _peak_memory(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_memory()
-
-
-def _draw_weights(work: Workload) -> None:
-    from ovseg.baseline.keras_unet import save_initial_weights
-
-    save_initial_weights(keras_network(work), work.weights, 42, work.threads)
-
-
-def _matrix_peak(work: Workload, side: int = 3072) -> float:
-    """GFLOP/s of the best of five products of two large matrices in the work's precision."""
-    torch.set_num_threads(work.threads)
-    allow_tf32(work.precision == "tf32")
-    a = torch.randn(side, side, device=work.device, dtype=PRECISIONS[work.precision])
-    seconds = []
-    for _ in range(6):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        seconds.append(time.perf_counter() - began)
-    return 2 * side**3 / min(seconds[1:]) / 1e9
-
-
-def _tabulate(
-    work: Workload,
-    results: dict,
-    memory: dict[str, float],
-    values: dict[str, Any],
-    flops: int,
-    peak: float,
-) -> pd.DataFrame:
-    rows, same = [], [peer for peer in results if peer not in ("smp", "monai")]
-    for peer, measured in results.items():
-        seconds, cpu_seconds = (np.array(column) for column in zip(*measured, strict=True))
-        median = float(np.median(seconds))
-        row = {"peer": peer, "median s": median, "least s": seconds.min(), "most s": seconds.max()}
-        row |= {"CPU s": float(np.median(cpu_seconds)), "images/s": work.batch_size / median}
-        row["speed"] = float(np.median([s for s, _ in results[next(iter(results))]])) / median
-        if peer in same:
-            row |= {"GFLOP/s": flops / median / 1e9, "share of peak": flops / median / 1e9 / peak}
-            if work.mode == "infer":
-                row["difference"] = float(np.abs(values[peer] - values[same[0]]).max())
-        rows.append({**row, "peak MiB": memory[peer]})
-    table = pd.DataFrame(rows).set_index("peer")
-    table.attrs.update({"GFLOP a step": flops / 1e9, "peak GFLOP/s of a matrix product": peak})
-    return table
-
-
-def _with_layers(work: Workload, count: int) -> Workload:
-    return replace(
-        work,
-        model={
-            **work.model,
-            "arch_args": {**(work.model.get("arch_args") or {}), "num_layers": count},
-        },
-    )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -1,8 +1,14 @@
-"""One training step or one inference of every peer of `benchmark`, built in the process that times it."""
+"""The tools that `ovseg benchmark` measures, and how each does a training step or an inference.
 
+A new peer is one entry of `PEERS`. Steps are built in the process that times them.
+"""
+
+import importlib.util
+import inspect
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +17,39 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ovseg.baseline.keras_settings import keras_unet_arguments
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.device import choose_device
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.registry import choose
 from ovseg.inference.engines import build_engine
 from ovseg.models import ARCHITECTURES, build_model
-from ovseg.models.layers import ALGORITHMS, InputScale
+from ovseg.models.layers import InputScale
 from ovseg.training.losses import build_loss
 from ovseg.training.optim import find_encoder, optimize_network
 from ovseg.training.task import allow_tf32
 
-# Peers and what they are; all but the last two compute the configuration's network; those are networks of their own.
-PEERS = {
-    "tensorflow": "Keras with TensorFlow, without dropout (extra [tensorflow])",
-    "torch": "plain torch.nn layers and torch's default memory",
-    "ovseg": "this package",
-    "compile": "this package, compiled",
-    "graphs": "this package, compiled, its kernels recorded and replayed as CUDA graphs (on a GPU only)",
-    "onnxruntime": "ONNX Runtime, inference only (extra [onnx])",
-    "openvino": "OpenVINO, inference only (extras [onnx,openvino])",
-    "smp": "another network: segmentation-models-pytorch's U-Net with a ResNet-34",
-    "monai": "another network: MONAI's UNet, 8 levels of 16 to 2,048 channels (extra [monai])",
-}
-ONLY_INFER = ("onnxruntime", "openvino")
+MODES = ("train", "infer")
 PRECISIONS = {"32": None, "tf32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Workload:
-    """What is measured; plain values, so that it goes to other processes.
+    """What is measured; plain values, so that it can be sent to other processes.
 
     Attributes:
-        mode: `train` or `infer`.
+        mode: of `MODES`.
         model: section `model` of a training YAML.
         clip_value: each gradient element is cut to +-this, or None.
-        image_size: side of the squares.
+        image_size: side of the squares, pixels.
         batch_size: images a step.
         threads: CPU threads.
         device: a torch device.
-        precision: a key of `PRECISIONS`: torch's peers run under autocast to bf16 or 16; tf32 is float32 whose products
-            a GPU rounds to 10 bits, which 32 forbids.
-        channels_last: whether torch's peers hold images and weights that way.
-        weights: Keras' initial weights for the peers of the same network, or None for torch's own.
+        precision: a key of `PRECISIONS`: torch's peers run under autocast to bf16 or 16; tf32 is
+            float32 whose products a GPU rounds to 10 bits, which 32 forbids.
+        channels_last: whether torch's peers keep images and weights in that memory format.
+        weights: Keras' initial weights for the peers of the same network; None lets each tool draw
+            its own.
     """
 
     mode: str
@@ -66,88 +63,222 @@ class Workload:
     channels_last: bool = False
     weights: Path | None = None
 
+    @property
+    def arch_args(self) -> dict[str, Any]:
+        """The arguments of the architecture, a new dict."""
+        return dict(self.model.get("arch_args") or {})
 
-def build_step(peer: str, work: Workload) -> Callable[[], Any]:
-    """A function that does the work once: a training step gives its loss, an inference probabilities (N, H, W)."""
-    torch.set_num_threads(work.threads)
-    allow_tf32(work.precision == "tf32")
-    if peer == "tensorflow":
-        return _keras_step(work)
-    device = choose_device(work.device)
-    network = build_network(peer, work).to(device)
-    image, mask = (t.to(device) for t in make_batch(work))
-    if work.channels_last:
-        network, image = (x.to(memory_format=torch.channels_last) for x in (network, image))
-    step = _training_step(peer, network, image, mask, work) if work.mode == "train" else None
-    return step or _inference_step(peer, network.eval(), image, work)
+
+# Does the work once. A training step returns its loss, an inference returns probabilities, float32
+# (N, H, W).
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A tool to measure.
+
+    Attributes:
+        build_step: a function from a workload to a step.
+        modes: what it can do, of `MODES`.
+        devices: types of torch devices that it runs on; empty for all.
+        packages: what it needs besides ovseg's requirements.
+        extra: ovseg's extra that installs the packages.
+        default_on: where it is measured unless peers are named, of `cpu` and `gpu` (any other
+            device).
+        same_network: whether it computes the configuration's network, so that its arithmetic and
+            probabilities can be compared.
+        huge_pages: whether it has the huge pages that ovseg asks torch for; the others have torch's
+            default.
+        check: raises InputError where the work is not for this peer.
+        save_weights: writes initial weights that all peers of the same network start from.
+    """
+
+    build_step: Callable[[Workload], Step]
+    modes: tuple[str, ...] = MODES
+    devices: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    default_on: tuple[str, ...] = ()
+    same_network: bool = True
+    huge_pages: bool = False
+    check: Callable[[Workload], None] | None = None
+    save_weights: Callable[[Workload, Path], None] | None = None
+
+
+def check_peer(name: str, work: Workload) -> None:
+    """Refuse a peer that cannot do the work.
+
+    Raises:
+        InputError: unknown name, another mode or device, a missing package, or a network or size
+            that is not for it.
+    """
+    peer: Peer = choose("peer", name, PEERS)
+    if work.mode not in peer.modes:
+        raise InputError(
+            f"--peers {name} is for {first_five(peer.modes)}, not for {work.mode}. Leave it out."
+        )
+    device = torch.device(work.device).type
+    if peer.devices and device not in peer.devices:
+        raise InputError(
+            f"--peers {name} runs on {first_five(peer.devices)}, not on {work.device}. "
+            f"Leave it out or use --device {peer.devices[0]}."
+        )
+    missing = [package for package in peer.packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise InputError(
+            f"--peers {name} needs {first_five(missing)}: pip install 'ovseg[{peer.extra}]'."
+        )
+    if peer.check is not None:
+        peer.check(work)
+
+
+def default_peers(work: Workload) -> list[str]:
+    """The peers that are measured unless some are named: those that can do the work here."""
+    kind = "cpu" if work.device == "cpu" else "gpu"
+    names = []
+    for name, peer in PEERS.items():
+        if kind not in peer.default_on:
+            continue
+        try:
+            check_peer(name, work)
+        except InputError:
+            continue
+        names.append(name)
+    return names
 
 
 def make_batch(work: Workload) -> tuple[Tensor, Tensor]:
     """Speckle around an ellipse and its mask: uint8 (N, 3, S, S) and (N, 1, S, S)."""
-    size, draw = work.image_size, np.random.default_rng(0)
+    size = work.image_size
+    generator = np.random.default_rng(0)
     rows, columns = np.mgrid[:size, :size] / size - 0.5
-    lesion = (rows**2 + 2 * columns**2 < 0.05)[None, None].repeat(work.batch_size, 0)
-    image = np.where(lesion, 40, 120) * draw.gamma(4, 0.25, (work.batch_size, 3, size, size))
-    return torch.from_numpy(image.clip(0, 255).astype(np.uint8)), torch.from_numpy(
-        lesion.astype(np.uint8)
-    )
-
-
-def build_network(peer: str, work: Workload) -> nn.Module:
-    """The torch network of a peer, with Keras' weights where the work has them; nothing is downloaded."""
-    torch.manual_seed(0)
-    if peer == "smp":
-        return build_model(
-            "smp", architecture="unet", encoder_name="resnet34", encoder_weights=None
-        )
-    if peer == "monai":
-        return nn.Sequential(InputScale(1 / 255), _monai_unet())
-    arguments = dict(work.model.get("arch_args") or {})
-    if peer == "torch" and takes_convolution(work.model["arch"]):
-        arguments["convolution"] = "direct"
-    if "encoder_weights" in arguments:
-        arguments["encoder_weights"] = None  # which change no time
-    network = build_model(work.model["arch"], **arguments)
-    if work.weights:
-        load_keras_weights(network, work.weights)
-    return network
-
-
-def takes_convolution(arch: str) -> bool:
-    """Whether an architecture can choose between own and torch's convolutions."""
-    return "convolution" in ARCHITECTURES[arch].__init__.__annotations__ and len(ALGORITHMS) > 1
+    ellipse = rows**2 + 2 * columns**2 < 0.05
+    mask = ellipse[None, None].repeat(work.batch_size, 0)
+    speckle = generator.gamma(4, 0.25, (work.batch_size, 3, size, size))
+    image = np.where(mask, 40, 120) * speckle
+    image = image.clip(0, 255).astype(np.uint8)
+    return torch.from_numpy(image), torch.from_numpy(mask.astype(np.uint8))
 
 
 def count_flops(work: Workload) -> int:
     """Floating-point operations of the work's direct algorithm, one multiply-add counted as two.
 
-    The backward pass of a network with grouped convolutions is taken as twice the forward pass: torch's counter takes
-    their weight gradients for dense ones.
+    The backward pass of a network with grouped convolutions is taken as twice the forward pass:
+    torch's counter takes their weight gradients for dense ones.
     """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build_network("torch", Workload(**{**vars(work), "weights": None}))
-        logits = network(torch.zeros(work.batch_size, 3, work.image_size, work.image_size))
+        network = build_plain_network(replace(work, weights=None))
+        image = torch.zeros(work.batch_size, 3, work.image_size, work.image_size)
+        logits = network(image)
         grouped = any(getattr(module, "groups", 1) > 1 for module in network.modules())
         if work.mode == "train" and not grouped:
             logits.sum().backward()
-    return counter.get_total_flops() * (3 if work.mode == "train" and grouped else 1)
+    flops = counter.get_total_flops()
+    if work.mode == "train" and grouped:
+        return 3 * flops
+    return flops
 
 
-def _training_step(
-    peer: str, network: nn.Module, image: Tensor, mask: Tensor, work: Workload
-) -> Callable[[], float]:
-    loss_function = build_loss(work.model.get("loss", "bce_dice_loss"))
-    name, arguments = work.model.get("optimizer", "adam"), work.model.get("optimizer_args") or {}
-    settings = (
-        work.model if find_encoder(network) else {}
-    )  # the network of another peer has no encoder to treat apart
-    apart = settings.get("freeze_encoder_epochs", 0) > 0
-    optimizer = optimize_network(
-        network, name, arguments, settings.get("encoder_lr_factor", 1.0), apart
+def build_own_network(work: Workload, **changes: object) -> nn.Module:
+    """The configuration's network, with Keras' weights where the work has them.
+
+    Nothing is downloaded.
+
+    Args:
+        work: what is measured.
+        changes: arguments of the architecture that replace the configuration's.
+    """
+    arguments = {**work.arch_args, **changes}
+    if "encoder_weights" in arguments:
+        arguments["encoder_weights"] = None  # they change no time
+    network = build_model(work.model["arch"], **arguments)
+    if work.weights is not None:
+        load_keras_weights(network, work.weights)
+    return network
+
+
+def build_plain_network(work: Workload) -> nn.Module:
+    """The configuration's network of torch's own convolutions, where it can choose."""
+    architecture = choose("arch", work.model["arch"], ARCHITECTURES)
+    if "convolution" in inspect.signature(architecture).parameters:
+        return build_own_network(work, convolution="direct")
+    return build_own_network(work)
+
+
+def _build_smp_unet(work: Workload) -> nn.Module:
+    return build_model("smp", architecture="unet", encoder_name="resnet34", encoder_weights=None)
+
+
+def _build_monai_unet(work: Workload) -> nn.Module:
+    from monai.networks.nets import UNet
+
+    channels = [16 * 2**level for level in range(8)]
+    network = UNet(
+        spatial_dims=2, in_channels=3, out_channels=1, channels=channels, strides=[2] * 7
     )
+    return nn.Sequential(InputScale(1 / 255), network)
+
+
+def _check_monai(work: Workload) -> None:
+    if work.image_size % 128 or work.image_size == 128:
+        raise InputError(
+            f"--image_size is {work.image_size}, but the peer monai, of 8 levels with instance "
+            "normalisation, needs a multiple of 128 from 256 on."
+        )
+
+
+def build_training_optimizer(network: nn.Module, work: Workload) -> torch.optim.Optimizer:
+    """The optimiser that the task would build; a network without encoder has one learning rate."""
+    encoder_lr_factor = 1.0
+    own_groups = False
+    if find_encoder(network) is not None:
+        encoder_lr_factor = work.model.get("encoder_lr_factor", 1.0)
+        own_groups = work.model.get("freeze_encoder_epochs", 0) > 0
+    name = work.model.get("optimizer", "adam")
+    arguments = work.model.get("optimizer_args") or {}
+    return optimize_network(network, name, arguments, encoder_lr_factor, own_groups)
+
+
+def _build_torch_step(
+    build_network: Callable[[Workload], nn.Module],
+    work: Workload,
+    engine: str = "torch",
+    compile_mode: str | None = None,
+) -> Step:
+    """A step of a torch network.
+
+    Args:
+        build_network: a function from a workload to the network.
+        work: what the step does.
+        engine: for inference, a key of `ovseg.inference.engines.ENGINES`.
+        compile_mode: for training, torch.compile's; None does not compile.
+    """
+    torch.set_num_threads(work.threads)
+    allow_tf32(work.precision == "tf32")
+    device = choose_device(work.device)
+    torch.manual_seed(0)
+    network = build_network(work).to(device)
+    image, mask = make_batch(work)
+    image = image.to(device)
+    mask = mask.to(device)
+    if work.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+        image = image.to(memory_format=torch.channels_last)
+    if work.mode == "train":
+        return _build_training_step(network, image, mask, work, compile_mode)
+    return _build_inference_step(network.eval(), image, work, engine)
+
+
+def _build_training_step(
+    network: nn.Module, image: Tensor, mask: Tensor, work: Workload, compile_mode: str | None
+) -> Step:
+    loss_function = build_loss(work.model.get("loss", "bce_dice_loss"))
+    optimizer = build_training_optimizer(network, work)
     scaler = torch.amp.GradScaler(image.device.type, enabled=work.precision == "16")
-    mode = "reduce-overhead" if peer == "graphs" else "default"
-    forward = torch.compile(network, mode=mode) if peer in ("compile", "graphs") else network
+    forward: Callable[[Tensor], Tensor] = network
+    if compile_mode is not None:
+        forward = torch.compile(network, mode=compile_mode)
 
     def step() -> float:
         with _autocast(work):
@@ -165,37 +296,52 @@ def _training_step(
     return step
 
 
-def _inference_step(
-    peer: str, network: nn.Module, image: Tensor, work: Workload
-) -> Callable[[], np.ndarray]:
-    if peer == "graphs":
-        engine = torch.compile(network, mode="reduce-overhead")
-    else:
-        with torch.inference_mode():
-            engine = build_engine(
-                peer if peer in ("compile", *ONLY_INFER) else "torch", network, image
-            )
+def _build_inference_step(network: nn.Module, image: Tensor, work: Workload, engine: str) -> Step:
+    with torch.inference_mode():
+        forward = build_engine(engine, network, image)
 
     @torch.inference_mode()
     def step() -> np.ndarray:
         with _autocast(work):
-            return engine(image).float().sigmoid()[:, 0].cpu().numpy()
+            logits = forward(image)
+            return logits.float().sigmoid()[:, 0].cpu().numpy()
 
     return step
 
 
-def _autocast(work: Workload) -> Any:
-    kind = PRECISIONS[work.precision]
-    return torch.autocast(torch.device(work.device).type, kind) if kind else nullcontext()
+def _autocast(work: Workload) -> AbstractContextManager:
+    dtype = PRECISIONS[work.precision]
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(torch.device(work.device).type, dtype)
 
 
-def _keras_step(work: Workload) -> Callable[[], Any]:
+def _keras_network(work: Workload) -> dict[str, Any]:
+    return keras_unet_arguments(work.arch_args, work.image_size)
+
+
+def _check_keras(work: Workload) -> None:
+    if work.model["arch"] != "flexible_unet":
+        raise InputError(
+            f"--peers tensorflow is the flexible_unet, not {work.model['arch']}. Leave it out."
+        )
+    _keras_network(work)
+
+
+def _save_keras_weights(work: Workload, path: Path) -> None:
+    from ovseg.baseline.keras_unet import save_initial_weights
+
+    save_initial_weights(_keras_network(work), path, 42, work.threads)
+
+
+def _build_keras_step(work: Workload) -> Step:
     from ovseg.baseline.keras_unet import keras_inference, keras_training_step
 
-    image, mask = (t.permute(0, 2, 3, 1).numpy() for t in make_batch(work))
-    network = keras_network(work)
+    torch.set_num_threads(work.threads)
+    image, mask = make_batch(work)
+    pixels = image.permute(0, 2, 3, 1).numpy()
     if work.mode == "infer":
-        predict = keras_inference(network, work.weights, work.threads, image)
+        predict = keras_inference(_keras_network(work), work.weights, work.threads, pixels)
         return lambda: predict()[..., 0]
     given = work.model.get("optimizer_args") or {}
     optimizer = {
@@ -203,33 +349,81 @@ def _keras_step(work: Workload) -> Callable[[], Any]:
         "eps": given.get("eps", 1e-7),
         "clip_value": work.clip_value,
     }
-    return keras_training_step(network, optimizer, work.threads, image, mask)
+    reference = mask.permute(0, 2, 3, 1).numpy()
+    return keras_training_step(_keras_network(work), optimizer, work.threads, pixels, reference)
 
 
-def keras_network(work: Workload) -> dict[str, Any]:
-    """Arguments of `ovseg.baseline.keras_unet.build_keras_unet` for the work's network."""
-    defaults = {
-        "base_filters": 16,
-        "base_kernel": 9,
-        "num_layers": 8,
-        "dilation": 3,
-        "activation": "relu",
-    }
-    network = {
-        **defaults,
-        "normalization": False,
-        "input_scale": 1 / 255,
-        **(work.model.get("arch_args") or {}),
-    }
-    for name in ("dropout_rate", "convolution", "classes"):
-        network.pop(name, None)
-    return {**network, "image_size": work.image_size}
+PEERS = {
+    # Keras with TensorFlow, without dropout.
+    "tensorflow": Peer(
+        _build_keras_step,
+        devices=("cpu",),
+        packages=("tensorflow",),
+        extra="tensorflow",
+        default_on=("cpu",),
+        check=_check_keras,
+        save_weights=_save_keras_weights,
+    ),
+    # Plain torch.nn layers and torch's default memory.
+    "torch": Peer(
+        partial(_build_torch_step, build_plain_network),
+        default_on=("cpu", "gpu"),
+    ),
+    # This package.
+    "ovseg": Peer(
+        partial(_build_torch_step, build_own_network),
+        default_on=("cpu", "gpu"),
+        huge_pages=True,
+    ),
+    # This package, compiled.
+    "compile": Peer(
+        partial(_build_torch_step, build_own_network, engine="compile", compile_mode="default"),
+        default_on=("gpu",),
+        huge_pages=True,
+    ),
+    # This package, compiled, its kernels recorded and replayed as CUDA graphs. In inference it is
+    # the same as `compile`, whose engine does so on CUDA.
+    "graphs": Peer(
+        partial(
+            _build_torch_step, build_own_network, engine="compile", compile_mode="reduce-overhead"
+        ),
+        devices=("cuda",),
+        default_on=("gpu",),
+        huge_pages=True,
+    ),
+    "onnxruntime": Peer(
+        partial(_build_torch_step, build_own_network, engine="onnxruntime"),
+        modes=("infer",),
+        devices=("cpu",),
+        packages=("onnxruntime", "onnxscript"),
+        extra="onnx",
+        default_on=("cpu",),
+    ),
+    "openvino": Peer(
+        partial(_build_torch_step, build_own_network, engine="openvino"),
+        modes=("infer",),
+        devices=("cpu",),
+        packages=("openvino", "onnxscript"),
+        extra="onnx,openvino",
+        default_on=("cpu",),
+    ),
+    # Another network: segmentation-models-pytorch's U-Net with a ResNet-34.
+    "smp": Peer(
+        partial(_build_torch_step, _build_smp_unet),
+        same_network=False,
+    ),
+    # Another network: MONAI's UNet, 8 levels of 16 to 2,048 channels.
+    "monai": Peer(
+        partial(_build_torch_step, _build_monai_unet),
+        packages=("monai",),
+        extra="monai",
+        same_network=False,
+        check=_check_monai,
+    ),
+}
 
 
-def _monai_unet() -> nn.Module:
-    try:
-        from monai.networks.nets import UNet
-    except ImportError:
-        raise InputError("The peer monai needs MONAI: pip install 'ovseg[monai]'.") from None
-    channels = [16 * 2**level for level in range(8)]
-    return UNet(spatial_dims=2, in_channels=3, out_channels=1, channels=channels, strides=[2] * 7)
+def build_step(name: str, work: Workload) -> Step:
+    """A function that does the work once; see `Step`."""
+    peer: Peer = choose("peer", name, PEERS)
+    return peer.build_step(work)

@@ -1,4 +1,4 @@
-"""What `benchmark` writes: a Markdown table, a JSON file and a figure."""
+"""What `ovseg benchmark` writes: a Markdown table, a JSON file and a figure for each table."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ovseg.core.plots import save_figure
 def write_benchmark(
     output: Path, tables: dict[str, pd.DataFrame], machine: dict[str, Any], overwrite: bool
 ) -> None:
-    """Write `benchmark.md`, `benchmark.json` and a PNG a table.
+    """Write `benchmark.md`, `benchmark.json` and a PNG for each table.
 
     Args:
         output: folder to make.
@@ -22,56 +22,58 @@ def write_benchmark(
         overwrite: replace an earlier benchmark.
 
     Raises:
-        InputError: the folder can't be made.
+        InputError: the folder cannot be made.
     """
     with atomic_dir(output, overwrite, marker="benchmark.json") as folder:
         text = [f"# Benchmark\n\n{_describe(machine)}\n"]
+        content: dict[str, Any] = {"machine": machine}
         for name, table in tables.items():
             facts = "".join(f"{key}: {value:.4g}. " for key, value in table.attrs.items())
             text.append(f"## {name}\n\n{facts}\n\n{to_markdown(table)}\n")
-            save_figure(FIGURES.get(name, _draw_peers)(table), folder / f"{name}.png")
+            content[name] = {**table.attrs, "rows": table.reset_index().to_dict("records")}
+            draw = FIGURES.get(name, _draw_peers)
+            save_figure(draw(table), folder / f"{name}.png")
         with atomic_path(folder / "benchmark.md") as temporary:
             temporary.write_text("\n".join(text), encoding="utf-8")
-        content = {
-            name: {**table.attrs, "rows": table.reset_index().to_dict("records")}
-            for name, table in tables.items()
-        }
-        write_json(folder / "benchmark.json", {"machine": machine, **content})
+        write_json(folder / "benchmark.json", content)
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """A pipe table with numbers to three significant digits; what was not measured stays empty."""
+    """A Markdown table, numbers to three significant digits; what was not measured stays empty."""
     table = table.reset_index().drop(columns="index", errors="ignore")
-    rows = [list(table.columns), ["---"] * len(table.columns)]
-    rows += [[_text(value) for value in row] for row in table.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return table.map(_text).to_markdown(index=False, disable_numparse=True)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
     if pd.isna(value):
         return ""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
 
 
 def _describe(machine: dict[str, Any]) -> str:
-    lines = [
-        f"- {name}: {value}" for name, value in machine.items() if name not in ("versions", "work")
-    ]
-    for name in ("versions", "work"):
-        lines.append(
-            f"- {name}: " + ", ".join(f"{key} {value}" for key, value in machine[name].items())
-        )
-    return "\n".join(lines)
+    """A list of the machine's facts; versions and work last, each in one line."""
+    lines = []
+    details = []
+    for name, value in machine.items():
+        if name in ("versions", "work"):
+            texts = [f"{key} {setting}" for key, setting in value.items()]
+            details.append(f"- {name}: {', '.join(texts)}")
+        else:
+            lines.append(f"- {name}: {value}")
+    return "\n".join(lines + details)
 
 
 def _draw_peers(table: pd.DataFrame) -> Figure:
     """Bars of seconds with their spread, and of memory."""
     figure = Figure(figsize=(9, 1.2 + 0.4 * len(table)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    spread = [table["median s"] - table["least s"], table["most s"] - table["median s"]]
-    left.barh(table.index, table["median s"], xerr=spread, color="tab:blue", capsize=3)
+    median = table["median s"]
+    spread = [median - table["least s"], table["most s"] - median]
+    left.barh(table.index, median, xerr=spread, color="tab:blue", capsize=3)
     left.set(xlabel="seconds a step (median, least and most)")
     right.barh(table.index, table["peak MiB"], color="tab:gray")
     right.set(xlabel="peak memory, MiB")
@@ -80,24 +82,22 @@ def _draw_peers(table: pd.DataFrame) -> Figure:
 
 
 def _draw_scaling(table: pd.DataFrame) -> Figure:
-    """Seconds (lines) and memory (dashed) against each variable."""
+    """Seconds (lines) and memory (dotted) against each variable."""
     variables = table["variable"].unique()
     figure = Figure(figsize=(3.6 * len(variables), 3.6), layout="constrained")
-    for axes, variable in zip(
-        figure.subplots(1, len(variables), squeeze=False)[0], variables, strict=True
-    ):
+    panels = figure.subplots(1, len(variables), squeeze=False)[0]
+    for axes, variable in zip(panels, variables, strict=True):
         memory = axes.twinx()
-        for number, (peer, rows) in enumerate(
-            table[table["variable"] == variable].groupby("peer", sort=False)
-        ):
-            x = rows["value"] ** 2 if variable == "image size" else rows["value"]
-            axes.plot(x, rows["seconds"], marker="o", color=f"C{number}", label=peer)
-            memory.plot(x, rows["peak MiB"], linestyle=":", color=f"C{number}")
-        axes.set(
-            xlabel="pixels of an image" if variable == "image size" else variable,
-            ylabel="seconds",
-            ylim=(0, None),
-        )
+        of_variable = table[table["variable"] == variable]
+        for number, (peer, rows) in enumerate(of_variable.groupby("peer", sort=False)):
+            values = rows["value"]
+            if variable == "image size":
+                values = values**2
+            color = f"C{number}"
+            axes.plot(values, rows["seconds"], marker="o", color=color, label=peer)
+            memory.plot(values, rows["peak MiB"], linestyle=":", color=color)
+        label = "pixels of an image" if variable == "image size" else variable
+        axes.set(xlabel=label, ylabel="seconds", ylim=(0, None))
         memory.set(ylabel="peak MiB (dotted)", ylim=(0, None))
         axes.legend()
     return figure
@@ -106,20 +106,17 @@ def _draw_scaling(table: pd.DataFrame) -> Figure:
 def _draw_layers(table: pd.DataFrame) -> Figure:
     """Bars of forward and backward milliseconds, a row a layer."""
     columns = [name for name in table.columns if name.endswith(" ms")]
+    labels = [f"{name}: {what}" for name, what in table["what"].items()]
     figure = Figure(figsize=(9, 1.5 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(columns)
+    rows = range(len(table))
     for number, name in enumerate(columns):
-        axes.barh(
-            [row + number * height for row in range(len(table))], table[name], height, label=name
-        )
-    labels = [f"{name}: {what}" for name, what in zip(table.index, table["what"], strict=True)]
-    axes.set(
-        xlabel="milliseconds",
-        yticks=[row + 0.4 - height / 2 for row in range(len(table))],
-        yticklabels=labels,
-    )
-    axes.tick_params(axis="y", labelsize=7)
+        positions = [row + number * height for row in rows]
+        axes.barh(positions, table[name], height, label=name)
+    middles = [row + 0.4 - height / 2 for row in rows]
+    axes.set_yticks(middles, labels, fontsize=7)
+    axes.set(xlabel="milliseconds")
     axes.invert_yaxis()
     axes.legend()
     return figure
@@ -130,11 +127,13 @@ def _draw_data(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(table)), layout="constrained")
     axes = figure.subplots()
     rates = table["images_per_second"]
+    spread = [rates - table["lowest"], table["highest"] - rates]
     labels = table[["pipeline", "loader", "workers"]].astype(str).agg(", ".join, axis=1)
-    axes.barh(labels, rates, xerr=[rates - table["lowest"], table["highest"] - rates], capsize=3)
+    axes.barh(labels, rates, xerr=spread, capsize=3)
     axes.set(xlabel="images a second (median, lowest and highest); pipeline, loader, workers")
     axes.invert_yaxis()
     return figure
 
 
+# Name of a table -> how it is drawn; others are tables of peers.
 FIGURES = {"scaling": _draw_scaling, "layers": _draw_layers, "data": _draw_data}

@@ -121,7 +121,7 @@ def benchmark(
         output: folder to make
         config: configuration file, or name of a shipped configuration
         arch_args: KEY=VALUE, such as num_layers=6
-        peers: of tensorflow torch ovseg compile onnxruntime openvino smp monai
+        peers: of tensorflow torch ovseg compile graphs onnxruntime openvino smp monai
         data: dataset folder for `data`, if it is not the configuration's
         image_size: side of the squares in pixels (default: the configuration's)
         batch_size: images a batch (default: the configuration's in train, 1 in infer)

@@ -53,13 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         # Lightning itself would exit with 0.
         print("error: stopped by SIGTERM", file=sys.stderr)
         return 143
-    except (
-        InputError,
-        UnicodeDecodeError,
-        *_lightning_exception("MisconfigurationException"),
-    ) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except (InputError, UnicodeDecodeError) as error:
+        return _refuse(error)
+    except _lightning_exception("MisconfigurationException") as error:
+        return _refuse(error)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -79,6 +76,11 @@ def _dispatch(arguments: list[str]) -> int:
         if error.code == 0 and type(error) is SystemExit:
             return 0  # the parser printed its help
         raise
+
+
+def _refuse(error: BaseException) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
 
 
 def _help() -> str:

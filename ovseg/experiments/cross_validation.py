@@ -1,8 +1,13 @@
-"""K trainings, each of which holds one fold out, and the scores of all images by the networks that did not see them.
+"""Cross-validation: a training for each fold, and scores of the images that it held out.
 
-A folder of results holds `cross_validation.json` (the settings), for each fold `fold_<k>.yaml`, its run folders
-`fold_<k>/version_<n>` (a resumed training gets a further one) and, when it is trained, `fold_<k>/finished.json`; at the
-end `ensemble.json`, which names the members, `out_of_fold.{csv,png}` and `summary.json`.
+A folder of results holds
+
+- `cross_validation.json`, the settings,
+- `fold_<k>.yaml`, the configuration of each fold,
+- `fold_<k>/version_<n>`, its run folders (a training that is resumed gets a further one),
+- `fold_<k>/finished.json`, when the fold is trained,
+- `ensemble.json`, which names the run of each fold, when all are trained,
+- `out_of_fold.{csv,png}` and `summary.json`, the scores.
 """
 
 import json
@@ -16,25 +21,31 @@ from ovseg.core.files import content_digest, write_json
 from ovseg.core.runs import RunFolder, run_of_checkpoint
 from ovseg.data.manifest import read_folds
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
+from ovseg.experiments.child_training import (
+    changed_settings,
+    training_process,
+    write_configuration,
+)
 from ovseg.experiments.out_of_fold import score_folds
-from ovseg.experiments.subtraining import changed_settings, training_process, write_configuration
 
-SETTINGS, FINISHED = "cross_validation.json", "finished.json"
+SETTINGS = "cross_validation.json"
+FINISHED = "finished.json"
 
 
 def cross_validate(
     config: dict[str, Any], folds: int, output: Path, device: str = "auto"
 ) -> dict[str, Any]:
-    """Train every fold that is not trained yet, then score them all.
+    """Train every fold that is not trained yet, then score all images.
 
-    A fold that was killed goes on from its last complete epoch. One that fails does not keep the others from training.
-    With `postprocess: true` the post-processing of their ensemble is chosen at the end; the scores are without it.
+    A fold whose training was killed is resumed from its last complete epoch. If one fold fails, the
+    others are trained all the same. With `postprocess: true` a post-processing of the ensemble is
+    chosen at the end; the scores are without it.
 
     Args:
         config: the whole configuration, see `ovseg.experiments.train.read_configuration`.
-        folds: how many the dataset was prepared with.
-        output: folder of the results; a second call with the same settings goes on in it.
-        device: of the scoring, see `ovseg.inference.predictor.choose_device`.
+        folds: the number of folds that the dataset was prepared with.
+        output: folder of the results; a second call with the same settings continues there.
+        device: of the scoring, see `ovseg.core.device.choose_device`.
 
     Returns:
         The summary, see `ovseg.experiments.out_of_fold.score_folds`.
@@ -42,68 +53,76 @@ def cross_validate(
     Raises:
         InputError: no such folds, `output` holds results of other settings, or a fold failed.
     """
-    for name, value in (("data.fold", config["data"]["fold"]), ("ckpt_path", config["ckpt_path"])):
-        if value is not None:
-            raise InputError(
-                f"{name} is {value}, but cross_validate sets it for each fold. Leave it out."
-            )
+    check_not_set("data.fold", config["data"]["fold"])
+    check_not_set("ckpt_path", config["ckpt_path"])
     output = Path(output)
     digest = claim_output(output, describe(config, folds))
-    runs, failed = [], []
+
+    runs = []
+    failed = []
     for fold in range(folds):
         run = finished_run(output, fold, digest)
         if run is None:
             print(f"Fold {fold}, {fold + 1} of {folds}: {output / f'fold_{fold}'}", flush=True)
             run = train_fold(config, output, fold, digest)
-        runs.append(run)
-        failed += [] if run else [f"fold_{fold}"]
+        if run is None:
+            failed.append(f"fold_{fold}")
+        else:
+            runs.append(run)
     if failed:
         raise InputError(
-            f"{len(failed)} of {folds} folds failed, see above: {', '.join(failed)}. The others are kept: mend the "
-            "cause and run the same command again."
+            f"{len(failed)} of {folds} folds failed, see above: {', '.join(failed)}. The others "
+            "are kept: fix the cause and run the same command again."
         )
-    write_json(
-        RunFolder(output).ensemble,
-        {"members": [run.relative_to(output).as_posix() for run in runs]},
-    )
+
+    members = [run.relative_to(output).as_posix() for run in runs]
+    write_json(RunFolder(output).ensemble, {"members": members})
     summary = score_folds(runs, output, device)
     if config["postprocess"]:
         print_search(search_postprocessing(output, device=device))
     return summary
 
 
+def check_not_set(key: str, value: object) -> None:
+    """Raise InputError if the configuration has a value that each fold sets itself."""
+    if value is not None:
+        raise InputError(
+            f"{key} is {value}, but cross_validate sets it for each fold. Leave it out."
+        )
+
+
 def describe(config: dict[str, Any], folds: int) -> dict[str, Any]:
-    """The settings that all results in a folder share: the configuration, and which image is in which fold.
+    """The settings that all results in a folder share: configuration, and the images of each fold.
 
     Raises:
-        InputError: the dataset has not that many folds.
+        InputError: the dataset has another number of folds.
     """
-    dealt = sorted(
-        (*key, fold) for key, fold in read_folds(Path(config["data"]["root"]), folds).items()
-    )
+    fold_of_image = read_folds(Path(config["data"]["root"]), folds)
+    rows = sorted((split, stem, fold) for (split, stem), fold in fold_of_image.items())
     return {
         "folds": folds,
-        "folds_sha256": content_digest(dealt),
-        "config": {**config, "runs_dir": None},
+        "folds_sha256": content_digest(rows),
+        "config": {**config, "runs_dir": None},  # which is the folder of the results
     }
 
 
 def claim_output(output: Path, settings: dict[str, Any]) -> str:
-    """Write the settings into a new folder, or check that an older one has the same.
+    """Write the settings into a new folder, or check that an existing one has the same.
 
     Returns:
-        Their digest.
+        Digest of the settings.
 
     Raises:
-        InputError: the folder holds other settings, which are named, or something else.
+        InputError: the folder holds results of other settings, which are named, or something else.
     """
-    path, settings = output / SETTINGS, json.loads(json.dumps(settings))
+    path = output / SETTINGS
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if path.is_file():
         changed = changed_settings(json.loads(path.read_text(encoding="utf-8")), settings)
         if changed:
             raise InputError(
-                f"{output} holds a cross-validation of other settings: {changed}. Go back to them, or choose another "
-                "--output."
+                f"{output} holds a cross-validation of other settings: {changed}. Go back to "
+                "them, or choose another --output."
             )
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise InputError(
@@ -115,7 +134,7 @@ def claim_output(output: Path, settings: dict[str, Any]) -> str:
 
 
 def finished_run(output: Path, fold: int, digest: str) -> Path | None:
-    """The run folder of a fold whose training is finished; None where it is not.
+    """The run folder of a fold that is trained; None if it is not.
 
     Raises:
         InputError: it was trained with other settings than those of the folder.
@@ -123,76 +142,99 @@ def finished_run(output: Path, fold: int, digest: str) -> Path | None:
     path = output / f"fold_{fold}" / FINISHED
     if not path.is_file():
         return None
-    marker = json.loads(path.read_text(encoding="utf-8"))
-    if marker["settings_sha256"] != digest:
+    finished = json.loads(path.read_text(encoding="utf-8"))
+    if finished["settings_sha256"] != digest:
         raise InputError(
-            f"{path} is of another cross-validation. Delete {path.parent}, or choose another --output."
+            f"{path} is of another cross-validation. Delete {path.parent}, or choose another "
+            "--output."
         )
-    return path.parent / marker["run"]
+    return path.parent / finished["run"]
 
 
 def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> Path | None:
-    """Train a fold, from where an earlier training of it was stopped; its run folder, or None where it failed."""
-    folder, path = output / f"fold_{fold}", output / f"fold_{fold}.yaml"
-    own = {
+    """Train a fold in a child process, from its last checkpoint if there is one.
+
+    Returns:
+        The run folder, or None if training failed.
+    """
+    folder = output / f"fold_{fold}"
+    config_path = output / f"fold_{fold}.yaml"
+    fold_config = {
+        **config,
         "data": {**config["data"], "fold": fold},
         "runs_dir": str(output),
         "evaluate_test": False,
         "postprocess": False,
     }
-    write_configuration(path, {**config, **own})
-    last, over = find_last(folder, config)
-    if not over:
-        with training_process(path, last) as process:
+    write_configuration(config_path, fold_config)
+
+    checkpoint, finished = find_last_checkpoint(folder, config["trainer"])
+    if not finished:
+        with training_process(config_path, checkpoint) as process:
             code = process.wait()
         if code:
             print(f"Fold {fold} failed with exit code {code}.", flush=True)
             return None
-        last, _ = find_last(folder, config)
-    if last is None or not run_of_checkpoint(last).checkpoint("best").is_file():
-        print(f"Fold {fold} came to no end of an epoch, so it has no checkpoint.", flush=True)
+        checkpoint, _ = find_last_checkpoint(folder, config["trainer"])
+
+    if checkpoint is None or not run_of_checkpoint(checkpoint).checkpoint("best").is_file():
+        print(f"Fold {fold} completed no epoch, so it has no checkpoint.", flush=True)
         return None
-    run = run_of_checkpoint(last).path
+    run = run_of_checkpoint(checkpoint).path
     write_json(folder / FINISHED, {"run": run.name, "settings_sha256": digest})
     return run
 
 
-def find_last(folder: Path, config: dict[str, Any]) -> tuple[Path | None, bool]:
-    """The newest whole `last.ckpt` of a fold's run folders, if any, and whether training had come to its end there.
+def find_last_checkpoint(folder: Path, trainer: dict[str, Any]) -> tuple[Path | None, bool]:
+    """The newest usable `last.ckpt` of a fold, and whether training was finished with it.
 
-    A training that is killed between its last epoch and its marker must not go on: where early stopping ended it, a
-    resume would train an epoch more. One that diverged is no use: the fold goes on from an older one, or anew.
+    A training that is killed after its last epoch, but before `finished.json` is written, must not
+    be resumed: if early stopping ended it, a resume would train one epoch more. A checkpoint of
+    a training that diverged is not usable: the fold is resumed from an older one, or restarted.
+
+    Args:
+        folder: holds the run folders of the fold.
+        trainer: the configuration's section.
+
+    Returns:
+        The checkpoint, or None if there is none; whether training was finished.
     """
     for run in reversed(RunFolder.list_versions(folder)):
         path = run.checkpoint("last")
         if not path.is_file():
             continue
         try:
-            return path, is_over(read_sound(path), config["trainer"])
+            checkpoint = read_finite_checkpoint(path)
         except InputError as error:
-            print(f"{error} An older one is taken, or the fold is begun anew.", flush=True)
+            print(f"{error} The fold is resumed from an older one, or restarted.", flush=True)
+            continue
+        return path, is_finished(checkpoint, trainer)
     return None, False
 
 
-def read_sound(path: Path) -> dict[str, Any]:
-    """A checkpoint, see `read_checkpoint`, of a training that had not diverged.
+def read_finite_checkpoint(path: Path) -> dict[str, Any]:
+    """The checkpoint of a training that did not diverge, see `read_checkpoint`.
 
     Raises:
-        InputError: it can't be read, or `train` would fail at its validation loss.
+        InputError: it can't be read, or its validation loss is one that `train` fails with.
     """
     checkpoint = read_checkpoint(path)
-    loss = checkpoint["callbacks"]["HistoryPlots"]["rows"][-1].get("val_loss", 0.0)
+    last_row = checkpoint["callbacks"]["HistoryPlots"]["rows"][-1]
+    loss = last_row.get("val_loss", 0.0)
     if not math.isfinite(loss):
         raise InputError(f"{path} is of a training that diverged: val_loss is {loss}.")
     return checkpoint
 
 
-def is_over(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
+def is_finished(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
     """Whether all epochs are done, or early stopping has ended the training."""
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    stoppers = [
-        state for name, state in checkpoint["callbacks"].items() if name.startswith("EarlyStopping")
-    ]
-    stopped = any(state["wait_count"] >= state["patience"] for state in stoppers)
-    limit = trainer["max_epochs"] or 1000  # Lightning's own, where nothing is said
-    return 0 < limit <= done or (stopped and done >= (trainer["min_epochs"] or 0))
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    max_epochs = trainer["max_epochs"] or 1000  # Lightning's default
+    if 0 < max_epochs <= epochs:  # -1 is without end
+        return True
+
+    stopped_early = False
+    for name, state in checkpoint["callbacks"].items():
+        if name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]:
+            stopped_early = True
+    return stopped_early and epochs >= (trainer["min_epochs"] or 0)

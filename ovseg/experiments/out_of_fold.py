@@ -1,4 +1,4 @@
-"""Scores of a cross-validation: every image of train and valid, by the one network that has not seen it."""
+"""Scores of a cross-validation: each image of train and valid, by the network that held it out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,21 +15,29 @@ from ovseg.data.manifest import read_manifest
 from ovseg.evaluation.evaluate import Evaluation, pooled_iou, summarise
 from ovseg.metrics import HARD_SCORES, ORIGINAL_SCORES
 
-NOTE = "each network's best epoch was chosen on the images it is scored on, so the scores are slightly too good"
+NOTE = (
+    "each network's best epoch was chosen on the images it is scored on, "
+    "so the scores are slightly too good"
+)
+INTERVALS = {
+    "ci95": "95 % interval over images",
+    "ci95_groups": "95 % interval over groups",
+}
 
 
 def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dict[str, Any]:
-    """Score each fold's best checkpoint, which users will use, on the fold that it held out.
+    """Score the best checkpoint of each fold on the images that the fold held out.
 
-    The best epoch was chosen on the same images, so the scores are slightly too good; the summary's `note` says so.
+    The best epoch was chosen on the same images, so the scores are slightly too good; the summary's
+    `note` says so. The run's post-processing was chosen on them as well, so it is left out.
 
-    Writes `out_of_fold.csv` (a row an image: `stem`, `fold` and what `per_image.csv` of `evaluate` has),
-    `summary.json` and `out_of_fold.png`, the Dice of each fold.
+    Writes `out_of_fold.csv` (a row an image: `stem`, `fold` and the columns of `per_image.csv` of
+    `evaluate`), `summary.json` and `out_of_fold.png`, the Dice of each fold.
 
     Args:
-        runs: run folders of folds 0, 1, ...
+        runs: run folders of folds 0, 1, ...; each lies in `output`.
         output: an existing folder.
-        device: see `ovseg.inference.predictor.choose_device`.
+        device: see `ovseg.core.device.choose_device`.
 
     Returns:
         The summary: `data`, `leakage`, `note`, and those of `summarise_folds`.
@@ -37,112 +45,136 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     Raises:
         InputError: see `ovseg.evaluation.evaluate.Evaluation`.
     """
-    tables, folds = [], []
+    tables = []
+    folds = []
     for fold, run in enumerate(runs):
-        evaluation = Evaluation(
-            run, "valid", device=device, postprocessing=False
-        )  # post-processing was chosen on these images
-        table, summary = evaluation.run()
-        table.insert(1, "fold", fold)
-        tables.append(table)
+        evaluation = Evaluation(run, "valid", device=device, postprocessing=False)
+        fold_table, fold_summary = evaluation.run()
+        fold_table.insert(1, "fold", fold)
+        tables.append(fold_table)
         folds.append(
-            {"fold": fold, "run": run.relative_to(output).as_posix(), "epoch": summary["epoch"]}
+            {
+                "fold": fold,
+                "run": run.relative_to(output).as_posix(),
+                "epoch": fold_summary["epoch"],
+            }
         )
     table = pd.concat(tables, ignore_index=True)
-    items = read_manifest(evaluation.datamodule.root).get("items", [])
-    groups = {item["stem"]: item["group"] for item in items if "group" in item}
-    summary = {
-        "data": summary["data"],
-        "leakage": summary["leakage"],
-        "note": NOTE,
-        **summarise_folds(table, groups),
-    }
-    summary["per_fold"] = [
-        {**fold, **scores} for fold, scores in zip(folds, summary["per_fold"], strict=True)
+
+    scores = summarise_folds(table, read_groups(evaluation.datamodule.root))
+    scores["per_fold"] = [
+        {**fold, **fold_scores} for fold, fold_scores in zip(folds, scores["per_fold"], strict=True)
     ]
-    write_table(output / "out_of_fold.csv", table)
-    boxes = {
-        f"fold {fold}": part["dice"].dropna().to_numpy() for fold, part in table.groupby("fold")
+    summary = {
+        "data": fold_summary["data"],  # the same of each fold, as is the leakage
+        "leakage": fold_summary["leakage"],
+        "note": NOTE,
+        **scores,
     }
-    draw_boxes(boxes, "Dice per image of the held-out images", output / "out_of_fold.png")
+
+    write_table(output / "out_of_fold.csv", table)
+    dice = {}
+    for fold, part in table.groupby("fold"):
+        dice[f"fold {fold}"] = part["dice"].dropna().to_numpy()
+    draw_boxes(dice, "Dice per image of the held-out images", output / "out_of_fold.png")
     write_json(output / "summary.json", summary)
     return summary
+
+
+def read_groups(root: Path) -> dict[str, int]:
+    """Stem -> group of near-duplicates, of a dataset whose manifest has groups; else empty."""
+    items = read_manifest(root).get("items", [])
+    return {item["stem"]: item["group"] for item in items if "group" in item}
 
 
 def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, Any]:
     """The scores over all folds, and those of each.
 
+    No interval says what other trainings or other folds would give: the networks of the folds share
+    most of their training images.
+
     Args:
         table: a row an image, see `score_folds`.
-        groups: group of near-duplicates of each stem; empty where they are not known.
+        groups: group of near-duplicates of each stem; empty if they are not known.
 
     Returns:
-        `images`; `scores`, see `ovseg.evaluation.evaluate.summarise`, and of `iou_pooled` `value` and `ci95`; where groups are
-        known, `ci95_groups` of each is the interval that resamples whole groups, whose images are not independent;
-        `per_fold`: `images`, mean `dice` and `iou`, `iou_pooled`. No interval says what other trainings or another
-        dealing would give: the folds' networks share most of their images.
+        `images`; `scores`, see `ovseg.evaluation.evaluate.summarise`, with `value` and `ci95` of
+        `iou_pooled`; `per_fold`: `images`, mean `dice` and `iou`, and `iou_pooled`. If groups are
+        known each score has `ci95_groups` too: the interval that resamples whole groups, whose
+        images are not independent.
     """
-    areas = pd.DataFrame(
-        {"hit": table["hit_pixels"], "union": table["lesion_pixels"] + table["pred_pixels"]}
-    )
-    areas["union"] -= areas["hit"]
-    scores = summarise(table[[name for name in (*HARD_SCORES, *ORIGINAL_SCORES) if name in table]])
+    names = [name for name in (*HARD_SCORES, *ORIGINAL_SCORES) if name in table]
+    scores = summarise(table[names])
+
+    areas = _overlap_areas(table)
     scores["iou_pooled"] = {
         "value": pooled_iou(table),
         "ci95": ratio_interval(areas["hit"].to_numpy(), areas["union"].to_numpy()),
     }
     if groups:
-        units = table["stem"].map(groups)
-        for name in scores.keys() & set(table):
-            by_group = table[name].groupby(units)
-            scores[name]["ci95_groups"] = ratio_interval(
-                by_group.sum().to_numpy(), by_group.count().to_numpy()
-            )
-        sums = areas.groupby(units).sum()
+        group_of_row = table["stem"].map(groups)
+        for name in names:
+            scores[name]["ci95_groups"] = _interval_over_groups(table[name], group_of_row)
+        sums = areas.groupby(group_of_row).sum()
         scores["iou_pooled"]["ci95_groups"] = ratio_interval(
             sums["hit"].to_numpy(), sums["union"].to_numpy()
         )
-    per_fold = []
-    for _, part in table.groupby("fold"):
-        means = {
-            name: None if np.isnan(part[name].mean()) else float(part[name].mean())
-            for name in ("dice", "iou")
-        }
-        per_fold.append({"images": len(part), **means, "iou_pooled": pooled_iou(part)})
+
+    per_fold = [_summarise_fold(part) for _, part in table.groupby("fold")]
     return {"images": len(table), "scores": scores, "per_fold": per_fold}
 
 
+def _overlap_areas(table: pd.DataFrame) -> pd.DataFrame:
+    """Pixels of intersection (`hit`) and `union` of prediction and mask, a row an image."""
+    hit = table["hit_pixels"]
+    union = table["lesion_pixels"] + table["pred_pixels"] - hit
+    return pd.DataFrame({"hit": hit, "union": union})
+
+
+def _interval_over_groups(scores: pd.Series, group_of_row: pd.Series) -> list[float] | None:
+    """95 % interval of the mean score, resampling whole groups."""
+    by_group = scores.groupby(group_of_row)
+    return ratio_interval(by_group.sum().to_numpy(), by_group.count().to_numpy())
+
+
+def _summarise_fold(part: pd.DataFrame) -> dict[str, Any]:
+    """Images, mean Dice and IoU (None if no image has that score) and pooled IoU of a fold."""
+    summary: dict[str, Any] = {"images": len(part)}
+    for name in ("dice", "iou"):
+        mean = float(part[name].mean())
+        summary[name] = None if np.isnan(mean) else mean
+    summary["iou_pooled"] = pooled_iou(part)
+    return summary
+
+
 def print_folds(summary: dict[str, Any]) -> None:
-    """The summary as a table on the terminal."""
+    """Print the summary as a table: a row a fold, then all images and the intervals."""
     rows = []
     for fold in summary["per_fold"]:
-        scores = [_text(fold[name]) for name in ("dice", "iou", "iou_pooled")]
-        rows.append((f"fold {fold['fold']}", str(fold["images"]), *scores))
-    dice, iou, pooled = (summary["scores"][name] for name in ("dice", "iou", "iou_pooled"))
-    rows.append(
-        (
-            "all",
-            str(summary["images"]),
-            _text(dice["mean"]),
-            _text(iou["mean"]),
-            _text(pooled["value"]),
-        )
-    )
-    for name, title in {
-        "ci95": "95 % interval over images",
-        "ci95_groups": "95 % interval over groups",
-    }.items():
-        bounds = [score.get(name) for score in (dice, iou, pooled)]
-        if any(bounds):
-            rows.append(
-                (title, "", *("" if b is None else "{:.4f} .. {:.4f}".format(*b) for b in bounds))
-            )
-    leakage = "LEAKAGE, near-duplicates in two splits: " if summary["leakage"] else ""
-    title = (
-        f"{leakage}out of fold: {summary['images']} images of {summary['data']}; {summary['note']}"
-    )
+        cells = [_format_score(fold[name]) for name in ("dice", "iou", "iou_pooled")]
+        rows.append((f"fold {fold['fold']}", str(fold["images"]), *cells))
+
+    dice = summary["scores"]["dice"]
+    iou = summary["scores"]["iou"]
+    pooled = summary["scores"]["iou_pooled"]
+    cells = [_format_score(value) for value in (dice["mean"], iou["mean"], pooled["value"])]
+    rows.append(("all", str(summary["images"]), *cells))
+
+    for name, label in INTERVALS.items():
+        intervals = [score.get(name) for score in (dice, iou, pooled)]
+        if any(intervals):
+            cells = [_format_interval(interval) for interval in intervals]
+            rows.append((label, "", *cells))
+
+    title = f"out of fold: {summary['images']} images of {summary['data']}; {summary['note']}"
+    if summary["leakage"]:
+        title = f"LEAKAGE, near-duplicates in two splits: {title}"
     print_table(("", "images", "Dice per image", "IoU per image", "IoU pooled"), rows, title)
 
 
-def _text(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
+
+
+def _format_interval(bounds: list[float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.4f} .. {bounds[1]:.4f}"

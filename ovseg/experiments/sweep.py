@@ -1,8 +1,12 @@
-"""A search for configuration values that validate best: Optuna proposes, `train` runs each trial in its own process.
+"""Search for the configuration values that validate best: Optuna proposes them, `train` tries them.
 
-The study is an SQLite file, so a search that was stopped goes on. The objective is the best monitored validation value
-of a run's epochs; the test split is never scored. A folder of results holds for each trial `trial_<n>.yaml` and its run
-folder `trial_<n>/version_0`, and `trials.csv`, `best.yaml` and `sweep.png`, which are written after every trial.
+The study is an SQLite file, so a search that was stopped can be continued. A trial's value is the
+best monitored validation value of its epochs; the test split is never scored.
+
+A folder of results holds
+
+- `trial_<n>.yaml`, the configuration of each trial, and its run folder `trial_<n>/version_0`,
+- `trials.csv`, `best.yaml` and `sweep.png`, which are written after every trial.
 """
 
 import copy
@@ -19,7 +23,11 @@ from ovseg.core.plots import draw_sweep
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
 from ovseg.core.yaml_files import read_yaml
-from ovseg.experiments.subtraining import changed_settings, training_process, write_configuration
+from ovseg.experiments.child_training import (
+    changed_settings,
+    training_process,
+    write_configuration,
+)
 from ovseg.metrics import monitor_mode
 from ovseg.training.callbacks import CURVES
 
@@ -28,17 +36,19 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-MONITORS = {"val_loss": "losses", **dict.fromkeys(CURVES, "metrics")}  # kinds of curves
-# What sweep sets itself, and what would change the images that trials are compared on.
+    Space = dict[str, BaseDistribution]  # dotted key of the configuration -> values to try
+
+# What can be monitored, and which of a run's curves has it.
+MONITORS = {"val_loss": "losses", **dict.fromkeys(CURVES, "metrics")}
 FIXED = (
+    # sweep sets these itself
     "runs_dir",
     "ckpt_path",
     "evaluate_test",
     "postprocess",
     "best_checkpoint.monitor",
     "snapshots.num_infer_images",
-)
-FIXED += (
+    # these would change the images that trials are compared on
     "data.root",
     "data.fold",
     "data.exclude",
@@ -47,7 +57,8 @@ FIXED += (
     "data.fit",
     "data.mask_threshold",
 )
-FAILURES = 3  # in a row, after which the cause is not the values
+MAX_FAILURES = 3  # in a row; then the values are hardly the cause
+POLL_SECONDS = 0.2  # between two looks at a training's epochs
 
 
 def sweep(
@@ -60,28 +71,62 @@ def sweep(
     seed: int = 0,
     prune: bool = False,
 ) -> "FrozenTrial":
-    """Run trials until that many are finished; those that failed or were killed are marked so and do not count.
+    """Run trials until there are enough finished ones.
 
-    Trial n is proposed from (seed, n) and the finished trials, and the values of a killed trial are tried again, so a
-    search that was interrupted goes the way of one that was not.
+    A trial that failed or was killed does not count. The values of a killed one are tried again,
+    and the values of trial n follow from (seed, n) and the finished trials: so a search that was
+    interrupted tries the same values as one that was not.
 
     Args:
         config: the whole configuration, see `ovseg.experiments.train.read_configuration`.
         space_path: see `read_space`.
-        trials: finished trials wanted in all, earlier calls' counted.
+        trials: number of finished trials wanted, with those of earlier calls.
         output: folder of the results.
-        study_path: the study's SQLite file; a second call with the same settings goes on in it.
+        study_path: the study's SQLite file; a second call with the same settings continues it.
         monitor: a key of `MONITORS`; each trial's best checkpoint is chosen by it too.
         seed: of the proposals.
-        prune: end a trial whose best value so far is worse than the median of the earlier trials' at that epoch, from
-            the sixth trial on; a pruned trial counts as finished.
+        prune: end a trial whose best value so far is worse than the median of the earlier trials at
+            that epoch, from the sixth trial on; a pruned trial counts as finished.
 
     Returns:
         The best trial.
 
     Raises:
-        InputError: no Optuna, a mistake in the space, other settings than the study's, or trials that fail in a row.
+        InputError: no Optuna, a mistake in the space, a study of other settings, or too many trials
+            failed in a row.
     """
+    check_arguments(config, trials, monitor, seed)
+    space = read_space(space_path, config)
+    check_comparable(space, monitor, space_path)
+    settings = {
+        "config": {**config, "runs_dir": None},  # which is `output`
+        "monitor": monitor,
+        "seed": seed,
+        "prune": prune,
+        "space": {name: repr(distribution) for name, distribution in space.items()},
+    }
+    study = open_study(Path(study_path), Path(output), settings)
+    config = {**config, "best_checkpoint": {"monitor": monitor}}
+
+    failures = 0
+    while count_finished(study) < trials:
+        trial = propose(study, space, seed)
+        if run_trial(study, trial, config, output, monitor):
+            failures = 0
+        else:
+            failures += 1
+        report_study(study, config, space, output, monitor)
+        if failures == MAX_FAILURES:
+            raise InputError(
+                f"{MAX_FAILURES} trials failed in a row, see above. Correct the configuration or "
+                "narrow the space."
+            )
+    report_study(study, config, space, output, monitor)
+    return study.best_trial
+
+
+def check_arguments(config: dict[str, Any], trials: int, monitor: str, seed: int) -> None:
+    """Raise InputError if an argument of `sweep` is out of range, or a checkpoint is given."""
     choose("monitor", monitor, MONITORS)
     if trials < 1 or not 0 <= seed < 2**31:
         raise InputError(
@@ -89,34 +134,13 @@ def sweep(
         )
     if config["ckpt_path"] is not None:
         raise InputError(
-            f"ckpt_path is {config['ckpt_path']}, but trials begin anew. Leave it out."
+            f"ckpt_path is {config['ckpt_path']}, but trials start from the beginning. Leave it "
+            "out."
         )
-    space = read_space(space_path, config)
-    check_comparable(space, monitor, space_path)
-    settings = {
-        "config": {**config, "runs_dir": None},
-        "monitor": monitor,
-        "seed": seed,
-        "prune": prune,
-    }
-    settings["space"] = {name: repr(distribution) for name, distribution in space.items()}
-    study = open_study(Path(study_path), Path(output), settings)
-    config = {**config, "best_checkpoint": {"monitor": monitor}}
-    failures = 0
-    while count_finished(study) < trials:
-        done = run_trial(study, propose(study, space, seed), config, output, monitor)
-        failures = 0 if done else failures + 1
-        report_study(study, config, space, output, monitor)
-        if failures == FAILURES:
-            raise InputError(
-                f"{FAILURES} trials failed in a row, see above. Mend the configuration or narrow the space."
-            )
-    report_study(study, config, space, output, monitor)
-    return study.best_trial
 
 
 def import_optuna() -> Any:
-    """Optuna, told to be quiet.
+    """Optuna, without its log messages.
 
     Raises:
         InputError: it is not installed.
@@ -129,64 +153,85 @@ def import_optuna() -> Any:
     return optuna
 
 
-def read_space(path: Path, config: dict[str, Any]) -> dict[str, "BaseDistribution"]:
-    """The keys to search, such as `model.optimizer_args.lr: {low: 1e-4, high: 1e-2, log: true}`, in a YAML file.
+def read_space(path: Path, config: dict[str, Any]) -> "Space":
+    """Read the keys to search and their ranges from a YAML file.
 
-    Bounds that are both whole numbers, without a point or exponent, search whole numbers. `step` and `log` exclude
-    each other. `choices` is a list of plain values. With `data.image_size` the trials are compared on masks of
-    different sizes, which shifts their scores a little.
+    A line is such as `model.optimizer_args.lr: {low: 1e-4, high: 1e-2, log: true}`. If both bounds
+    are whole numbers without a point or exponent, whole numbers are tried. `step` and `log` exclude
+    each other. `choices` is a list of plain values. If `data.image_size` is searched, trials are
+    compared on masks of different sizes, which shifts their scores a little.
 
     Args:
         path: the file.
         config: the configuration whose keys they are; below a key `..._args` others may be added.
 
     Raises:
-        InputError: unreadable, an unknown key, one that has to stay the same, or no range.
+        InputError: unreadable, an unknown key, one of `FIXED`, or no range.
     """
-    distributions = import_optuna().distributions
     content = read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise InputError(
-            f"{path} names no key. Expected YAML such as model.optimizer_args.lr: {{low: 1e-4, high: 1e-2}}."
+            f"{path} names no key. Expected YAML such as "
+            "model.optimizer_args.lr: {low: 1e-4, high: 1e-2}."
         )
     space = {}
     for key, given in content.items():
         check_key(str(key), config, path)
         try:
-            plain = isinstance(given.get("choices"), list) and all(
-                not isinstance(c, list | dict) for c in given["choices"]
-            )
-            whole = all(type(given.get(bound)) is int for bound in ("low", "high"))
-            kind = "Categorical" if plain else "Int" if whole else "Float"
-            space[key] = getattr(distributions, f"{kind}Distribution")(**given)
+            space[key] = _build_distribution(given)
         except (AttributeError, TypeError, ValueError) as error:
-            wanted = "{low, high} with log or step, or {choices: [...]}"
-            raise InputError(f"{path}: {key} is {given} ({error}), expected {wanted}.") from None
+            raise InputError(
+                f"{path}: {key} is {given} ({error}), expected {{low, high}} with log or step, or "
+                "{choices: [...]}."
+            ) from None
     return space
 
 
+def _build_distribution(given: Any) -> "BaseDistribution":
+    """Optuna's distribution of a range; Optuna and Python raise errors of several kinds."""
+    distributions = import_optuna().distributions
+    choices = given.get("choices")
+    if isinstance(choices, list) and not any(isinstance(each, list | dict) for each in choices):
+        return distributions.CategoricalDistribution(**given)
+    # A bool is an int for isinstance.
+    if type(given.get("low")) is int and type(given.get("high")) is int:
+        return distributions.IntDistribution(**given)
+    return distributions.FloatDistribution(**given)
+
+
 def check_key(key: str, config: dict[str, Any], path: Path) -> None:
-    """Raise InputError unless a dotted key can be searched: it is in the configuration, or below `..._args`."""
+    """Raise InputError unless a key can be searched: one of the configuration, or below `..._args`.
+
+    Args:
+        key: dotted.
+        config: the whole configuration.
+        path: the file of the space, for the message.
+    """
     if key in FIXED:
         raise InputError(f"{path}: {key} has to be the same in all trials. Leave it out.")
-    place, free = config, False
+
+    place: Any = config
+    below_args = False  # where any key may be added
     for name in key.split("."):
-        if not free and (not isinstance(place, dict) or name not in place):
+        is_known = isinstance(place, dict) and name in place
+        if not is_known and not below_args:
             raise InputError(
-                f"{path}: {key} is no key of the configuration. `train --print_config` shows all."
+                f"{path}: {key} is no key of the configuration. `ovseg train --print_config` "
+                "shows all."
             )
-        free = free or name.endswith("_args")
-        place = place.get(name) if isinstance(place, dict) else None
+        below_args = below_args or name.endswith("_args")
+        place = place[name] if is_known else None
     if isinstance(place, dict) or key.endswith("_args"):
         raise InputError(f"{path}: {key} holds further keys. Name one of them.")
 
 
-def check_comparable(space: dict[str, "BaseDistribution"], monitor: str, path: Path) -> None:
-    """Raise InputError where trials of different losses would be compared by their losses."""
+def check_comparable(space: "Space", monitor: str, path: Path) -> None:
+    """Raise InputError if trials of different loss functions would be compared by their loss."""
     losses = [key for key in space if key.startswith("model.loss")]
     if losses and monitor == "val_loss":
         raise InputError(
-            f"{path}: {losses[0]} changes what val_loss means, so trials do not compare. Use --monitor val_dice."
+            f"{path}: {losses[0]} changes what val_loss means, so trials can't be compared by it. "
+            "Use --monitor val_dice."
         )
 
 
@@ -197,55 +242,72 @@ def with_values(config: dict[str, Any], values: dict[str, Any]) -> dict[str, Any
         *parents, name = key.split(".")
         place = config
         for parent in parents:
-            place[parent] = place[parent] if isinstance(place.get(parent), dict) else {}
+            if not isinstance(place.get(parent), dict):
+                place[parent] = {}
             place = place[parent]
         place[name] = value
     return config
 
 
 def open_study(path: Path, output: Path, settings: dict[str, Any]) -> "Study":
-    """The study of a file, a new one where there is none; what a killed call left running is marked failed.
+    """Open the study of a file, or make a new one.
+
+    A trial that a killed call left running is marked as failed, and its values are tried next.
 
     Raises:
-        InputError: no study file, one of other settings, or the output folder holds trials of another study.
+        InputError: the file is no study or one of other settings, or the output folder holds trials
+            of another study.
     """
     optuna = import_optuna()
     path.parent.mkdir(parents=True, exist_ok=True)
     pruner = optuna.pruners.MedianPruner() if settings["prune"] else optuna.pruners.NopPruner()
-    options = {"study_name": "ovseg", "load_if_exists": True, "pruner": pruner}
-    direction = "maximize" if monitor_mode(settings["monitor"]) == "max" else "minimize"
+    mode = monitor_mode(settings["monitor"])
     try:
-        study = optuna.create_study(storage=f"sqlite:///{path}", direction=direction, **options)
+        study = optuna.create_study(
+            storage=f"sqlite:///{path}",
+            study_name="ovseg",
+            direction="maximize" if mode == "max" else "minimize",
+            pruner=pruner,
+            load_if_exists=True,
+        )
     except Exception as error:  # SQLAlchemy's, which only Optuna imports
         raise InputError(
             f"{path} is not a study of sweep ({type(error).__name__}). Choose another --study."
         ) from None
+
     earlier = study.user_attrs.get("settings")
-    if earlier is None and list(output.glob("trial_*")):
+    if earlier is None:
+        if any(output.glob("trial_*")):
+            raise InputError(
+                f"{output} holds trials of another study than {path}. Choose another --output."
+            )
+    elif changed := changed_settings(earlier, settings):
         raise InputError(
-            f"{output} holds trials of another study than {path}. Choose another --output."
-        )
-    changed = changed_settings(earlier, settings) if earlier else ""
-    if changed:
-        raise InputError(
-            f"{path} holds a study of other settings: {changed}. Go back to them, or choose another --study."
+            f"{path} holds a study of other settings: {changed}. Go back to them, or choose "
+            "another --study."
         )
     study.set_user_attr("settings", settings)
-    for trial in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+    states = optuna.trial.TrialState
+    for trial in study.get_trials(states=(states.RUNNING,)):
+        study.tell(trial.number, state=states.FAIL)
         study.enqueue_trial(trial.params, user_attrs={"repeats": trial.number})
     return study
 
 
-def propose(study: "Study", space: dict[str, "BaseDistribution"], seed: int) -> "Trial":
-    """A new trial; a sampler that was seeded alike in every call would propose its first values again."""
-    number = sum("repeats" not in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+def propose(study: "Study", space: "Space", seed: int) -> "Trial":
+    """A new trial, whose values follow from the seed and the number of trials so far.
+
+    With the same seed in every call the sampler would propose its first values again.
+    """
+    trials = study.get_trials(deepcopy=False)
+    number = sum("repeats" not in trial.user_attrs for trial in trials)
     study.sampler = import_optuna().samplers.TPESampler(seed=seed + number)
     return study.ask(fixed_distributions=space)
 
 
 def count_finished(study: "Study") -> int:
-    """Trials that came to their end or were pruned."""
+    """Number of trials that are complete or were pruned."""
     states = import_optuna().trial.TrialState
     return len(study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
 
@@ -253,39 +315,57 @@ def count_finished(study: "Study") -> int:
 def run_trial(
     study: "Study", trial: "Trial", config: dict[str, Any], output: Path, monitor: str
 ) -> bool:
-    """Train with a trial's values and tell the study; whether it did not fail."""
-    states, path = import_optuna().trial.TrialState, output / f"trial_{trial.number}.yaml"
-    fixed = {
+    """Train with a trial's values, and record its result in the study.
+
+    Returns:
+        False if training failed.
+    """
+    config_path = output / f"trial_{trial.number}.yaml"
+    trial_config = {
+        **with_values(config, trial.params),
         "runs_dir": str(output),
         "evaluate_test": False,
         "postprocess": False,
         "snapshots": {"num_infer_images": 0},
     }
-    write_configuration(path, {**with_values(config, trial.params), **fixed})
-    values = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-    print(f"Trial {trial.number}: {values}", flush=True)
-    run = RunFolder(output / path.stem / "version_0")
-    with training_process(path) as process:
+    write_configuration(config_path, trial_config)
+    print(f"Trial {trial.number}: {describe_values(trial.params)}", flush=True)
+
+    run = RunFolder(output / config_path.stem / "version_0")
+    with training_process(config_path) as process:
         pruned = watch(process, trial, run, monitor)
         code = process.wait()
-    found = read_values(run, monitor)
-    if code or not found:
+
+    states = import_optuna().trial.TrialState
+    values = read_values(run, monitor)
+    if code or not values:
         study.tell(trial, state=states.FAIL)
         print(f"Trial {trial.number} failed with exit code {code}.", flush=True)
         return False
-    best = max(found) if monitor_mode(monitor) == "max" else min(found)
-    study.tell(trial, *([None, states.PRUNED] if pruned else [best]))
-    print(
-        f"Trial {trial.number}: {monitor} {best:.4f}{' when it was pruned' if pruned else ''}",
-        flush=True,
-    )
+
+    best = max(values) if monitor_mode(monitor) == "max" else min(values)
+    if pruned:
+        study.tell(trial, state=states.PRUNED)
+        print(f"Trial {trial.number}: {monitor} {best:.4f} when it was pruned", flush=True)
+    else:
+        study.tell(trial, best)
+        print(f"Trial {trial.number}: {monitor} {best:.4f}", flush=True)
     return True
 
 
-def watch(process: subprocess.Popen, trial: "Trial", run: RunFolder, monitor: str) -> bool:
-    """Report a training's epochs as they come; end it where the pruner asks, and say whether it did."""
-    reported, running = 0, True
-    while running:
+def describe_values(values: dict[str, Any]) -> str:
+    """`model.optimizer_args.lr 0.001, data.batch_size 4`."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def watch(process: subprocess.Popen[bytes], trial: "Trial", run: RunFolder, monitor: str) -> bool:
+    """Report a training's epochs to its trial until it ends, and end it if the pruner says so.
+
+    Returns:
+        Whether the trial was pruned.
+    """
+    reported = 0
+    while True:
         running = process.poll() is None
         values = read_values(run, monitor)
         for epoch, value in enumerate(values[reported:], reported + 1):
@@ -294,47 +374,34 @@ def watch(process: subprocess.Popen, trial: "Trial", run: RunFolder, monitor: st
                 run.break_file.touch()
                 return True
         reported = len(values)
-        time.sleep(0.2 if running else 0)
-    return False
+        if not running:
+            return False
+        time.sleep(POLL_SECONDS)
 
 
 def read_values(run: RunFolder, monitor: str) -> list[float]:
-    """The monitored value of each epoch of a run so far; empty where there is none yet, or it is not logged."""
+    """The monitored value of each epoch of a run so far; empty if there is none yet."""
     try:
-        return pd.read_csv(run.curves(MONITORS[monitor], ".csv"))[monitor].dropna().tolist()
+        curves = pd.read_csv(run.curves(MONITORS[monitor], ".csv"))
+        return curves[monitor].dropna().tolist()
     except (FileNotFoundError, KeyError):
         return []
 
 
 def report_study(
-    study: "Study",
-    config: dict[str, Any],
-    space: dict[str, "BaseDistribution"],
-    output: Path,
-    monitor: str,
+    study: "Study", config: dict[str, Any], space: "Space", output: Path, monitor: str
 ) -> None:
-    """Write `trials.csv`, and once a trial is complete `best.yaml`, ready for `train`, and `sweep.png`."""
-    rows = [
-        {
-            "trial": trial.number,
-            "state": trial.state.name.lower(),
-            "value": trial.value,
-            **trial.params,
-        }
-        for trial in study.get_trials(deepcopy=False)
-    ]
+    """Write `trials.csv`; from the first complete trial on also `best.yaml` and `sweep.png`."""
+    rows = []
+    for trial in study.get_trials(deepcopy=False):
+        row = {"trial": trial.number, "state": trial.state.name.lower(), "value": trial.value}
+        rows.append({**row, **trial.params})
     table = pd.DataFrame(rows)
     write_table(output / "trials.csv", table)
-    complete = table[table["state"] == "complete"] if rows else table
-    if len(complete):
-        write_configuration(output / "best.yaml", with_values(config, study.best_params))
-        logarithmic = {
-            name: getattr(distribution, "log", False) for name, distribution in space.items()
-        }
-        draw_sweep(
-            complete.infer_objects(),
-            logarithmic,
-            monitor,
-            monitor_mode(monitor),
-            output / "sweep.png",
-        )
+
+    if not rows or not (table["state"] == "complete").any():
+        return
+    write_configuration(output / "best.yaml", with_values(config, study.best_params))
+    complete = table[table["state"] == "complete"].infer_objects()
+    is_logarithmic = {name: getattr(values, "log", False) for name, values in space.items()}
+    draw_sweep(complete, is_logarithmic, monitor, monitor_mode(monitor), output / "sweep.png")

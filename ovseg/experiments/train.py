@@ -1,4 +1,4 @@
-"""`train`: LightningCLI with a run folder, our callbacks, checks before work starts, and an evaluation at the end."""
+"""`ovseg train`: LightningCLI with checks before training, a run folder, and scores at the end."""
 
 import argparse
 import json
@@ -6,12 +6,12 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from jsonargparse import set_parsing_settings
-from pytorch_lightning import Trainer
+from jsonargparse import Namespace, set_parsing_settings
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
@@ -36,13 +36,27 @@ from ovseg.training.callbacks import (
 )
 from ovseg.training.checkpoint_io import WholeCheckpointIO
 from ovseg.training.checks import check_checkpoint, check_monitors, check_schedule, share_classes
-from ovseg.training.config import explain, explain_failure, explain_refusal, read_settings
+from ovseg.training.config import (
+    Setting,
+    explain,
+    explain_failure,
+    explain_refusal,
+    read_settings,
+)
 from ovseg.training.ema import AveragedWeights
 from ovseg.training.task import SegmentationTask
 
 
 class TrainCLI(LightningCLI):
-    """Every YAML key is a constructor argument and can be given on the command line."""
+    """LightningCLI, where every YAML key is a constructor argument and a command-line option.
+
+    Attributes:
+        settings: what the configuration files and the command line set, for error messages.
+        run_folder: the run folder that this process made; None before, and in other processes.
+    """
+
+    settings: list[Setting]
+    run_folder: RunFolder | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -58,7 +72,10 @@ class TrainCLI(LightningCLI):
             help="choose flips, threshold and clean-up on valid",
         )
         parser.add_argument(
-            "--ema.decay", type=float, default=0.0, help="average of the weights, see averaging.py"
+            "--ema.decay",
+            type=float,
+            default=0.0,
+            help="decay of a moving average of the weights, such as 0.995; 0 for none",
         )
         parser.add_argument(
             "--evaluate_test", type=bool, default=True, help="score the best checkpoint on test"
@@ -66,103 +83,144 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
-        # not strict: a run that max_steps cuts short has no validation to watch, and the name is checked beforehand
-        defaults = {"monitor": "val_loss", "patience": 10, "strict": False}
-        parser.set_defaults({f"early_stopping.{name}": value for name, value in defaults.items()})
+        parser.set_defaults(
+            {
+                "early_stopping.monitor": "val_loss",
+                "early_stopping.patience": 10,
+                # A run that max_steps ends early has no validation, so nothing to monitor. The
+                # name itself is checked before training.
+                "early_stopping.strict": False,
+            }
+        )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: list[str]) -> None:
-        """Find mistakes ourselves first: jsonargparse names neither the file nor what to do."""
-        self.run_folder: RunFolder | None = None  # of this process, once it is claimed
-        self.settings = read_settings(args, list(parser.get_defaults(skip_validation=True).keys()))
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Look for mistakes before jsonargparse does, which names neither the file nor a remedy."""
+        known_keys = list(parser.get_defaults(skip_validation=True).keys())
+        arguments = cast(list[str], args)  # `build_cli` passes no other kind
+        self.settings = read_settings(arguments, known_keys)
         try:
             super().parse_arguments(parser, args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise explain(error, self.settings) from error
+
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
             raise InputError(f"seed_everything is {seed}, expected 0..{2**32 - 1}.")
 
-    def instantiate_classes(self) -> None:
-        """Loggers and callbacks of the configuration fail here where a package of theirs is missing."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            raise explain(error, self.settings) if "class_path" in str(error) else error from error
-
     def before_instantiate_classes(self) -> None:
-        """Refuse what would fail or do nothing after hours; a resume brings its weights, so it downloads nothing."""
+        """Refuse settings that would fail or do nothing after hours of training."""
         share_classes(self.config)
         check_monitors(self.config)
         check_schedule(self.config)
         if self.config.ckpt_path is None:
             return
+
         check_checkpoint(self.config, read_checkpoint(Path(self.config.ckpt_path)))
-        if (self.config.model.arch_args or {}).get("encoder_weights"):
-            self.config.model.arch_args["encoder_weights"] = None
+        arch_args = self.config.model.arch_args or {}
+        if arch_args.get("encoder_weights"):
+            arch_args["encoder_weights"] = None  # the checkpoint has them: nothing to download
+
+    def instantiate_classes(self) -> None:
+        """Build everything; a logger or callback may need a package that is not installed."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "class_path" in str(error):
+                raise explain(error, self.settings) from error
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Verify the data, then claim the run folder, then build the trainer."""
-        trainer = self.config_init["trainer"]
-        if rank_zero_only.rank == 0:
-            self.datamodule.prepare_data()
-        kwargs["callbacks"] = list(trainer["callbacks"] or [])
-        if trainer["enable_progress_bar"] is not False:
-            kwargs["callbacks"].append(_progress_bar())
-        if self.config.ema.decay:
-            kwargs["callbacks"].append(AveragedWeights(self.config.ema.decay))
-        given = trainer["plugins"] or []
-        plugins = list(given) if isinstance(given, list) else [given]
+        """Verify the data, then make the run folder, then build the trainer."""
+        settings = self.config_init["trainer"]
+        rank_zero_only(self.datamodule.prepare_data)()
+
+        if self.config.ckpt_path:
+            resumed_run = run_of_checkpoint(Path(self.config.ckpt_path))
+            self.config_init["best_checkpoint"].resumed_run = resumed_run
+        kwargs["callbacks"] = self._list_callbacks(settings)
+        plugins = _as_list(settings["plugins"])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeCheckpointIO()]
-        if trainer["fast_dev_run"]:
+        if settings["fast_dev_run"]:
             kwargs["logger"] = False
         else:
-            kwargs |= self._claim_run(trainer)
+            kwargs |= self._claim_run(settings)
+
         try:
             return super().instantiate_trainer(**kwargs)
-        except Exception as error:  # whatever the constructors of its parts raise
+        except InputError:
             self._release_run()
-            if isinstance(error, InputError):
-                raise
+            raise
+        except Exception as error:  # whatever the constructors of the Trainer's parts raise
+            self._release_run()
             raise explain_refusal(error, self.settings) from error
 
-    def _claim_run(self, trainer: Any) -> dict[str, Any]:
-        """Make the run folder; the Trainer's arguments that follow from it."""
+    def _list_callbacks(self, settings: Namespace) -> list[Callback]:
+        """The configuration's callbacks, and what depends on other parts of the configuration."""
+        # The seed comes first: other callbacks may draw random numbers too.
+        callbacks = [EpochSeed(self.config.data.seed), *_as_list(settings["callbacks"])]
+        if settings["enable_progress_bar"] is not False:
+            callbacks.append(_build_progress_bar())
+        if self.config.ema.decay:
+            callbacks.append(AveragedWeights(self.config.ema.decay))
+        return callbacks
+
+    def _claim_run(self, settings: Namespace) -> dict[str, Any]:
+        """Make the run folder and return the Trainer's arguments that follow from it."""
         parent = Path(self.config.runs_dir) / self._config_name()
-        version = "elsewhere"  # in other processes, which take that of rank 0
-        if rank_zero_only.rank == 0:
-            self.run_folder = RunFolder.claim(parent)
+        self.run_folder = rank_zero_only(RunFolder.claim)(parent)
+        version = "elsewhere"  # other processes write nothing
+        if self.run_folder is not None:
             version = self.run_folder.path.name
-        given = [] if trainer["logger"] in (None, True, False) else trainer["logger"]
-        others = given if isinstance(given, list) else [given]
-        loggers = [CSVLogger(parent.parent, parent.name, version), *others]
-        # Lightning looks there for the checkpoints that it writes itself under SLURM
-        root = trainer["default_root_dir"] or parent / version
+
+        loggers = [CSVLogger(parent.parent, parent.name, version)]
+        if not isinstance(settings["logger"], bool):
+            loggers += _as_list(settings["logger"])
+        # Under SLURM Lightning writes and looks for checkpoints of its own there.
+        root = settings["default_root_dir"] or parent / version
         return {"logger": loggers, "default_root_dir": root}
 
+    def _config_name(self) -> str:
+        """The name of the last --config file without suffix.
+
+        It is the run's name if that file is the `config.yaml` of a run, and "run" without a file.
+        """
+        if not self.config.config:
+            return "run"
+        path = Path(str(self.config.config[-1]))
+        run = RunFolder(path.parent)
+        if path.name == run.config.name:
+            return run.name
+        return path.stem
+
     def fit(self) -> None:
-        """Train; a failure before the first step leaves no folder.
+        """Train; a failure before the first step leaves no run folder.
 
         Raises:
-            InputError: settings that Lightning or the network refuse only now.
+            InputError: Lightning or the network refuse the settings.
             KeyboardInterrupt: Ctrl-C, which Lightning turns into the exit code of a failure.
+            SIGTERMException: the process was asked to end.
         """
         try:
             self.trainer.fit(
                 self.model, self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True
             )
-        except SystemExit as error:
-            self._release_unstarted()
-            raise error if isinstance(error, SIGTERMException) else KeyboardInterrupt from None
+        except SIGTERMException:
+            self._release_unstarted_run()
+            raise
+        except SystemExit:
+            self._release_unstarted_run()
+            raise KeyboardInterrupt from None
         except Exception as error:
-            self._release_unstarted()
-            size, batch = self.config.data.image_size, self.config.data.batch_size
+            self._release_unstarted_run()
+            trained = self.trainer.global_step > 0
+            data = self.config.data
             raise explain_failure(
-                error, self.settings, bool(self.trainer.global_step), size, batch
+                error, self.settings, trained, data.image_size, data.batch_size
             ) from None
 
-    def _release_unstarted(self) -> None:
-        """Later its configuration, logs and curves tell what went wrong."""
+    def _release_unstarted_run(self) -> None:
+        """Remove the run folder, unless a step was done: then its logs help to find the error."""
         if self.trainer.global_step == 0:
             self._release_run()
 
@@ -170,20 +228,24 @@ class TrainCLI(LightningCLI):
         if self.run_folder is not None:
             self.run_folder.release()
 
-    def _config_name(self) -> str:
-        """The name of the last --config file without its suffix; for a run's own config.yaml, the run's name."""
-        if not self.config.config:
-            return "run"
-        path = Path(str(self.config.config[-1]))
-        run = RunFolder(path.parent)
-        return run.name if path.name == run.config.name else path.stem
+
+class ConfigurationCLI(TrainCLI):
+    """Checks a configuration as `train` does and builds the network, but writes nothing."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
+        """Nothing is trained, so no trainer is built."""
 
 
 def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
-    """The command line of `train`, parsed and checked."""
-    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls what it names.
+    """Parse and check a command line of `train`.
+
+    Every `--config` of `train`, `cross_validate` and `sweep` is read from `arguments` here.
+    """
+    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls
+    # what it names.
     set_parsing_settings(instantiate_subclass_spec_in_any=False)
-    # Lightning warns of arguments beside the process' own, which a several-process launch repeats as they are.
+    # Lightning warns if sys.argv holds arguments too. They stay there: the processes of a
+    # distributed training are started with them.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     return kind(
         SegmentationTask,
@@ -194,23 +256,20 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
         parser_kwargs={"exit_on_error": False},
         trainer_defaults={
             "log_every_n_steps": 1,
-            "enable_model_summary": False,  # `_announce` says it in a line
+            "enable_model_summary": False,  # `_announce` has it in a line
             "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining()],
         },
         auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,  # it saves an "_instantiator" that only LightningCLI understands
+        # Else checkpoints hold an "_instantiator" that only LightningCLI understands.
+        load_from_checkpoint_support=False,
     )
 
 
-class ConfigurationCLI(TrainCLI):
-    """Checks a configuration as `train` does, network and optimiser too, but trains and writes nothing."""
-
-    def instantiate_trainer(self, **kwargs: Any) -> None:
-        """None is needed."""
-
-
 def read_configuration(arguments: list[str]) -> dict[str, Any]:
-    """The whole configuration that `train` would take from these arguments, with all defaults, as plain values.
+    """The whole configuration that `train` would use, with all defaults, as plain values.
+
+    Args:
+        arguments: of a command line of `train`.
 
     Raises:
         InputError: a mistake in the configuration.
@@ -220,10 +279,10 @@ def read_configuration(arguments: list[str]) -> dict[str, Any]:
 
 
 def train_from_command_line(arguments: list[str]) -> int:
-    """Train as the configuration says, then, unless `evaluate_test` is false, score the best checkpoint on test.
+    """Train, then score the best checkpoint on test, unless `evaluate_test` is false.
 
-    With `postprocess: true` its post-processing (see `ovseg.inference.postprocessing`) is chosen on the validation split before that; where none can
-    be chosen, the scores are those of the plain one.
+    With `postprocess: true` the post-processing (see `ovseg.inference.postprocessing`) is chosen on
+    the validation split before that. If none can be chosen, the run is scored without it.
 
     Args:
         arguments: of the command line, without the command.
@@ -232,31 +291,22 @@ def train_from_command_line(arguments: list[str]) -> int:
         Exit code.
 
     Raises:
-        InputError: a mistake in the configuration or the data, before training starts.
+        InputError: a mistake in the configuration or the data, or training diverged.
     """
     cli = build_cli(TrainCLI, arguments)
-    trainer = cli.trainer
-    trainer.callbacks.insert(0, EpochSeed(cli.datamodule.hparams.seed))
-    if cli.config.ckpt_path:
-        trainer.checkpoint_callback.resumed_run = run_of_checkpoint(Path(cli.config.ckpt_path))
     _announce(cli.model, cli.datamodule)
     cli.fit()
-    log_dir = trainer.log_dir  # asks all processes
-    if not trainer.is_global_zero or trainer.fast_dev_run:
+
+    run = cli.run_folder  # None in other processes, and with fast_dev_run, which writes nothing
+    if run is None or not cli.trainer.is_global_zero:
         return 0
-    run = RunFolder(Path(log_dir))
     if not run.has_checkpoint:
-        print(f"No epoch came to its end, so nothing was kept but the configuration in {run.path}.")
+        print(f"No epoch was completed, so there is no checkpoint in {run.path}.")
         return 0
-    last = float(trainer.callback_metrics.get("val_loss", 0.0))
-    if not math.isfinite(last):
-        raise InputError(
-            f"Training diverged: val_loss is {last} after epoch {trainer.current_epoch}. Lower "
-            "model.optimizer_args.lr or clip gradients (trainer.gradient_clip_val). Nothing was evaluated; the curves "
-            f"are in {run.path}."
-        )
+
+    _check_finite(cli.trainer, run)
     if cli.config.postprocess:
-        _postprocess(run)
+        _choose_postprocessing(run)
     if cli.config.evaluate_test:
         _evaluate_best(run)
     print(f"Run folder: {run.path}")
@@ -264,27 +314,51 @@ def train_from_command_line(arguments: list[str]) -> int:
     return 0
 
 
+def _as_list(value: Any) -> list[Any]:
+    """The Trainer's arguments that take nothing, one object or a list of them, as a new list."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return list(value)
+    return [value]
+
+
+def _build_progress_bar() -> LineProgress | TQDMProgressBar:
+    """A bar on a terminal, lines in a log file."""
+    if sys.stderr.isatty():
+        return TQDMProgressBar(refresh_rate=1)
+    return LineProgress()
+
+
 def _announce(task: SegmentationTask, data: OvarianTumorDataModule) -> None:
-    """What is trained on what."""
-    count = sum(parameter.numel() for parameter in task.parameters())
-    images = ", ".join(f"{len(data.pairs(split))} {split}" for split in SPLITS)
-    images += "" if data.hparams.fold is None else f" (fold {data.hparams.fold} held out)"
+    """Log the network's size and the dataset's in a line."""
+    parameters = sum(parameter.numel() for parameter in task.parameters())
+    counts = ", ".join(f"{len(data.pairs(split))} {split}" for split in SPLITS)
+    if data.hparams["fold"] is not None:
+        counts += f" (fold {data.hparams['fold']} held out)"
     rank_zero_info(
-        f"{task.hparams.arch}: {count:,} parameters. {data.root}: {images} images of {data.hparams.image_size}."
+        f"{task.hparams['arch']}: {parameters:,} parameters. "
+        f"{data.root}: {counts} images of {data.hparams['image_size']}."
     )
 
 
-def _progress_bar() -> LineProgress | TQDMProgressBar:
-    """A bar on a terminal, lines in a log file."""
-    return TQDMProgressBar(refresh_rate=1) if sys.stderr.isatty() else LineProgress()
+def _check_finite(trainer: Trainer, run: RunFolder) -> None:
+    """Raise InputError if training diverged, so nothing is evaluated."""
+    loss = float(trainer.callback_metrics.get("val_loss", 0.0))
+    if not math.isfinite(loss):
+        raise InputError(
+            f"Training diverged: val_loss is {loss} after epoch {trainer.current_epoch}. Lower "
+            "model.optimizer_args.lr or clip gradients (trainer.gradient_clip_val). Nothing was "
+            f"evaluated; the curves are in {run.path}."
+        )
 
 
-def _postprocess(run: RunFolder) -> None:
-    """Choose the post-processing; where none can be chosen say why, so that a finished training still gets its scores."""
+def _choose_postprocessing(run: RunFolder) -> None:
+    """Choose the post-processing; if that fails print why, so that training still gets scores."""
     try:
         print_search(search_postprocessing(run.path))
     except InputError as error:
-        print(f"No post-processing was chosen, so the plain one holds: {error}")
+        print(f"No post-processing was chosen, so the run is used without it: {error}")
 
 
 def _evaluate_best(run: RunFolder) -> None:

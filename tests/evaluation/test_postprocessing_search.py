@@ -7,7 +7,6 @@ import albumentations as A
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from ovseg.cli.main import main
 from ovseg.core.checkpoints import checkpoint_digest
@@ -190,69 +189,6 @@ def test_summary_from_before_there_were_postprocessings_counts_as_plain(run):
         json.dumps({name: value for name, value in summary.items() if name != "postprocessing"})
     )
     assert main(["evaluate", *where]) == 0 and json.loads(path.read_text())[
-        "postprocessing"
-    ] == to_dict(Postprocessing())
-
-
-def test_train_chooses_before_it_evaluates(phantom_root, tmp_path, monkeypatch, capsys):
-    settings = {
-        "model": {"arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 3}},
-        "data": {"root": str(phantom_root), "image_size": 32, "batch_size": 4, "num_workers": 0},
-        "trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0},
-        "postprocess": True,
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "--config", "tiny.yaml"]) == 0
-    run = tmp_path / "runs" / "tiny" / "version_0"
-    found = json.loads((run / "postprocessing.json").read_text())
-    summary = json.loads((run / "evaluation" / "summary.json").read_text())
-    assert (
-        summary["postprocessing"] == found["postprocessing"]
-        and summary["postprocessing_file"] == "postprocessing.json"
-    )
-    assert (
-        found["members"][0].endswith("best.ckpt")
-        and yaml.safe_load((run / "config.yaml").read_text())["postprocess"] is True
-    )
-    assert main(["train", "--config", "tiny.yaml", "--postprocess", "false"]) == 0
-    assert not (tmp_path / "runs" / "tiny" / "version_1" / "postprocessing.json").exists()
-
-
-def test_training_is_evaluated_plainly_where_no_postprocessing_can_be_chosen(
-    tmp_path, save_png, monkeypatch, capsys
-):
-    for split, number, lesion in (
-        ("train", 0, 255),
-        ("train", 1, 255),
-        ("valid", 2, 0),
-        ("test", 3, 255),
-    ):
-        image, mask = (
-            np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8),
-            np.zeros((32, 32), np.uint8),
-        )
-        mask[8:20, 8:20] = lesion
-        save_png(tmp_path / "d" / split / "images" / f"{number}.png", image)
-        save_png(tmp_path / "d" / split / "masks" / f"{number}.png", mask)
-    network = {"arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 3}}
-    settings = {
-        "model": network,
-        "data": {"root": "d", "image_size": 32, "batch_size": 2, "num_workers": 0},
-    }
-    settings |= {
-        "trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0},
-        "postprocess": True,
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "--config", "tiny.yaml"]) == 0
-    run = tmp_path / "runs" / "tiny" / "version_0"
-    assert (
-        "No post-processing was chosen, so the plain one holds: No image of valid in"
-        in capsys.readouterr().out
-    )
-    assert json.loads((run / "evaluation" / "summary.json").read_text())[
         "postprocessing"
     ] == to_dict(Postprocessing())
 

@@ -1,4 +1,4 @@
-"""Measuring the leak: sets of one size that differ only in relatives, results that can be continued."""
+"""Measuring the leak: sets of one size that differ only in relatives, and results to continue."""
 
 import json
 import shutil
@@ -7,22 +7,33 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ovseg.cli.main import main
 from ovseg.core.errors import InputError
+from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.experiments.leakage import draw_sets, measure_leakage, summarise_leakage
 
 
 @pytest.fixture(scope="module")
 def grouped_root(tmp_path_factory):
-    """40 phantoms of which neighbours are said to be relatives."""
-    from ovseg.data.prepare.phantoms import write_phantoms
-
+    """40 phantoms, each with the next one as its near-duplicate. Not to be changed."""
     root = tmp_path_factory.mktemp("data") / "grouped"
     write_phantoms(root, 40, size=48)
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["items"] = [{**item, "group": i // 2} for i, item in enumerate(manifest["items"])]
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    change_items(root, lambda items: [{**item, "group": i // 2} for i, item in enumerate(items)])
     return root
+
+
+@pytest.fixture(scope="module")
+def measured(grouped_root, tmp_path_factory):
+    """The results of one seed. Not to be changed."""
+    output = tmp_path_factory.mktemp("results") / "out"
+    measure_leakage(grouped_root, output, seeds=1, image_size=32, epochs=1, device="cpu")
+    return output
+
+
+def change_items(root, change) -> None:
+    """Replace the images that a dataset's manifest lists."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["items"] = change(manifest["items"])
+    (root / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -30,95 +41,103 @@ def test_sets_are_of_one_size_and_differ_in_relatives_only(seed):
     groups = np.random.default_rng(seed).integers(0, 60, 100)
     sets = draw_sets(groups, [0] * 100, seed)
     assert len({len(train) for train, _ in sets.values()}) == 1
-    assert all(not set(train) & set(test) for train, test in sets.values())
-    related = {
-        name: np.isin(groups[test], groups[train]).mean() for name, (train, test) in sets.items()
-    }
-    assert related["random"] > 0 and related["clean"] == related["groups"] == 0
-    assert np.array_equal(sets["random"][1], sets["clean"][1])
-    gone = set(sets["clean"][0]) - set(sets["random"][0])
-    come = set(sets["random"][0]) - set(sets["clean"][0])
-    assert len(gone) == len(come) and all(groups[i] in groups[sets["random"][1]] for i in come)
+    related = {}
+    for name, (train, test) in sets.items():
+        assert not set(train) & set(test)
+        related[name] = np.isin(groups[test], groups[train]).mean()
+    assert related["random"] > 0
+    assert related["clean"] == related["groups"] == 0
+
+    random_train, random_test = sets["random"]
+    clean_train, clean_test = sets["clean"]
+    assert np.array_equal(random_test, clean_test)
+    left_out = set(clean_train) - set(random_train)
+    added = set(random_train) - set(clean_train)
+    assert len(left_out) == len(added)
+    assert all(groups[i] in groups[random_test] for i in added)
 
 
-def measure(root, output, *more: str) -> int:
-    arguments = [
-        "--data",
-        str(root),
-        "--output",
-        str(output),
-        "--epochs",
-        "1",
-        "--image-size",
-        "32",
-    ]
-    return main(["measure_leakage", *arguments, "--device", "cpu", *more])
+def test_second_call_continues_and_keeps_what_is_done(
+    grouped_root, measured, tmp_path, run_command, capsys
+):
+    output = shutil.copytree(measured, tmp_path / "out")
+    first = pd.read_csv(output / "images.csv")
+    options = ("--epochs", "1", "--image-size", "32", "--device", "cpu", "--seeds", "2")
+    assert run_command("measure_leakage", "--root", grouped_root, "--output", output, *options) == 0
 
-
-def test_a_second_call_goes_on_and_keeps_what_is_done(grouped_root, tmp_path, capsys):
-    assert measure(grouped_root, tmp_path / "out", "--seeds", "1") == 0
-    first = pd.read_csv(tmp_path / "out" / "images.csv")
-    assert measure(grouped_root, tmp_path / "out", "--seeds", "2") == 0
-    both = pd.read_csv(tmp_path / "out" / "images.csv")
-    assert both[: len(first)].equals(first) and set(both["seed"]) == {0, 1}
-    assert (
-        list(pd.read_csv(tmp_path / "out" / "leakage.csv")["split"])
-        == ["random", "clean", "groups"] * 2
-    )
-    summary = json.loads((tmp_path / "out" / "leakage.json").read_text())
+    both = pd.read_csv(output / "images.csv")
+    assert both[: len(first)].equals(first)
+    assert set(both["seed"]) == {0, 1}
+    by_training = pd.read_csv(output / "leakage.csv")
+    assert list(by_training["split"]) == ["random", "clean", "groups"] * 2
+    summary = json.loads((output / "leakage.json").read_text())
     assert summary["differences"]["random - groups, by split"]["ci95"] is not None
-    assert (
-        tmp_path / "out" / "leakage.png"
-    ).exists() and "random - clean, all" in capsys.readouterr().out
+    assert (output / "leakage.png").exists()
+    assert "random - clean, all" in capsys.readouterr().out
 
 
-def test_mistakes_are_errors(grouped_root, phantom_root, tmp_path):
+def test_dataset_without_groups_is_refused(phantom_root, tmp_path):
     with pytest.raises(InputError, match="has no manifest.json with groups"):
         measure_leakage(phantom_root, tmp_path / "out")
-    with pytest.raises(InputError, match="--image-size 50 a multiple of 16"):
+    assert not (tmp_path / "out").exists()
+
+
+def test_image_size_that_is_no_multiple_of_16_is_refused(grouped_root, tmp_path):
+    with pytest.raises(InputError, match="--image_size 50 a multiple of 16"):
         measure_leakage(grouped_root, tmp_path / "out", image_size=50)
+    assert not (tmp_path / "out").exists()
+
+
+def test_small_dataset_is_refused(grouped_root, tmp_path):
     few = shutil.copytree(grouped_root, tmp_path / "few")
-    manifest = json.loads((few / "manifest.json").read_text())
-    (few / "manifest.json").write_text(json.dumps({**manifest, "items": manifest["items"][:20]}))
+    change_items(few, lambda items: items[:20])
     with pytest.raises(InputError, match="has 20 images, too few"):
         measure_leakage(few, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_folder_of_something_else_is_refused(grouped_root, tmp_path):
+    (tmp_path / "thesis.txt").touch()
     with pytest.raises(InputError, match="holds something else"):
-        measure_leakage(grouped_root, few)
-    measure_leakage(grouped_root, tmp_path / "out", seeds=1, epochs=1, image_size=32, device="cpu")
+        measure_leakage(grouped_root, tmp_path)
+
+
+def test_folder_of_other_settings_is_refused(grouped_root, measured):
     with pytest.raises(InputError, match="holds results of other settings"):
-        measure_leakage(
-            grouped_root, tmp_path / "out", seeds=1, epochs=2, image_size=32, device="cpu"
-        )
+        measure_leakage(grouped_root, measured, image_size=32, epochs=2, device="cpu")
+
+
+def test_folder_of_other_groups_is_refused(grouped_root, measured, tmp_path):
     regrouped = shutil.copytree(grouped_root, tmp_path / "regrouped")
-    items = [{**item, "group": 0} for item in manifest["items"][:5]] + manifest["items"][5:]
-    (regrouped / "manifest.json").write_text(json.dumps({**manifest, "items": items}))
+    change_items(regrouped, lambda items: [{**item, "group": 0} for item in items[:5]] + items[5:])
     with pytest.raises(InputError, match="holds results of other settings"):
-        measure_leakage(regrouped, tmp_path / "out", seeds=2, epochs=1, image_size=32, device="cpu")
+        measure_leakage(regrouped, measured, image_size=32, epochs=1, device="cpu")
 
 
 def test_summary_by_hand():
-    rows = [
-        (seed, split, stem, dice, stem == "a")
-        for seed in (0, 1)
-        for split, values in {
-            "random": (0.9, 0.5),
-            "clean": (0.7, 0.5),
-            "groups": (0.6, 0.6),
-        }.items()
-        for stem, dice in zip("ab", values, strict=True)
-    ]
-    summary = summarise_leakage(
-        pd.DataFrame(rows, columns=["seed", "split", "stem", "dice", "related"])
-    )
-    differences = {name: found["mean"] for name, found in summary["differences"].items()}
-    assert differences == pytest.approx(
-        {
-            "random - groups, by split": 0.1,
-            "random - clean, by split": 0.1,
-            "random - clean, all": 0.1,
-            "random - clean, with relatives": 0.2,
-            "random - clean, without": 0.0,
-        }
-    )
-    assert summary["related_share"] == 0.5 and summary["dice"]["clean"] == pytest.approx(0.6)
+    dice = {"random": {"a": 0.9, "b": 0.5}, "clean": {"a": 0.7, "b": 0.5}}
+    dice["groups"] = {"a": 0.6, "b": 0.6}
+    rows = []
+    for seed in (0, 1):
+        for split, dice_of_stem in dice.items():
+            for stem, value in dice_of_stem.items():
+                rows.append((seed, split, stem, value, stem == "a"))
+    table = pd.DataFrame(rows, columns=["seed", "split", "stem", "dice", "related"])
+
+    summary = summarise_leakage(table)
+    means = {name: found["mean"] for name, found in summary["differences"].items()}
+    expected = {
+        "random - groups, by split": 0.1,
+        "random - clean, by split": 0.1,
+        "random - clean, all": 0.1,
+        "random - clean, with relatives": 0.2,
+        "random - clean, without": 0.0,
+    }
+    assert means == pytest.approx(expected)
+    assert summary["related_share"] == 0.5
+    assert summary["dice"]["clean"] == pytest.approx(0.6)
+
+
+def test_one_seed_has_no_interval_over_seeds(measured):
+    summary = json.loads((measured / "leakage.json").read_text())
+    assert summary["differences"]["random - groups, by split"]["ci95"] is None

@@ -1,23 +1,50 @@
-"""The marks that sonographers leave on a picture: measuring crosses with dotted lines, and labels, in yellow.
+"""The yellow marks that sonographers leave on a picture: measuring crosses, dotted lines and
+labels.
 
-They sit on the lesion's edge and in the lesion, so a network may find them instead of the lesion (an image-level
-shortcut, R. Geirhos et al., Nature Machine Intelligence 2, 2020). Drawn as often elsewhere, and taken away, they tell
-it nothing.
+They are on the lesion's edge and in the lesion, so a network may find the marks instead of the
+lesion (an image-level shortcut, R. Geirhos et al., Nature Machine Intelligence 2, 2020). Marks that
+are drawn just as often elsewhere, and marks that are removed, carry no information about the
+lesion.
 """
 
 import random
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from ovseg.data.augment.sector import Sector
 
-YELLOWS = (
+Point = tuple[int, int]  # column, row
+Color = tuple[int, int, int]  # RGB
+
+
+@dataclass(frozen=True)
+class Cross:
+    """The mark at the end of a measurement; lengths in 1/512 of the picture's longer side.
+
+    Attributes:
+        arms: direction of each arm, (columns, rows).
+        inner: where the arms begin; above 0 the middle of the cross is open.
+        outer: where the arms end.
+    """
+
+    arms: tuple[Point, ...]
+    inner: float
+    outer: float
+
+
+CROSSES = {
+    "plus": Cross(arms=((1, 0), (-1, 0), (0, 1), (0, -1)), inner=2, outer=8),
+    "x": Cross(arms=((1, 1), (-1, -1), (1, -1), (-1, 1)), inner=0, outer=5),
+}
+# As seen on the pictures of MMOTU.
+YELLOWS: tuple[Color, ...] = (
     (255, 255, 0),
     (240, 230, 40),
     (255, 245, 90),
     (215, 205, 30),
-)  # as seen on MMOTU's pictures
+)
 LABELS = (
     "L-OV",
     "R-OV",
@@ -34,100 +61,138 @@ LABELS = (
     "2",
     "3",
 )
-YELLOW_EXCESS = 16  # red and green above blue, levels: of faint dots on grey tissue; noise of JPEG chroma is below
+# Red and green above blue, levels. Faint dots on grey tissue reach it, the noise of JPEG's chroma
+# does not.
+YELLOW_EXCESS = 16
 
 
 def caliper_ends(
     rng: random.Random, mask: np.ndarray, sector: Sector, on_lesion: bool
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where a measurement begins and ends, (column, row) each.
+) -> tuple[Point, Point]:
+    """Draw where a measurement begins and ends.
 
     Args:
-        rng: source of chance.
+        rng: source of random numbers.
         mask: lesion, (H, W), above 0 is lesion.
         sector: of the image.
-        on_lesion: at opposite points of the lesion's edge; otherwise, or without a lesion, anywhere in the sector.
+        on_lesion: put the ends at opposite points of the lesion's edge; otherwise, or where there
+            is no lesion, they are anywhere in the sector.
     """
-    contours, _ = cv2.findContours(
-        (mask > 0).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE
-    )
-    size, angle = max(mask.shape), rng.uniform(0, 2 * np.pi)
+    lesion = (mask > 0).astype(np.uint8)
+    contours, _ = cv2.findContours(lesion, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    size = max(mask.shape)
+    angle = rng.uniform(0, 2 * np.pi)
     direction = np.array([np.cos(angle), np.sin(angle)])
+
     if on_lesion and contours:
         edge = max(contours, key=len)[:, 0]
         along = edge @ direction
         jitter = np.array([rng.gauss(0, size / 170), rng.gauss(0, size / 170)])
-        first, last = edge[along.argmin()] + jitter, edge[along.argmax()] - jitter
+        first = edge[along.argmin()] + jitter
+        last = edge[along.argmax()] - jitter
     else:
-        rows, columns = np.nonzero(sector.mask)
-        cell = rng.randrange(len(rows)) if len(rows) else 0
-        at = (columns[cell], rows[cell]) if len(rows) else (0, 0)
-        middle = (np.array(at) + 0.5) * (sector.width / sector.mask.shape[1])
+        middle = _draw_place(rng, sector)
         reach = direction * size * rng.uniform(0.04, 0.2)
-        first, last = middle - reach, middle + reach
-    return tuple(first.round().astype(int).tolist()), tuple(last.round().astype(int).tolist())
+        first = middle - reach
+        last = middle + reach
+    return _round_point(first), _round_point(last)
+
+
+def _draw_place(rng: random.Random, sector: Sector) -> np.ndarray:
+    """Column and row of the centre of a random cell of the sector, pixels.
+
+    Where the sector is empty it is the picture's first cell.
+    """
+    rows, columns = np.nonzero(sector.mask)
+    place = np.array([0, 0])
+    if len(rows):
+        cell = rng.randrange(len(rows))
+        place = np.array([columns[cell], rows[cell]])
+    return (place + 0.5) * (sector.width / sector.mask.shape[1])
+
+
+def _round_point(point: np.ndarray) -> Point:
+    """The nearest pixel."""
+    column, row = point.round().astype(int).tolist()
+    return column, row
 
 
 def draw_caliper(
     image: np.ndarray,
-    ends: tuple[tuple[int, int], tuple[int, int]],
-    color: tuple[int, int, int],
+    ends: tuple[Point, Point],
+    color: Color,
     style: str = "plus",
     dotted: bool = True,
 ) -> np.ndarray:
-    """The image with a measurement: a cross at both ends (`plus`, open in its middle, or `x`) and dots between."""
-    picture, unit = image.copy(), max(image.shape) / 512
+    """Draw a measurement on a copy of the image.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        ends: where the crosses are; they may be outside the picture.
+        color: RGB.
+        style: of the crosses, a name of `CROSSES`.
+        dotted: connect the crosses with half-transparent dots.
+    """
+    height, width = image.shape[:2]
+    unit = max(image.shape) / 512
+    picture = image.copy()
+
     if dotted:
-        count = max(2, round(np.hypot(*np.subtract(*ends)) / (5 * unit)))
-        for x, y in np.linspace(*ends, count).round().astype(int):
-            if 0 <= x < image.shape[1] and 0 <= y < image.shape[0]:
-                picture[y, x] = picture[y, x] // 2 + np.array(color, np.uint8) // 2
-    arms = (
-        ((1, 0), (-1, 0), (0, 1), (0, -1))
-        if style == "plus"
-        else ((1, 1), (-1, -1), (1, -1), (-1, 1))
-    )
-    inner, outer = (2 * unit, 8 * unit) if style == "plus" else (0, 5 * unit)
+        first, last = ends
+        length = np.hypot(*np.subtract(first, last))
+        count = max(2, round(length / (5 * unit)))
+        half_color = np.array(color, np.uint8) // 2
+        for x, y in np.linspace(first, last, count).round().astype(int):
+            if 0 <= x < width and 0 <= y < height:
+                picture[y, x] = picture[y, x] // 2 + half_color
+
+    cross = CROSSES[style]
+    inner = cross.inner * unit
+    outer = cross.outer * unit
+    thickness = max(1, round(unit))
     for x, y in ends:
-        for dx, dy in arms:
-            near, far = ((round(x + dx * reach), round(y + dy * reach)) for reach in (inner, outer))
-            cv2.line(picture, near, far, color, max(1, round(unit)))
+        for dx, dy in cross.arms:
+            start = (round(x + dx * inner), round(y + dy * inner))
+            end = (round(x + dx * outer), round(y + dy * outer))
+            cv2.line(picture, start, end, color, thickness)
     return picture
 
 
-def draw_label(
-    image: np.ndarray, text: str, at: tuple[int, int], color: tuple[int, int, int]
-) -> np.ndarray:
-    """The image with a text whose lower left corner is at (column, row)."""
+def draw_label(image: np.ndarray, text: str, at: Point, color: Color) -> np.ndarray:
+    """Write a text on a copy of the image, its lower left corner at the point `at`."""
     unit = max(image.shape) / 512
-    return cv2.putText(
-        image.copy(),
-        text,
-        at,
-        cv2.FONT_HERSHEY_SIMPLEX,
-        0.55 * unit,
-        color,
-        max(1, round(1.3 * unit)),
-        cv2.LINE_AA,
-    )
+    thickness = max(1, round(1.3 * unit))
+    font = cv2.FONT_HERSHEY_SIMPLEX
+    return cv2.putText(image.copy(), text, at, font, 0.55 * unit, color, thickness, cv2.LINE_AA)
 
 
 def find_calipers(image: np.ndarray) -> np.ndarray:
-    """Yellow marks as a mask, uint8 (H, W) of 0 and 255; large yellow areas (a tinted picture, Doppler) are none."""
+    """Find yellow marks; large yellow areas (a tinted picture, Doppler) are none.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+
+    Returns:
+        Mask of the marks, uint8 (H, W) of 0 and 255.
+    """
     red, green, blue = cv2.split(image)
-    yellow = cv2.compare(cv2.subtract(cv2.min(red, green), blue), YELLOW_EXCESS, cv2.CMP_GT)
-    side = (
-        2 * (max(image.shape) // 100) + 3
-    )  # wider than any stroke: what survives an opening is an area
-    area = cv2.morphologyEx(yellow, cv2.MORPH_OPEN, np.ones((side, side), np.uint8))
-    thin = cv2.subtract(yellow, cv2.dilate(area, np.ones((side, side), np.uint8)))
+    excess = cv2.subtract(cv2.min(red, green), blue)
+    _, yellow = cv2.threshold(excess, YELLOW_EXCESS, 255, cv2.THRESH_BINARY)
+
+    # The square is wider than any stroke: what remains after an opening with it is an area.
+    side = 2 * (max(image.shape) // 100) + 3
+    square = np.ones((side, side), np.uint8)
+    area = cv2.morphologyEx(yellow, cv2.MORPH_OPEN, square)
+    thin = cv2.subtract(yellow, cv2.dilate(area, square))
     return cv2.dilate(thin, np.ones((5, 5), np.uint8))
 
 
 def remove_calipers(image: np.ndarray) -> np.ndarray:
-    """The image with its yellow marks filled from around them.
+    """Replace yellow marks with what surrounds them; an image without marks is returned as it is.
 
     Source: A. Telea, J. Graphics Tools 9(1), 2004.
     """
     marks = find_calipers(image)
-    return cv2.inpaint(image, marks, 2, cv2.INPAINT_TELEA) if marks.any() else image
+    if not marks.any():
+        return image
+    return cv2.inpaint(image, marks, 2, cv2.INPAINT_TELEA)

@@ -8,19 +8,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = (
-    "1"  # it asks PyPI for a newer version at import, slow offline
-)
+# At import albumentations asks PyPI for a newer version, which is slow offline.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 import albumentations as A
 from albumentations.core.type_definitions import Targets
 
-import ovseg.data.augment.ultrasound as ultrasound
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
+from ovseg.data.augment import ultrasound
 from ovseg.data.augment.calipers import (
     LABELS,
     YELLOWS,
+    Point,
     caliper_ends,
     draw_caliper,
     draw_label,
@@ -28,81 +28,126 @@ from ovseg.data.augment.calipers import (
 )
 from ovseg.data.augment.sector import Sector, find_sector
 
-Span = tuple[float, float]  # the smallest and the largest value that is drawn, evenly
+Span = tuple[float, float]  # smallest and largest value; values are drawn uniformly between them
 
 
-def _span(name: str, span: Span, low: float, high: float) -> Span:
-    """A pair of bounds of an argument, checked; a file gives a list."""
-    if not (
-        isinstance(span, list | tuple) and len(span) == 2 and low <= span[0] <= span[1] <= high
-    ):
+def _check_span(name: str, span: Span, low: float, high: float) -> Span:
+    """The bounds of an argument as a tuple; an augmentation file gives a list.
+
+    Raises:
+        InputError: not two rising numbers within `low` and `high`.
+    """
+    is_pair = isinstance(span, list | tuple) and len(span) == 2
+    if not is_pair or not low <= span[0] <= span[1] <= high:
         raise InputError(f"{name} is {span}, expected two rising numbers within {low}..{high}.")
-    return tuple(span)
+    return span[0], span[1]
 
 
-class _InSector(A.ImageOnlyTransform):
-    """A change of the echoes; where the sector lies is found in the image. Chance comes from Compose's generators."""
+class _EchoTransform(A.ImageOnlyTransform):
+    """Base of transforms that change the echoes: finds the sector in the image.
+
+    Random numbers come from the generators of Compose: `py_random` and `random_generator`.
+    """
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         return {"sector": find_sector(data["image"])}
 
 
-class DepthAttenuation(_InSector):
-    """Loss of up to `decibel` at the deepest echo (see `attenuate`)."""
+class DepthAttenuation(_EchoTransform):
+    """Darken with depth (see `ultrasound.attenuate`).
+
+    Args:
+        decibel: loss at the deepest echo, within 0..60.
+        p: probability.
+    """
 
     def __init__(self, decibel: Span = (3, 12), p: float = 0.5):
         super().__init__(p=p)
-        self.decibel = _span("decibel", decibel, 0, 60)
+        self.decibel = _check_span("decibel", decibel, 0, 60)
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
-        return ultrasound.attenuate(img, sector, self.py_random.uniform(*self.decibel))
+        decibel = self.py_random.uniform(*self.decibel)
+        return ultrasound.attenuate(img, sector, decibel)
 
 
-class AcousticShadow(_InSector):
-    """One to three shadows along the beams (see `cast_shadow`), `width` the half width, where 1 is half the sector."""
+class AcousticShadow(_EchoTransform):
+    """Cast one to three shadows along the beams (see `ultrasound.cast_shadow`).
+
+    Args:
+        decibel: loss in a shadow's middle, within 0..60.
+        width: half width of a shadow, within 0.001..1, where 1 is half the sector.
+        p: probability.
+    """
 
     def __init__(self, decibel: Span = (5, 20), width: Span = (0.03, 0.2), p: float = 0.5):
         super().__init__(p=p)
-        self.decibel, self.width = _span("decibel", decibel, 0, 60), _span("width", width, 0.001, 1)
+        self.decibel = _check_span("decibel", decibel, 0, 60)
+        self.width = _check_span("width", width, 0.001, 1)
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
-        draw = self.py_random.uniform
-        for _shadow in range(self.py_random.randint(1, 3)):
-            where = {"beam": draw(-1, 1), "start": draw(0, 0.6), "width": draw(*self.width)}
-            img = ultrasound.cast_shadow(img, sector, decibel=draw(*self.decibel), **where)
+        count = self.py_random.randint(1, 3)
+        for _shadow in range(count):
+            beam = self.py_random.uniform(-1, 1)
+            start = self.py_random.uniform(0, 0.6)
+            width = self.py_random.uniform(*self.width)
+            decibel = self.py_random.uniform(*self.decibel)
+            img = ultrasound.cast_shadow(img, sector, beam, start, width, decibel)
         return img
 
 
-class GainChange(_InSector):
-    """Another gain, within `decibel`, and eight sliders of time-gain compensation, each within `tgc` (dB) of it."""
+class GainChange(_EchoTransform):
+    """Change the gain and eight sliders of time-gain compensation (see `ultrasound.change_gain`).
+
+    Args:
+        decibel: change of the gain, within -60..60.
+        tgc: largest deviation of a slider from that gain, dB.
+        p: probability.
+    """
 
     def __init__(self, decibel: Span = (-6, 6), tgc: float = 3.0, p: float = 0.5):
         super().__init__(p=p)
-        self.decibel, self.tgc = _span("decibel", decibel, -60, 60), tgc
+        self.decibel = _check_span("decibel", decibel, -60, 60)
+        self.tgc = tgc
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
-        sliders = self.py_random.uniform(*self.decibel) + self.random_generator.uniform(
-            -self.tgc, self.tgc, 8
-        )
-        return ultrasound.change_gain(img, sector, sliders)
+        gain = self.py_random.uniform(*self.decibel)
+        deviations = self.random_generator.uniform(-self.tgc, self.tgc, 8)
+        return ultrasound.change_gain(img, sector, gain + deviations)
 
 
-class SpeckleChange(_InSector):
-    """More speckle (strength of added speckle) or less (share of the smoothed image), half each."""
+class SpeckleChange(_EchoTransform):
+    """Add speckle or, as often, reduce it (see `ultrasound.add_speckle`, `reduce_speckle`).
+
+    Args:
+        more: strength of the added speckle, within 0..1.
+        less: share of the smoothed image, within 0..1.
+        p: probability.
+    """
 
     def __init__(self, more: Span = (0.1, 0.4), less: Span = (0.3, 1), p: float = 0.5):
         super().__init__(p=p)
-        self.more, self.less = _span("more", more, 0, 1), _span("less", less, 0, 1)
+        self.more = _check_span("more", more, 0, 1)
+        self.less = _check_span("less", less, 0, 1)
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
         if self.py_random.random() < 0.5:
-            return ultrasound.smoothen(img, sector, self.py_random.uniform(*self.less))
+            strength = self.py_random.uniform(*self.less)
+            return ultrasound.reduce_speckle(img, sector, strength)
+
         texture = ultrasound.speckle_texture(self.random_generator, sector.height, sector.width)
-        return ultrasound.roughen(img, sector, texture, self.py_random.uniform(*self.more))
+        strength = self.py_random.uniform(*self.more)
+        return ultrasound.add_speckle(img, sector, texture, strength)
 
 
-class Haze(_InSector):
-    """A band of clutter, `decibel` above black, its middle within `depth` (0..1) (see `add_haze`)."""
+class Haze(_EchoTransform):
+    """Add a band of clutter (see `ultrasound.add_haze`).
+
+    Args:
+        decibel: of the haze in its middle, above black, within 0..60.
+        depth: of the band's middle, within 0..1.
+        width: standard deviation of the band in depths, within 0.01..1.
+        p: probability.
+    """
 
     def __init__(
         self,
@@ -112,42 +157,54 @@ class Haze(_InSector):
         p: float = 0.5,
     ):
         super().__init__(p=p)
-        self.decibel, self.depth = _span("decibel", decibel, 0, 60), _span("depth", depth, 0, 1)
-        self.width = _span("width", width, 0.01, 1)
+        self.decibel = _check_span("decibel", decibel, 0, 60)
+        self.depth = _check_span("depth", depth, 0, 1)
+        self.width = _check_span("width", width, 0.01, 1)
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
-        depth, width, decibel = (
-            self.py_random.uniform(*span) for span in (self.depth, self.width, self.decibel)
-        )
+        depth = self.py_random.uniform(*self.depth)
+        width = self.py_random.uniform(*self.width)
+        decibel = self.py_random.uniform(*self.decibel)
         texture = ultrasound.speckle_texture(self.random_generator, sector.height, sector.width)
         return ultrasound.add_haze(img, sector, texture, depth, width, decibel)
 
 
 class SectorAffine(A.DualTransform):
-    """Turn (within `degrees`) and scale about the apex of the sector (see `turn`)."""
+    """Rotate and scale about the apex of the sector (see `ultrasound.rotate_about_apex`).
+
+    Args:
+        degrees: angle, within -45..45.
+        scale: factor, within 0.5..2.
+        p: probability.
+    """
 
     _targets = (Targets.IMAGE, Targets.MASK)
 
     def __init__(self, degrees: Span = (-8, 8), scale: Span = (0.85, 1.15), p: float = 0.5):
         super().__init__(p=p)
-        self.degrees, self.scale = _span("degrees", degrees, -45, 45), _span("scale", scale, 0.5, 2)
+        self.degrees = _check_span("degrees", degrees, -45, 45)
+        self.scale = _check_span("scale", scale, 0.5, 2)
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        degrees, scale = self.py_random.uniform(*self.degrees), self.py_random.uniform(*self.scale)
+        degrees = self.py_random.uniform(*self.degrees)
+        scale = self.py_random.uniform(*self.scale)
         return {"sector": find_sector(data["image"]), "degrees": degrees, "scale": scale}
 
     def apply(
         self, img: np.ndarray, sector: Sector, degrees: float, scale: float, **_: object
     ) -> np.ndarray:
-        return ultrasound.turn(img, sector, degrees, scale)
+        return ultrasound.rotate_about_apex(img, sector, degrees, scale)
 
-    apply_to_mask = apply  # labels are two-dimensional and take the nearest value
+    apply_to_mask = apply  # which reads labels, as they have two dimensions, by nearest neighbour
 
 
 class DrawCalipers(A.ImageOnlyTransform):
-    """One or two measurements and at times a label, as sonographers leave them (see `ovseg.data.augment.calipers`).
+    """Draw one or two measurements and sometimes a label, as sonographers leave them.
 
-    `on_lesion` is how often on the lesion's edge rather than anywhere; at 0.5 or less a mark does not point to one.
+    Args:
+        on_lesion: probability that the marks are on the lesion's edge rather than anywhere; at 0.5
+            or less a mark gives no hint of a lesion.
+        p: probability.
     """
 
     def __init__(self, on_lesion: float = 0.5, p: float = 0.5):
@@ -155,81 +212,95 @@ class DrawCalipers(A.ImageOnlyTransform):
         self.on_lesion = on_lesion
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
-        sector, rng = find_sector(data["image"]), self.py_random
-        mask = data.get("mask", np.zeros(data["image"].shape[:2], np.uint8))
-        count, on_lesion = rng.choice((1, 1, 2)), rng.random() < self.on_lesion
-        return {"ends": [caliper_ends(rng, mask, sector, on_lesion) for _ in range(count + 1)]}
+        image = data["image"]
+        sector = find_sector(image)
+        no_lesion = np.zeros(image.shape[:2], np.uint8)
+        mask = data.get("mask", no_lesion)
 
-    def apply(self, img: np.ndarray, ends: list, **_: object) -> np.ndarray:
-        rng, color = self.py_random, self.py_random.choice(YELLOWS)
-        style, dotted = rng.choice(("plus", "plus", "x")), rng.random() < 0.7
-        if rng.random() < 0.4:
-            at = tuple(int(n) for n in np.mean(ends[0], axis=0))
-            img = draw_label(img, rng.choice(LABELS), at, color)
+        count = self.py_random.choice((1, 1, 2))
+        on_lesion = self.py_random.random() < self.on_lesion
+        ends = []
+        for _ in range(count + 1):  # the first is for the label
+            ends.append(caliper_ends(self.py_random, mask, sector, on_lesion))
+        return {"ends": ends}
+
+    def apply(self, img: np.ndarray, ends: list[tuple[Point, Point]], **_: object) -> np.ndarray:
+        color = self.py_random.choice(YELLOWS)
+        style = self.py_random.choice(("plus", "plus", "x"))
+        dotted = self.py_random.random() < 0.7
+
+        if self.py_random.random() < 0.4:
+            text = self.py_random.choice(LABELS)
+            column, row = np.mean(ends[0], axis=0)
+            img = draw_label(img, text, (int(column), int(row)), color)
         for pair in ends[1:]:
             img = draw_caliper(img, pair, color, style, dotted)
         return img
 
 
 class RemoveCalipers(A.ImageOnlyTransform):
-    """Fill yellow marks from around them, so that the network also meets lesions without any."""
+    """Remove yellow marks, so that the network also sees lesions without any."""
 
     def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
         return remove_calipers(img)
 
 
 class GaussianNoise(A.ImageOnlyTransform):
-    """Noise of every channel, its deviation within `deviation` (1 is white); A.GaussNoise takes five times as long."""
+    """Add noise to every channel; A.GaussNoise takes five times as long.
+
+    Args:
+        deviation: standard deviation, within 0..1, where 1 is white.
+        p: probability.
+    """
 
     def __init__(self, deviation: Span = (0.01, 0.05), p: float = 0.5):
         super().__init__(p=p)
-        self.deviation = _span("deviation", deviation, 0, 1)
+        self.deviation = _check_span("deviation", deviation, 0, 1)
 
     def apply(self, img: np.ndarray, **_: object) -> np.ndarray:
-        seed, deviation = (
-            int(self.random_generator.integers(2**31)),
-            self.py_random.uniform(*self.deviation),
-        )
+        seed = int(self.random_generator.integers(2**31))
+        deviation = self.py_random.uniform(*self.deviation)
         return ultrasound.add_noise(img, seed, deviation)
 
 
-BLACK = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": 0}
+BLACK_BORDER = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": 0}
 
-
-def _flips() -> list:
-    """Horizontal and vertical flips, as the baseline's generator has them."""
-    return [A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]
-
-
-def _standard() -> list:
-    """Left-right flip, small rotation, scaling and shift with a black border, brightness, gamma and noise."""
-    move = {
-        "scale": (0.85, 1.15),
-        "translate_percent": (-0.06, 0.06),
-        "rotate": (-15, 15),
-        "shear": (-5, 5),
-    }
-    return [
+# Each function makes the steps of a pipeline, in order: new ones for every Compose, because
+# a transform holds the random generators of the one Compose that it is in.
+PIPELINES: dict[str, Callable[[], list[A.BasicTransform]]] = {
+    "none": lambda: [],
+    # As the baseline's generator has them.
+    "flips": lambda: [
         A.HorizontalFlip(p=0.5),
-        A.Affine(**move, **BLACK, p=0.8),
+        A.VerticalFlip(p=0.5),
+    ],
+    # Small changes of place, size, brightness and noise.
+    "standard": lambda: [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(
+            scale=(0.85, 1.15),
+            translate_percent=(-0.06, 0.06),
+            rotate=(-15, 15),
+            shear=(-5, 5),
+            **BLACK_BORDER,
+            p=0.8,
+        ),
         A.RandomBrightnessContrast(brightness_limit=0.2, contrast_limit=0.2, p=0.5),
         A.RandomGamma(gamma_limit=(80, 125), p=0.3),
         GaussianNoise(deviation=(0.01, 0.05), p=0.3),
-    ]
-
-
-def _strong() -> list:
-    """The steps of `standard` over wider ranges, bent tissue, blur, and squares cut out: for pretrained networks."""
-    move = {
-        "scale": (0.7, 1.4),
-        "translate_percent": (-0.12, 0.12),
-        "rotate": (-25, 25),
-        "shear": (-8, 8),
-    }
-    return [
+    ],
+    # For pretrained networks: `standard` over wider ranges, bent tissue, blur, and squares cut out.
+    "strong": lambda: [
         A.HorizontalFlip(p=0.5),
-        A.Affine(**move, **BLACK, p=0.9),
-        A.GridDistortion(num_steps=4, distort_limit=0.25, **BLACK, p=0.3),
+        A.Affine(
+            scale=(0.7, 1.4),
+            translate_percent=(-0.12, 0.12),
+            rotate=(-25, 25),
+            shear=(-8, 8),
+            **BLACK_BORDER,
+            p=0.9,
+        ),
+        A.GridDistortion(num_steps=4, distort_limit=0.25, **BLACK_BORDER, p=0.3),
         A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
         A.RandomGamma(gamma_limit=(60, 160), p=0.5),
         A.GaussianBlur(sigma_limit=(0.5, 1.5), p=0.2),
@@ -240,24 +311,18 @@ def _strong() -> list:
             hole_width_range=(0.08, 0.2),
             p=0.3,
         ),
-    ]
-
-
-def _ultrasound_light() -> list:
-    """What differs between two good pictures of one console: view, gain, speckle, calipers."""
-    return [
+    ],
+    # What differs between two good pictures of one console: view, gain, speckle, calipers.
+    "ultrasound_light": lambda: [
         A.HorizontalFlip(p=0.5),
         RemoveCalipers(p=0.4),
         SectorAffine(degrees=(-5, 5), scale=(0.9, 1.1), p=0.5),
         GainChange(decibel=(-4, 4), tgc=2.0, p=0.5),
         SpeckleChange(more=(0.05, 0.2), less=(0.2, 0.7), p=0.3),
         DrawCalipers(p=0.3),
-    ]
-
-
-def _ultrasound_strong() -> list:
-    """Also what differs between consoles, patients and hands: attenuation, shadows, clutter, and wider ranges."""
-    return [
+    ],
+    # Also what differs between consoles, patients and sonographers, over wider ranges.
+    "ultrasound_strong": lambda: [
         A.HorizontalFlip(p=0.5),
         RemoveCalipers(p=0.5),
         SectorAffine(degrees=(-10, 10), scale=(0.8, 1.2), p=0.7),
@@ -267,16 +332,7 @@ def _ultrasound_strong() -> list:
         AcousticShadow(p=0.35),
         GainChange(decibel=(-6, 6), tgc=3.0, p=0.6),
         DrawCalipers(p=0.4),
-    ]
-
-
-PIPELINES: dict[str, Callable[[], list]] = {
-    "none": list,
-    "flips": _flips,
-    "standard": _standard,
-    "strong": _strong,
-    "ultrasound_light": _ultrasound_light,
-    "ultrasound_strong": _ultrasound_strong,
+    ],
 }
 
 
@@ -287,7 +343,8 @@ def build_transform(augmentation: str) -> A.Compose | None:
         augmentation: a name of `PIPELINES` or the path of a .yaml, .yml or .json file.
 
     Returns:
-        A Compose for `image` uint8 (H, W, 3) and `mask` uint8 (H, W), nearest for masks; None for `none`.
+        A Compose for `image` uint8 (H, W, 3) and `mask` uint8 (H, W), which reads masks by nearest
+        neighbour; None for `none`.
 
     Raises:
         InputError: unknown name, or a file that is missing or no albumentations pipeline.
@@ -295,8 +352,12 @@ def build_transform(augmentation: str) -> A.Compose | None:
     path = Path(augmentation)
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
         return _load(path)
-    steps = choose("augmentation", augmentation, PIPELINES)()
-    return A.Compose(steps, mask_interpolation=cv2.INTER_NEAREST) if steps else None
+
+    make_steps = choose("augmentation", augmentation, PIPELINES)
+    steps = make_steps()
+    if not steps:
+        return None
+    return A.Compose(steps, mask_interpolation=cv2.INTER_NEAREST)
 
 
 def _load(path: Path) -> A.Compose:
@@ -304,12 +365,16 @@ def _load(path: Path) -> A.Compose:
         raise InputError(
             f"There is no augmentation file {path}. Name one of {', '.join(PIPELINES)} or a file."
         )
+
+    data_format = "json" if path.suffix.lower() == ".json" else "yaml"
     try:
-        pipeline = A.load(path, data_format="json" if path.suffix.lower() == ".json" else "yaml")
+        pipeline = A.load(path, data_format=data_format)
     except Exception as error:  # albumentations raises whatever its parsers and constructors raise
         raise InputError(
-            f"{path} is not an albumentations pipeline ({error}). Write it with albumentations.save."
+            f"{path} is not an albumentations pipeline ({error}). "
+            "Write it with albumentations.save."
         ) from error
+
     if not isinstance(pipeline, A.Compose):
         raise InputError(
             f"{path} holds a {type(pipeline).__name__}, expected an albumentations Compose."
@@ -320,8 +385,8 @@ def _load(path: Path) -> A.Compose:
 def seed_transform(transform: A.Compose, seed: int) -> None:
     """Let all transforms of a pipeline draw from one pair of generators.
 
-    Compose's own `set_random_seed` gives each a generator of the same seed, so that they draw the same numbers: both
-    flips together or none, large turns only with large scales.
+    Compose's own `set_random_seed` gives each transform a generator of the same seed, so that they
+    draw the same numbers: both flips together or none, large rotations only with large scales.
     """
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
@@ -331,8 +396,14 @@ def augment(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply a pipeline to a pair; the same seed gives the same result in any process.
 
+    Args:
+        transform: from `build_transform`.
+        image: RGB, uint8 (H, W, 3).
+        mask: uint8 (H, W).
+        seed: 0 or more.
+
     Raises:
-        InputError: the pipeline fails, or changed the size or the dtype of the pair.
+        InputError: the pipeline fails, or changed the size or the dtype of the image.
     """
     seed_transform(transform, seed)
     try:
@@ -341,9 +412,11 @@ def augment(
         raise InputError(
             f"The augmentation fails on an image of {image.shape[:2]}: {error}"
         ) from error
-    if result["image"].shape != image.shape or result["image"].dtype != np.uint8:
+
+    changed = result["image"]
+    if changed.shape != image.shape or changed.dtype != np.uint8:
         raise InputError(
-            f"The augmentation turned uint8 {image.shape} into {result['image'].dtype} {result['image'].shape}. "
+            f"The augmentation turned uint8 {image.shape} into {changed.dtype} {changed.shape}. "
             "It must keep size and dtype: scaling and normalisation are the network's first layer."
         )
-    return result["image"], result["mask"]
+    return changed, result["mask"]

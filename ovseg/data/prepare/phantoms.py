@@ -1,14 +1,17 @@
-"""Synthetic B-mode pairs with exact masks: the dataset that needs no download.
+"""Synthetic B-mode pairs with exact masks: a dataset that needs no download.
 
-The image model is the usual one for fully developed speckle: a complex Gaussian field of scatterers, weighted by the
-square root of the local echogenicity, through a point-spread function whose lateral width grows with depth; envelope,
-depth attenuation, shadows and log compression follow, and the beams are scan-converted to a sector. Lesions are cysts,
-endometrioma-like, solid or mixed, with a bright capsule; small vessels, shadows and gas in the tissue reach
-the same grey values, so no threshold finds the lesion.
+The image model is the usual one for fully developed speckle. A complex Gaussian field of
+scatterers, weighted by the square root of the local echogenicity, passes through a point-spread
+function whose lateral width grows with depth. Envelope, depth attenuation, shadows and log
+compression follow, and the beams are scan-converted to a sector. Lesions are cysts,
+endometrioma-like, solid or mixed, with a bright capsule. Small vessels, shadows and gas in the
+tissue reach the same grey values, so no threshold finds the lesion.
 
-Source: R. F. Wagner et al., Statistics of speckle in ultrasound B-scans, IEEE Trans. Sonics Ultrason. 30(3), 1983.
+Source: R. F. Wagner et al., Statistics of speckle in ultrasound B-scans, IEEE Trans. Sonics
+Ultrason. 30(3), 1983.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -19,200 +22,279 @@ from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_image, write_json
 
-BEAMS, DEPTHS = (
-    256,
-    384,
-)  # the polar grid, fine enough that speckle spans several cells at 512 pixels
-CATEGORIES = (
-    "cyst",
-    "haze",
-    "solid",
-    "mixed",
-)  # what a lesion is inside; ids in category maps are one higher
+# The polar grid, fine enough that a grain of speckle spans several cells at 512 pixels.
+BEAMS = 256
+DEPTHS = 384
+
+# What a lesion is inside; ids in category maps are one higher, 0 is background.
+CATEGORIES = ("cyst", "haze", "solid", "mixed")
+
 SPLITS = {"train": 0.7, "valid": 0.15, "test": 0.15}
 MAX_FOLDS = 8  # 10 phantoms leave 8 for train and valid
 
 
 def make_phantom(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """One synthetic image and its mask, uint8 (size, size) of 0 and 1; see `make_phantom_with_category`."""
-    return make_phantom_with_category(seed, size)[:2]
+    """Draw an image and its mask, uint8 of 0 and 1; see `make_phantom_with_category`."""
+    image, mask, _ = make_phantom_with_category(seed, size)
+    return image, mask
 
 
 def make_phantom_with_category(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray, int]:
-    """One synthetic image, its mask, and the category of its lesion.
+    """Draw an image, its mask, and the category of its lesion.
 
     Args:
-        seed: the same seed and size give the same pixels.
+        seed: the same seed and size give the same pixels; 0 or more.
         size: side of the square picture, pixels, at least 32.
 
     Returns:
-        RGB image, uint8 (size, size, 3), lesion mask, uint8 (size, size) of 0 and 1, and id, 1..4 in the order of
-        `CATEGORIES`; there is always one lesion.
+        RGB image, uint8 (size, size, 3); lesion mask, uint8 (size, size) of 0 and 1; and id, 1..4
+        in the order of `CATEGORIES`. There is always one lesion.
 
     Raises:
         InputError: `size` is below 32.
     """
     if size < 32:
         raise InputError(f"Phantoms of {size} pixels are too small to draw, expected at least 32.")
+
     rng = np.random.default_rng(seed)
-    half_angle, near = rng.uniform(0.55, 0.85), rng.uniform(0.08, 0.2)
-    x, y = _polar_positions(half_angle, near)
+    fan = Fan.draw(rng)
+    x, y = fan.positions()
     decibel = _tissue(rng, x, y)
     decibel, distance, category = _add_lesion(rng, x, y, decibel)
-    envelope = _speckle(rng, decibel + _attenuation(rng, near))
-    image = _scan_convert(_compress(rng, envelope), size, half_angle, near)
-    mask = _scan_convert((distance < 0).astype(np.float32), size, half_angle, near) > 0.5
-    return (
-        np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2),
-        mask.astype(np.uint8),
-        category,
-    )
+    decibel = decibel + _attenuation(rng, fan.near)
+    envelope = speckle_envelope(rng, decibel)
+
+    grey = fan.scan_convert(_compress(rng, envelope), size)
+    grey = grey.clip(0, 255).astype(np.uint8)
+    image = np.repeat(grey[..., None], 3, 2)
+
+    lesion = (distance < 0).astype(np.float32)
+    mask = fan.scan_convert(lesion, size) > 0.5
+    return image, mask.astype(np.uint8), category
 
 
-def _polar_positions(half_angle: float, near: float) -> tuple[np.ndarray, np.ndarray]:
-    """Position of every polar cell in the picture, each (DEPTHS, BEAMS), 0..1 from top left."""
-    angle = np.linspace(-half_angle, half_angle, BEAMS)[None]
-    radius = np.linspace(near, 1, DEPTHS)[:, None]
-    return 0.5 + 0.95 * radius * np.sin(angle), 0.02 + 0.95 * radius * np.cos(angle) - near * 0.5
+@dataclass(frozen=True)
+class Fan:
+    """The beams of a convex probe.
+
+    Attributes:
+        half_angle: between the middle beam and the first or last one, radians.
+        near: distance of the probe's face from the apex; the deepest echo is at 1.
+    """
+
+    half_angle: float
+    near: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator) -> "Fan":
+        """Draw a fan: what `make_phantom` draws first."""
+        half_angle = rng.uniform(0.55, 0.85)
+        near = rng.uniform(0.08, 0.2)
+        return cls(half_angle, near)
+
+    def positions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Column and row of each cell in the picture, (DEPTHS, BEAMS) each, 0..1 from top left."""
+        angle = np.linspace(-self.half_angle, self.half_angle, BEAMS)[None]
+        radius = np.linspace(self.near, 1, DEPTHS)[:, None]
+        x = 0.5 + 0.95 * radius * np.sin(angle)
+        y = 0.02 + 0.95 * radius * np.cos(angle) - self.near * 0.5
+        return x, y
+
+    def scan_convert(self, polar: np.ndarray, size: int) -> np.ndarray:
+        """Resample beams, float32 (DEPTHS, BEAMS), to a sector, (size, size); 0 outside."""
+        centers = (np.arange(size) + 0.5) / size
+        x, y = np.meshgrid(centers, centers)
+        dx = (x - 0.5) / 0.95
+        dy = (y - 0.02 + self.near * 0.5) / 0.95
+        radius = np.hypot(dx, dy)
+        angle = np.arctan2(dx, dy)
+
+        row = (radius - self.near) / (1 - self.near) * (DEPTHS - 1)
+        column = (angle / self.half_angle + 1) / 2 * (BEAMS - 1)
+        return cv2.remap(polar, column.astype(np.float32), row.astype(np.float32), cv2.INTER_LINEAR)
 
 
 def _smooth_noise(rng: np.random.Generator, scale: tuple[float, float]) -> np.ndarray:
     """Noise of unit variance, correlated over about `scale` cells, (DEPTHS, BEAMS)."""
-    rows, columns = (
-        max(4, round(n / (1.5 * s))) for n, s in zip((DEPTHS, BEAMS), scale, strict=True)
-    )
-    noise = cv2.resize(
-        rng.standard_normal((rows, columns)), (BEAMS, DEPTHS), interpolation=cv2.INTER_CUBIC
-    )
+    scale_rows, scale_columns = scale
+    rows = max(4, round(DEPTHS / (1.5 * scale_rows)))
+    columns = max(4, round(BEAMS / (1.5 * scale_columns)))
+    coarse = rng.standard_normal((rows, columns))
+    noise = cv2.resize(coarse, (BEAMS, DEPTHS), interpolation=cv2.INTER_CUBIC)
     return noise / noise.std()
 
 
 def _tissue(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Echogenicity of the surroundings in dB: layers, small dark vessels, bright reflectors with their shadows."""
-    decibel = 3 * _smooth_noise(rng, (30, 30)) + 2.5 * _smooth_noise(rng, (6, 50))
-    for _ in range(rng.integers(2, 7)):
-        vessel = _distance(
-            rng, x, y, rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.9), rng.uniform(0.015, 0.04)
-        )
-        decibel = np.where(vessel < 0, rng.uniform(-30, -15), decibel)
-    for _ in range(rng.integers(0, 4)):
+    """Echogenicity of the tissue in dB: layers, dark vessels, bright reflectors with shadows."""
+    grains = _smooth_noise(rng, (30, 30))
+    layers = _smooth_noise(rng, (6, 50))
+    decibel = 3 * grains + 2.5 * layers
+
+    vessels = rng.integers(2, 7)
+    for _ in range(vessels):
+        center_x = rng.uniform(0.2, 0.8)
+        center_y = rng.uniform(0.2, 0.9)
+        radius = rng.uniform(0.015, 0.04)
+        distance = _distance_to_ellipse(rng, x, y, center_x, center_y, radius)
+        decibel = np.where(distance < 0, rng.uniform(-30, -15), decibel)
+
+    reflectors = rng.integers(0, 4)
+    for _ in range(reflectors):
         decibel = _add_reflector(rng, decibel)
     return decibel
 
 
 def _add_reflector(rng: np.random.Generator, decibel: np.ndarray) -> np.ndarray:
-    """A short bright interface (gas, calcification) and the acoustic shadow below it."""
-    depth, beam, width = rng.integers(20, DEPTHS - 60), rng.integers(0, BEAMS), rng.uniform(4, 18)
-    profile = np.exp(-0.5 * ((np.arange(BEAMS) - beam) / width) ** 4)[None]
+    """Add a short bright interface (gas, calcification) and the acoustic shadow below it."""
+    depth = rng.integers(20, DEPTHS - 60)
+    beam = rng.integers(0, BEAMS)
+    width = rng.uniform(4, 18)
+
     row = np.arange(DEPTHS)[:, None]
+    column = np.arange(BEAMS)[None]
+    profile = np.exp(-0.5 * ((column - beam) / width) ** 4)
     bright = 16 * np.exp(-0.5 * ((row - depth) / 2.5) ** 2)
     shadow = -rng.uniform(8, 30) * (row > depth + 4)
     return decibel + profile * (bright + shadow)
 
 
-def _distance(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, cx: float, cy: float, radius: float
+def _distance_to_ellipse(
+    rng: np.random.Generator,
+    x: np.ndarray,
+    y: np.ndarray,
+    center_x: float,
+    center_y: float,
+    radius: float,
 ) -> np.ndarray:
-    """Signed distance-like map of an irregular ellipse, negative inside, in picture sides."""
-    turn, stretch = rng.uniform(0, np.pi), rng.uniform(0.65, 1.0)
-    dx, dy = x - cx, y - cy
-    u, v = dx * np.cos(turn) + dy * np.sin(turn), (dy * np.cos(turn) - dx * np.sin(turn)) / stretch
+    """Draw an irregular ellipse: a map like a signed distance to its edge, negative inside.
+
+    The unit of `x`, `y`, centre, radius and distance is the picture's side.
+    """
+    rotation = rng.uniform(0, np.pi)
+    stretch = rng.uniform(0.65, 1.0)
+    dx = x - center_x
+    dy = y - center_y
+    u = dx * np.cos(rotation) + dy * np.sin(rotation)
+    v = (dy * np.cos(rotation) - dx * np.sin(rotation)) / stretch
+
     theta = np.linspace(-np.pi, np.pi, 181)
-    rim = sum(
-        rng.normal(0, 0.10 / k) * np.cos(k * theta + rng.uniform(0, 6.28)) for k in range(2, 6)
-    )
-    return np.hypot(u, v) - radius * (1 + np.interp(np.arctan2(v, u), theta, rim))
+    bulge = np.zeros_like(theta)  # how far the edge is outside of the ellipse, in radii
+    for wave in range(2, 6):
+        amplitude = rng.normal(0, 0.10 / wave)
+        phase = rng.uniform(0, 6.28)
+        bulge = bulge + amplitude * np.cos(wave * theta + phase)
+    edge = radius * (1 + np.interp(np.arctan2(v, u), theta, bulge))
+    return np.hypot(u, v) - edge
 
 
 def _add_lesion(
     rng: np.random.Generator, x: np.ndarray, y: np.ndarray, decibel: np.ndarray
-) -> tuple:
-    """Draw the lesion into the echogenicity; returns it with the lesion's distance map and category id."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Draw a lesion into the echogenicity.
+
+    Returns:
+        The echogenicity with the lesion, dB; the distance to the lesion's edge, negative inside;
+        the category's id.
+    """
     radius = rng.uniform(0.09, 0.24)
-    cx, cy = rng.uniform(0.35, 0.65), rng.uniform(0.36, 0.68)
-    distance = _distance(rng, x, y, cx, cy, radius)
+    center_x = rng.uniform(0.35, 0.65)
+    center_y = rng.uniform(0.36, 0.68)
+    distance = _distance_to_ellipse(rng, x, y, center_x, center_y, radius)
     kind = str(rng.choice(CATEGORIES))
-    inside = _lesion_inside(rng, x, y, cx, cy, radius, kind)
+    inside = _lesion_inside(rng, x, y, center_x, center_y, radius, kind)
+
     decibel = np.where(distance < 0, inside, decibel)
-    decibel = decibel + rng.uniform(6, 12) * np.exp(-0.5 * (distance / 0.007) ** 2)
-    fluid = max(0.0, -float(inside.mean()) - 8) / 4
+    capsule = rng.uniform(6, 12) * np.exp(-0.5 * (distance / 0.007) ** 2)
+    decibel = decibel + capsule
+
+    # Fluid attenuates little, so what is below a dark lesion is brighter.
+    enhancement = max(0.0, -float(inside.mean()) - 8) / 4
     below = np.maximum.accumulate(distance < 0, axis=0) & (distance > 0.01)
-    return (
-        decibel + fluid * cv2.GaussianBlur(below.astype(float), (0, 0), 4),
-        distance,
-        CATEGORIES.index(kind) + 1,
-    )
+    decibel = decibel + enhancement * cv2.GaussianBlur(below.astype(float), (0, 0), 4)
+    return decibel, distance, CATEGORIES.index(kind) + 1
 
 
-def _lesion_inside(rng, x, y, cx: float, cy: float, radius: float, kind: str) -> np.ndarray:
-    """Echogenicity inside a lesion in dB: anechoic, low-level echoes, solid, or fluid with septa and a nodule."""
+def _lesion_inside(
+    rng: np.random.Generator,
+    x: np.ndarray,
+    y: np.ndarray,
+    center_x: float,
+    center_y: float,
+    radius: float,
+    kind: str,
+) -> np.ndarray:
+    """Echogenicity of a lesion in dB, over the whole picture.
+
+    It is solid (`solid`), low-level echoes (`haze`), anechoic (`cyst`), or fluid with a septum and
+    a nodule (`mixed`).
+    """
     if kind == "solid":
         return rng.uniform(-5, 8) + 2.5 * _smooth_noise(rng, (8, 8))
     if kind == "haze":
         return rng.uniform(-13, -7) + 0.7 * _smooth_noise(rng, (20, 20))
+
     fluid = rng.uniform(-34, -22) + 1.0 * _smooth_noise(rng, (20, 20))
     if kind == "cyst":
         return fluid
-    turn, offset = rng.uniform(0, np.pi), rng.uniform(-0.5, 0.5) * radius
-    septum = np.abs(
-        (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn) - offset + 0.1 * (y - cy) ** 2 / radius
-    )
-    nodule_at = rng.uniform(0, 2 * np.pi)
-    nodule = _distance(
-        rng,
-        x,
-        y,
-        cx + 0.7 * radius * np.cos(nodule_at),
-        cy + 0.7 * radius * np.sin(nodule_at),
-        0.4 * radius,
-    )
+
+    dx = x - center_x
+    dy = y - center_y
+    direction = rng.uniform(0, np.pi)
+    offset = rng.uniform(-0.5, 0.5) * radius
+    across = dx * np.cos(direction) + dy * np.sin(direction)
+    septum = np.abs(across - offset + 0.1 * dy**2 / radius)
+
+    around = rng.uniform(0, 2 * np.pi)
+    nodule_x = center_x + 0.7 * radius * np.cos(around)
+    nodule_y = center_y + 0.7 * radius * np.sin(around)
+    nodule = _distance_to_ellipse(rng, x, y, nodule_x, nodule_y, 0.4 * radius)
+
     fluid = np.where(nodule < 0, rng.uniform(-4, 3), fluid)
     return np.where(septum < 0.006, 0.0, fluid)
 
 
 def _attenuation(rng: np.random.Generator, near: float) -> np.ndarray:
-    """Loss with depth that the time-gain compensation left over, and a haze of the near field, in dB (DEPTHS, 1)."""
+    """Loss that time-gain compensation left over, and haze near the probe, in dB (DEPTHS, 1)."""
     depth = np.linspace(near, 1, DEPTHS)[:, None]
-    return -rng.uniform(0, 16) * depth + rng.uniform(0, 8) * np.exp(-((depth - near) / 0.06))
+    loss = rng.uniform(0, 16) * depth
+    haze = rng.uniform(0, 8) * np.exp(-((depth - near) / 0.06))
+    return -loss + haze
 
 
-def _speckle(rng: np.random.Generator, decibel: np.ndarray) -> np.ndarray:
-    """Envelope of scatterers of the given echogenicity through the point-spread function, (DEPTHS, BEAMS)."""
+def speckle_envelope(rng: np.random.Generator, decibel: np.ndarray) -> np.ndarray:
+    """Draw the envelope of the echoes of fully developed speckle.
+
+    Args:
+        rng: source of random numbers.
+        decibel: echogenicity, (DEPTHS, BEAMS).
+
+    Returns:
+        Amplitude, (DEPTHS, BEAMS).
+    """
     amplitude = 10 ** (decibel / 20)
-    field = amplitude * (
-        rng.standard_normal(decibel.shape) + 1j * rng.standard_normal(decibel.shape)
-    )
-    axial, lateral = rng.uniform(1.2, 1.9), rng.uniform(1.0, 2.2)
-    field = gaussian_filter1d(field.real, axial, 0) + 1j * gaussian_filter1d(field.imag, axial, 0)
-    focused = gaussian_filter1d(field.real, lateral, 1) + 1j * gaussian_filter1d(
-        field.imag, lateral, 1
-    )
-    spread = gaussian_filter1d(field.real, 2 * lateral, 1) + 1j * gaussian_filter1d(
-        field.imag, 2 * lateral, 1
-    )
+    real = rng.standard_normal(decibel.shape)
+    imaginary = rng.standard_normal(decibel.shape)
+    field = amplitude * (real + 1j * imaginary)
+
+    # The point-spread function: its lateral width doubles from the probe to the deepest echo.
+    axial = rng.uniform(1.2, 1.9)  # standard deviations, cells
+    lateral = rng.uniform(1.0, 2.2)
+    field = gaussian_filter1d(field, axial, axis=0)
+    narrow = gaussian_filter1d(field, lateral, axis=1)
+    wide = gaussian_filter1d(field, 2 * lateral, axis=1)
     weight = np.linspace(0, 1, DEPTHS)[:, None] ** 2
-    return np.abs(focused * (1 - weight) + spread * weight * np.sqrt(2)) * np.sqrt(
-        4 * np.pi * axial * lateral
-    )
+    echo = narrow * (1 - weight) + wide * weight * np.sqrt(2)
+    return np.abs(echo) * np.sqrt(4 * np.pi * axial * lateral)
 
 
 def _compress(rng: np.random.Generator, envelope: np.ndarray) -> np.ndarray:
     """Log compression to grey levels 0..255 with a random gain and dynamic range, float32."""
-    decibel = 20 * np.log10(envelope + 10 ** (rng.uniform(-44, -34) / 20))
-    reach, gain = rng.uniform(48, 62), rng.uniform(-6, 4)
-    return (255 * np.clip((decibel + gain + reach - 18) / reach, 0, 1)).astype(np.float32)
-
-
-def _scan_convert(polar: np.ndarray, size: int, half_angle: float, near: float) -> np.ndarray:
-    """Beams (DEPTHS, BEAMS) to a (size, size) sector; 0 outside."""
-    column, row = np.meshgrid((np.arange(size) + 0.5) / size, (np.arange(size) + 0.5) / size)
-    dx, dy = (column - 0.5) / 0.95, (row - 0.02 + near * 0.5) / 0.95
-    radius, angle = np.hypot(dx, dy), np.arctan2(dx, dy)
-    to_row = (radius - near) / (1 - near) * (DEPTHS - 1)
-    to_column = (angle / half_angle + 1) / 2 * (BEAMS - 1)
-    return cv2.remap(
-        polar, to_column.astype(np.float32), to_row.astype(np.float32), cv2.INTER_LINEAR
-    )
+    noise = 10 ** (rng.uniform(-44, -34) / 20)
+    decibel = 20 * np.log10(envelope + noise)
+    dynamic_range = rng.uniform(48, 62)
+    gain = rng.uniform(-6, 4)
+    share = np.clip((decibel + gain + dynamic_range - 18) / dynamic_range, 0, 1)
+    return (255 * share).astype(np.float32)
 
 
 def write_phantoms(
@@ -223,20 +305,21 @@ def write_phantoms(
     overwrite: bool = False,
     folds: int = 0,
 ) -> None:
-    """Write a dataset tree of phantoms as `prepare_data` writes one, and its `manifest.json`.
+    """Write a dataset tree of phantoms as `ovseg prepare_data` writes one, and its `manifest.json`.
 
     The pictures are `{train,valid,test}/{images,masks,categories}/phantom_<n>.png`.
 
     Args:
-        output: folder to make; it appears only when it is whole.
-        count: number of pairs, at least 10, dealt 70 : 15 : 15.
+        output: folder to make; it appears only when it is complete.
+        count: number of pairs, at least 10, split 70 : 15 : 15.
         size: side of the pictures, pixels.
-        seed: phantom n is drawn from (seed, n).
+        seed: phantom n is drawn from (seed, n); 0 or more.
         overwrite: replace a dataset that this function wrote before.
-        folds: also deal train and valid to so many folds, in turn, as `prepare_data` does by groups; 0 deals none.
+        folds: also divide train and valid into so many folds, in turn (`ovseg prepare_data` does it
+            by groups); 0 makes none.
 
     Raises:
-        InputError: `count` or `size` too small, `folds` out of range, or `output` exists.
+        InputError: `seed`, `count`, `size` or `folds` out of range, or `output` exists.
     """
     if seed < 0:
         raise InputError(f"The seed of phantoms is {seed}, expected 0 or more.")
@@ -244,25 +327,32 @@ def write_phantoms(
         raise InputError(f"{count} phantoms are too few to split, expected at least 10.")
     if folds and not 2 <= folds <= MAX_FOLDS:
         raise InputError(f"--folds is {folds}, expected 2..{MAX_FOLDS}, or 0 for none.")
-    train_end, valid_end = (
-        round(count * SPLITS["train"]),
-        round(count * (SPLITS["train"] + SPLITS["valid"])),
-    )
+
+    train_end = round(count * SPLITS["train"])
+    valid_end = round(count * (SPLITS["train"] + SPLITS["valid"]))
+    splits = ["train"] * train_end
+    splits += ["valid"] * (valid_end - train_end)
+    splits += ["test"] * (count - valid_end)
+
     with atomic_dir(output, overwrite, marker="manifest.json") as folder:
         items = []
         for number in progress_bar(range(count), "Drawing phantoms"):
-            split = "train" if number < train_end else "valid" if number < valid_end else "test"
-            image, mask, category = make_phantom_with_category(seed * 1_000_003 + number, size)
-            pictures = {
-                "images": image,
-                "masks": mask * 255,
-                "categories": mask * np.uint8(category),
-            }
-            for kind, picture in pictures.items():
-                write_image(folder / split / kind / f"phantom_{number}.png", picture)
+            stem = f"phantom_{number}"
+            split = splits[number]
             fold = number % folds if folds and split != "test" else None
-            items.append(
-                {"stem": f"phantom_{number}", "split": split, "fold": fold, "category": category}
-            )
-        manifest = {"made_by": "phantoms", "count": count, "size": size, "seed": seed}
-        write_json(folder / "manifest.json", {**manifest, "categories": CATEGORIES, "items": items})
+
+            image, mask, category = make_phantom_with_category(seed * 1_000_003 + number, size)
+            write_image(folder / split / "images" / f"{stem}.png", image)
+            write_image(folder / split / "masks" / f"{stem}.png", mask * 255)
+            write_image(folder / split / "categories" / f"{stem}.png", mask * np.uint8(category))
+            items.append({"stem": stem, "split": split, "fold": fold, "category": category})
+
+        manifest = {
+            "made_by": "phantoms",
+            "count": count,
+            "size": size,
+            "seed": seed,
+            "categories": CATEGORIES,
+            "items": items,
+        }
+        write_json(folder / "manifest.json", manifest)

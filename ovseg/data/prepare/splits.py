@@ -1,10 +1,11 @@
-"""Who is in which split: whole groups of near-duplicates, dealt so that each split resembles the whole."""
+"""Which split each image is in, by groups of near-duplicates; each split resembles the whole."""
 
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,14 +14,19 @@ from ovseg.data.pairs import natural_key
 from ovseg.data.prepare.duplicates import NearDuplicate, find_leakage
 
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
+OFFICIAL_LISTS = {"train": "train.txt", "test": "val.txt"}  # split -> file of the download
+
+Name = TypeVar("Name", str, int)  # of a split or a fold
 
 
 def deal_groups(
-    groups: Sequence[int], strata: Sequence[object], fractions: dict, seed: int
-) -> list:
-    """Deal whole groups to splits, largest first: always to the split that lacks most of what the group holds.
+    groups: Sequence[int], strata: Sequence[Hashable], fractions: Mapping[Name, float], seed: int
+) -> list[Name]:
+    """Divide images into splits by whole groups, stratified.
 
-    What a split lacks is counted relative to its share, of all images and of each stratum alike.
+    The groups are placed one by one, largest first, each in the split that lacks most of what the
+    group holds. What a split lacks is counted relative to its share, of all images and of each
+    stratum alike.
 
     Args:
         groups: group id of each image.
@@ -31,110 +37,154 @@ def deal_groups(
     Returns:
         The split of each image.
     """
-    members: dict[int, list[int]] = {}
+    images_of: dict[int, list[int]] = {}
     for image, group in enumerate(groups):
-        members.setdefault(int(group), []).append(image)
-    shuffled = np.random.default_rng(seed).permutation(list(members))
-    totals = Counter({"all": len(strata)}) + Counter(strata)
-    held = {split: Counter() for split in fractions}
-    result = [None] * len(strata)
-    for group in sorted(shuffled, key=lambda group: -len(members[group])):
-        content = Counter({"all": len(members[group])}) + Counter(
-            strata[image] for image in members[group]
-        )
+        images_of.setdefault(int(group), []).append(image)
+    order = np.random.default_rng(seed).permutation(list(images_of)).tolist()
+    order.sort(key=lambda group: -len(images_of[group]))
 
-        def lack(split: object, content: Counter = content) -> float:
-            share = {kind: fractions[split] * totals[kind] for kind in content}
-            return sum(
-                count * (1 - held[split][kind] / share[kind]) for kind, count in content.items()
-            )
+    totals = _count_strata(strata)
+    shares: dict[Name, dict[Hashable, float]] = {}
+    for split, fraction in fractions.items():
+        shares[split] = {stratum: fraction * total for stratum, total in totals.items()}
 
-        chosen = max(fractions, key=lack)
+    split_of: dict[int, Name] = {}
+    held: dict[Name, Counter[Hashable]] = {split: Counter() for split in fractions}
+    for group in order:
+        content = _count_strata([strata[image] for image in images_of[group]])
+        lacks = {split: _lack(content, held[split], shares[split]) for split in fractions}
+        chosen = max(fractions, key=lambda split: lacks[split])
         held[chosen].update(content)
-        for image in members[group]:
-            result[image] = chosen
-    return result
+        split_of.update(dict.fromkeys(images_of[group], chosen))
+    return [split_of[image] for image in range(len(strata))]
+
+
+def _count_strata(strata: Sequence[Hashable]) -> Counter[Hashable]:
+    """Number of images in all and of each stratum."""
+    counts: Counter[Hashable] = Counter({"all": len(strata)})
+    counts.update(strata)
+    return counts
+
+
+def _lack(
+    content: Mapping[Hashable, int],
+    held: Mapping[Hashable, int],
+    share: Mapping[Hashable, float],
+) -> float:
+    """How much a split lacks of what a group holds, weighted by how much the group holds."""
+    return sum(count * (1 - held[stratum] / share[stratum]) for stratum, count in content.items())
 
 
 def stratify(categories: Sequence[int], lesion_fractions: Sequence[float]) -> list[tuple[int, int]]:
     """Category and tercile (0..2) of the lesion's share of the image, of each image."""
-    terciles = np.searchsorted(np.quantile(lesion_fractions, [1 / 3, 2 / 3]), lesion_fractions)
-    return list(zip(map(int, categories), map(int, terciles), strict=True))
+    limits = np.quantile(lesion_fractions, [1 / 3, 2 / 3])
+    terciles = np.searchsorted(limits, lesion_fractions).tolist()
+    return [
+        (int(category), tercile) for category, tercile in zip(categories, terciles, strict=True)
+    ]
 
 
 def read_split_file(path: Path, stems: Sequence[str]) -> dict[str, str]:
-    """A split that somebody else made: JSON `{stem: split}`, or CSV lines `stem,split` (a heading may come first).
+    """Read a split that somebody else made.
+
+    Args:
+        path: JSON `{stem: split}`, or CSV lines `stem,split` (a heading may come first).
+        stems: of the images.
+
+    Returns:
+        Stem -> split.
 
     Raises:
-        InputError: unreadable, a stem twice, an unknown split, or not exactly the stems of the images.
+        InputError: unreadable, a stem twice, an unknown split, or not exactly the stems of the
+            images.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        rows = (
-            json.loads(text, object_pairs_hook=list)
-            if path.suffix.lower() == ".json"
-            else _read_csv(text)
-        )
-        rows = [(str(stem), str(split)) for stem, split in rows]
+        if path.suffix.lower() == ".json":
+            cells = json.loads(
+                text, object_pairs_hook=list
+            )  # a list keeps a stem that is there twice
+        else:
+            cells = _read_csv(text)
+        rows = [(str(stem), str(split)) for stem, split in cells]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path} cannot be read ({error}). Expected JSON {{stem: split}} or CSV stem,split."
         ) from None
+
     wrong = [f"{stem}: {split}" for stem, split in rows if split not in FRACTIONS]
     if wrong:
         raise InputError(
-            f"{path} names {len(wrong)} unknown splits: {first_five(wrong)}. Use {', '.join(FRACTIONS)}."
+            f"{path} names {len(wrong)} unknown splits: {first_five(wrong)}. "
+            f"Use {', '.join(FRACTIONS)}."
         )
     check_listed([stem for stem, _ in rows], stems, str(path))
     return dict(rows)
 
 
 def _read_csv(text: str) -> list[list[str]]:
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
-    return rows[1:] if rows and rows[0] == ["stem", "split"] else rows
+    """The lines of a CSV without empty ones and without the heading `stem,split`."""
+    rows = []
+    for row in csv.reader(text.splitlines()):
+        if row:
+            rows.append([cell.strip() for cell in row])
+    if rows and rows[0] == ["stem", "split"]:
+        return rows[1:]
+    return rows
 
 
 def read_official(source: Path, stems: Sequence[str]) -> dict[str, str]:
-    """The download's own lists, a stem or a file name a line: `train` for train.txt, `test` for val.txt.
+    """Read the download's own lists, which hold a stem or a file name a line.
+
+    Args:
+        source: folder of the download.
+        stems: of the usable pairs; other stems in the lists are left out.
+
+    Returns:
+        Stem -> split: `train` for train.txt, `test` for val.txt.
 
     Raises:
         InputError: a list is missing, or the lists do not name each image once.
     """
-    paths = {
-        split: Path(source) / name for split, name in (("train", "train.txt"), ("test", "val.txt"))
-    }
-    missing = [path.name for path in paths.values() if not path.is_file()]
+    source = Path(source)
+    missing = [name for name in OFFICIAL_LISTS.values() if not (source / name).is_file()]
     if missing:
         raise InputError(
-            f"--split official needs {' and '.join(missing)} in {source}. Add them or use --split groups."
+            f"--split official needs {' and '.join(missing)} in {source}. "
+            "Add them or use --split groups."
         )
-    lines = {split: path.read_text(encoding="utf-8").split() for split, path in paths.items()}
-    rows = [
-        (Path(line).stem if "." in line else line, split)
-        for split, names in lines.items()
-        for line in names
-    ]
-    rows = [
-        row for row in rows if row[0] in set(stems)
-    ]  # what is listed but has no usable pair is named as a failure
+
+    usable = set(stems)
+    rows = []
+    for split, name in OFFICIAL_LISTS.items():
+        for line in (source / name).read_text(encoding="utf-8").split():
+            stem = Path(line).stem if "." in line else line
+            if stem in usable:
+                rows.append((stem, split))
     check_listed([stem for stem, _ in rows], stems, f"train.txt and val.txt in {source}")
     return dict(rows)
 
 
 def check_listed(listed: Sequence[str], stems: Sequence[str], where: str) -> None:
-    """Raise InputError unless `listed` has each of `stems` once and no other."""
-    counts, present = Counter(listed), set(stems)
-    problems = {
+    """Check that `listed` has each of `stems` once and no other.
+
+    Raises:
+        InputError: it has not; `where` is the subject of the message.
+    """
+    counts = Counter(listed)
+    present = set(stems)
+    problems: dict[str, list[str]] = {
         "name stems twice": [stem for stem, count in counts.items() if count > 1],
         "name stems that have no image": [stem for stem in counts if stem not in present],
         "miss images": [stem for stem in stems if stem not in counts],
     }
-    found = [
-        f"{what} ({len(bad)}: {first_five(sorted(bad, key=natural_key))})"
-        for what, bad in problems.items()
-        if bad
-    ]
+
+    found = []
+    for problem, offenders in problems.items():
+        if offenders:
+            in_order = sorted(offenders, key=natural_key)
+            found.append(f"{problem} ({len(offenders)}: {first_five(in_order)})")
     if found:
         raise InputError(
             f"{where}: the lists {', '.join(found)}. Name each image once, or use --split groups."
@@ -143,20 +193,20 @@ def check_listed(listed: Sequence[str], stems: Sequence[str], where: str) -> Non
 
 def check_leakage(
     pairs: Sequence[NearDuplicate], splits: Sequence[str], stems: Sequence[str], allow: bool
-) -> list:
-    """The near-duplicates across splits as [stem, stem, similarity].
+) -> list[list[str | float]]:
+    """The near-duplicates across splits as [stem, stem, similarity], as JSON holds them.
 
     Raises:
         InputError: there are some, and `allow` is not set.
     """
-    leaks = [[stems[i], stems[j], similarity] for i, j, similarity in find_leakage(pairs, splits)]
+    leaks = find_leakage(pairs, splits)
     if leaks and not allow:
-        split_of = dict(zip(stems, splits, strict=True))
         named = first_five(
-            f"{split_of[a]}/{a} and {split_of[b]}/{b} ({value:.2f})" for a, b, value in leaks
+            f"{splits[i]}/{stems[i]} and {splits[j]}/{stems[j]} ({similarity:.2f})"
+            for i, j, similarity in leaks
         )
         raise InputError(
-            f"{len(leaks)} pairs of near-duplicates are in two splits: {named}. Use --split groups, or add "
-            "--allow-leakage: every result will then say leakage."
+            f"{len(leaks)} pairs of near-duplicates are in two splits: {named}. "
+            "Use --split groups, or add --allow_leakage: every result will then say leakage."
         )
-    return leaks
+    return [[stems[i], stems[j], similarity] for i, j, similarity in leaks]

@@ -1,168 +1,358 @@
 import json
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from ovseg.core.errors import InputError
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.prepare.duplicates import find_tree_leakage
 from ovseg.data.prepare.otu2d import CATEGORIES, prepare_dataset, read_categories
+from ovseg.data.prepare.splits import FRACTIONS
 
 TERATOMA = (0, 0, 64)
 
 
-def annotation(height: int, width: int, colour: tuple[int, int, int] = TERATOMA) -> np.ndarray:
+def draw_annotation(height: int, width: int, color: tuple[int, int, int] = TERATOMA) -> np.ndarray:
     picture = np.zeros((height, width, 3), np.uint8)
-    picture[height // 4 : height // 2, width // 4 : width // 2] = colour
+    picture[height // 4 : height // 2, width // 4 : width // 2] = color
     return picture
 
 
 @pytest.fixture
 def source(tmp_path, save_png):
-    """30 pairs of varied size in the layout of the download; no lists, no binary masks."""
+    """30 pairs of noise of varied size, without lists and binary masks."""
+    folder = tmp_path / "OTU_2d"
+    (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     for number in range(1, 31):
-        height, width = 40 + number, 90 - number
+        height = 40 + number
+        width = 90 - number
         image = Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8))
-        (tmp_path / "OTU_2d" / "images").mkdir(parents=True, exist_ok=True)
-        image.save(tmp_path / "OTU_2d" / "images" / f"{number}.JPG")
-        save_png(tmp_path / "OTU_2d" / "annotations" / f"{number}.PNG", annotation(height, width))
-    return tmp_path / "OTU_2d"
+        image.save(folder / "images" / f"{number}.JPG")
+        save_png(folder / "annotations" / f"{number}.PNG", draw_annotation(height, width))
+    return folder
 
 
-def prepare(source, **options):
-    return prepare_dataset(source, source.parent / "out", **{"size": 32, **options})
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out"
 
 
-def test_tree_holds_squares_masks_and_categories(source):
-    manifest = prepare(source)
+@pytest.fixture
+def prepare(download, output):
+    """A function that prepares the download of near-duplicates."""
+
+    def run(**options):
+        return prepare_dataset(download, output, **{"size": 32, "overwrite": True, **options})
+
+    return run
+
+
+def read_kinds(root: Path, item: dict) -> list[np.ndarray]:
+    """Image, mask and category map of an entry of the manifest."""
+    pictures = []
+    for kind in ("images", "masks", "categories"):
+        path = root / item["split"] / kind / f"{item['stem']}.png"
+        pictures.append(np.array(Image.open(path)))
+    return pictures
+
+
+def column(manifest: dict, name: str) -> dict:
+    """Stem -> what the manifest's entry has under this name."""
+    return {item["stem"]: item[name] for item in manifest["items"]}
+
+
+def test_tree_holds_squares_masks_and_categories(source, output):
+    manifest = prepare_dataset(source, output, size=32)
     for item in manifest["items"]:
-        image, mask, ids = (
-            np.array(
-                Image.open(source.parent / "out" / item["split"] / kind / f"{item['stem']}.png")
-            )
-            for kind in ("images", "masks", "categories")
-        )
-        assert (
-            image.shape == (32, 32, 3)
-            and set(np.unique(mask)) == {0, 255}
-            and set(np.unique(ids)) == {0, 3}
-        )
+        image, mask, ids = read_kinds(output, item)
+        assert image.shape == (32, 32, 3)
+        assert set(np.unique(mask)) == {0, 255}
+        assert set(np.unique(ids)) == {0, 3}
         assert np.array_equal(mask > 0, ids > 0)
+
         box = item["box"]
         outside = np.ones((32, 32), bool)
         outside[
             box["top"] : box["top"] + box["height"], box["left"] : box["left"] + box["width"]
         ] = False
-        assert not image[outside].any() and not mask[outside].any()
-    assert json.loads((source.parent / "out" / "manifest.json").read_text()) == manifest
-    OvarianTumorDataModule(str(source.parent / "out"), image_size=32).prepare_data()
+        assert not image[outside].any()
+        assert not mask[outside].any()
+    assert json.loads((output / "manifest.json").read_text()) == manifest
+    OvarianTumorDataModule(str(output), image_size=32).prepare_data()
 
 
-def test_split_follows_the_seed(source):
-    first = {i["stem"]: i["split"] for i in prepare(source)["items"]}
-    other = {i["stem"]: i["split"] for i in prepare(source, seed=1, overwrite=True)["items"]}
-    assert first != other
+def test_split_follows_the_seed(source, output):
+    first = prepare_dataset(source, output, size=32)
+    other = prepare_dataset(source, output, size=32, seed=1, overwrite=True)
+    assert column(first, "split") != column(other, "split")
 
 
-def test_running_again_does_nothing(source):
-    first = prepare(source)
-    stamp = (source.parent / "out" / "manifest.json").stat().st_mtime_ns
-    assert (
-        prepare(source) == first
-        and (source.parent / "out" / "manifest.json").stat().st_mtime_ns == stamp
-    )
+def test_second_call_changes_nothing(source, output):
+    first = prepare_dataset(source, output, size=32)
+    stamp = (output / "manifest.json").stat().st_mtime_ns
+    assert prepare_dataset(source, output, size=32) == first
+    assert (output / "manifest.json").stat().st_mtime_ns == stamp
 
 
-def test_other_settings_need_overwrite(source):
-    prepare(source)
+def test_second_call_replaces_no_damaged_dataset_without_overwrite(source, output):
+    item = prepare_dataset(source, output, size=32)["items"][0]
+    mask = output / item["split"] / "masks" / f"{item['stem']}.png"
+    mask.unlink()
     with pytest.raises(InputError, match="add --overwrite"):
-        prepare(source, size=64)
-    assert prepare(source, size=64, overwrite=True)["size"] == 64
+        prepare_dataset(source, output, size=32)
+    prepare_dataset(source, output, size=32, overwrite=True)
+    assert mask.is_file()
 
 
-def test_stretch_fills_the_square(source):
-    assert prepare(source, fit="stretch")["items"][0]["box"] == {
-        "top": 0,
-        "left": 0,
-        "height": 32,
-        "width": 32,
-    }
+def test_other_settings_need_overwrite(source, output):
+    prepare_dataset(source, output, size=32)
+    with pytest.raises(InputError, match="add --overwrite"):
+        prepare_dataset(source, output, size=64)
+    assert prepare_dataset(source, output, size=64, overwrite=True)["size"] == 64
 
 
-def test_binary_annotation_is_used_where_present(source, save_png):
+def test_stretch_fills_the_square(source, output):
+    manifest = prepare_dataset(source, output, size=32, fit="stretch")
+    assert manifest["items"][0]["box"] == {"top": 0, "left": 0, "height": 32, "width": 32}
+
+
+def test_binary_annotation_is_used_where_present(source, output, save_png):
     binary = np.zeros((41, 89), np.uint8)
     binary[:20] = 1
     save_png(source / "annotations" / "1_binary.PNG", binary)
-    item = prepare(source, fit="stretch")["items"][0]
-    mask = np.array(Image.open(source.parent / "out" / item["split"] / "masks" / "1.png"))
-    assert mask[:14].all() and not mask[18:].any()
+    item = prepare_dataset(source, output, size=32, fit="stretch")["items"][0]
+    _, mask, _ = read_kinds(output, item)
+    assert mask[:14].all()
+    assert not mask[18:].any()
 
 
-def test_broken_files_are_named_and_stop_nothing_else(source, save_png):
+def test_unusable_files_are_named_and_the_others_written(source, output, save_png):
     (source / "images" / "3.JPG").write_bytes(b"")
-    save_png(source / "annotations" / "4.PNG", annotation(10, 10))
-    save_png(source / "annotations" / "5.PNG", annotation(45, 85, (1, 2, 3)))
-    manifest = prepare(source)
+    save_png(source / "annotations" / "4.PNG", draw_annotation(10, 10))
+    save_png(source / "annotations" / "5.PNG", draw_annotation(45, 85, (1, 2, 3)))
+    manifest = prepare_dataset(source, output, size=32)
     assert len(manifest["items"]) == 27
-    named = [text.split(" ")[0].split("/")[-1].rstrip(",") for text in manifest["failures"]]
-    assert named == ["3.JPG", "4.JPG", "5.PNG"]
+    for failure, name in zip(manifest["failures"], ("3.JPG", "4.JPG", "5.PNG"), strict=True):
+        path = failure.split(" ")[0].rstrip(",")
+        assert Path(path).name == name
 
 
-def test_nothing_usable_leaves_nothing(source):
+def test_nothing_usable_leaves_nothing(source, output):
     for path in (source / "images").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="None of the 30 pairs"):
-        prepare(source)
-    assert not (source.parent / "out").exists()
+        prepare_dataset(source, output, size=32)
+    assert not output.exists()
 
 
-def test_files_without_partner_are_named_and_stop_nothing_else(source):
+def test_files_without_partner_are_named_and_the_others_written(source, output):
     (source / "annotations" / "7.PNG").unlink()
     (source / "images" / "9.JPG").unlink()
-    manifest = prepare(source)
+    manifest = prepare_dataset(source, output, size=32)
     assert len(manifest["items"]) == 28
-    assert [text.rpartition("/")[2] for text in manifest["failures"]] == [
-        "7.JPG has no annotation of its stem.",
-        "9.PNG has no image of its stem.",
-    ]
+    without_annotation, without_image = manifest["failures"]
+    assert without_annotation.endswith("7.JPG has no annotation of its stem.")
+    assert without_image.endswith("9.PNG has no image of its stem.")
 
 
-def test_nothing_that_matches_is_an_error(source):
+def test_nothing_that_matches_is_an_error(source, output):
     for path in (source / "images").iterdir():
         path.rename(path.with_name(f"x{path.name}"))
     with pytest.raises(InputError, match="No image in .* has an annotation of its stem"):
-        prepare(source)
+        prepare_dataset(source, output)
 
 
-def test_missing_source_and_bad_settings_are_errors(source, tmp_path):
+def test_missing_source_is_an_error(tmp_path, output):
     with pytest.raises(InputError, match="There is no folder"):
-        prepare_dataset(tmp_path / "gone", tmp_path / "out")
-    with pytest.raises(InputError, match="--size is 4"):
-        prepare(source, size=4)
-    with pytest.raises(InputError, match="--seed is -1"):
-        prepare(source, seed=-1)
-    with pytest.raises(InputError, match="Unknown split 'random'. Choose one of: groups, official"):
-        prepare(source, split="random")
+        prepare_dataset(tmp_path / "gone", output)
 
 
-def test_every_category_colour_has_its_id(tmp_path, save_png):
-    for number, colour in enumerate(CATEGORIES, 1):
-        ids, category = read_categories(save_png(tmp_path / "a.png", annotation(8, 8, colour)))
-        assert category == number and set(np.unique(ids)) == {0, number}
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 4}, "--size is 4"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"folds": 1}, "--folds is 1, expected 2..20"),
+        ({"split": "random"}, "Unknown split 'random'. Choose one of: groups, official"),
+        ({"fit": "crop"}, "Unknown fit 'crop'. Choose one of: letterbox, stretch"),
+        ({"split": "official", "split_file": Path("a.csv")}, "--split_file a.csv are two splits"),
+    ],
+)
+def test_bad_settings_are_errors(download, output, options, message):
+    with pytest.raises(InputError, match=message):
+        prepare_dataset(download, output, **options)
+
+
+@pytest.mark.parametrize(("number", "color"), list(enumerate(CATEGORIES, 1)))
+def test_every_category_color_has_its_id(tmp_path, save_png, number, color):
+    ids, category = read_categories(save_png(tmp_path / "a.png", draw_annotation(8, 8, color)))
+    assert category == number
+    assert set(np.unique(ids)) == {0, number}
+
+
+def test_empty_annotation_has_no_category(tmp_path, save_png):
+    ids, category = read_categories(save_png(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8)))
+    assert category == 0
+    assert not ids.any()
 
 
 def test_two_categories_are_an_error(tmp_path, save_png):
-    picture = annotation(8, 8)
+    picture = draw_annotation(8, 8)
     picture[0, 0] = (64, 0, 0)
-    with pytest.raises(
-        InputError,
-        match="has 2 categories, expected one: teratoma, chocolate cyst|chocolate cyst, teratoma",
-    ):
+    with pytest.raises(InputError, match="2 categories, expected one: teratoma, chocolate cyst"):
         read_categories(save_png(tmp_path / "a.png", picture))
 
 
+def test_copies_of_a_phantom_are_one_group_in_one_split(prepare, stems):
+    manifest = prepare()
+    groups = column(manifest, "group")
+    splits = column(manifest, "split")
+    assert len(set(groups.values())) == 14
+    assert set(splits.values()) == set(FRACTIONS)
+    for first in range(0, 39, 3):
+        copies = stems[first : first + 3]
+        assert len({groups[stem] for stem in copies}) == 1
+        assert len({splits[stem] for stem in copies}) == 1
+    assert manifest["split"] == "groups"
+    assert manifest["leakage"] is False
+    assert manifest["leaking_pairs"] == []
+
+
+def test_no_near_duplicates_cross_the_prepared_splits(prepare, output):
+    prepare(size=96)
+    assert find_tree_leakage(output) == []
+
+
+def test_split_and_folds_are_the_same_every_time(prepare):
+    first = prepare(folds=3)
+    assert prepare(folds=3)["items"] == first["items"]
+    assert column(prepare(folds=3, seed=1), "split") != column(first, "split")
+
+
+def test_folds_partition_train_and_valid_by_groups(prepare, stems):
+    manifest = prepare(folds=3)
+    folds = column(manifest, "fold")
+    splits = column(manifest, "split")
+    groups = column(manifest, "group")
+    assert {folds[stem] for stem in stems if splits[stem] == "test"} == {None}
+    assert {folds[stem] for stem in stems if splits[stem] != "test"} == {0, 1, 2}
+    assert len({(groups[stem], folds[stem]) for stem in stems}) == 14
+
+
+def test_dataset_without_folds_has_null_folds(prepare):
+    assert set(column(prepare(), "fold").values()) == {None}
+
+
+def test_folds_that_cannot_be_filled_are_an_error(prepare):
+    message = "in 1. groups of near-duplicates leave split or fold .* empty"
+    with pytest.raises(InputError, match=message):
+        prepare(folds=20)
+
+
+def test_split_file_is_followed(prepare, make_split, tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(make_split()))
+    manifest = prepare(split_file=path)
+    assert manifest["split"] == "file"
+    assert column(manifest, "split") == make_split()
+    assert not manifest["leakage"]
+
+
+def test_edited_split_file_makes_another_dataset(prepare, make_split, stems, tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(make_split()))
+    first = prepare(split_file=path)
+    assert prepare(split_file=path, overwrite=False) == first
+
+    path.write_text(json.dumps(make_split(**dict.fromkeys(stems[:3], "test"))))
+    with pytest.raises(InputError, match="add --overwrite"):
+        prepare(split_file=path, overwrite=False)
+
+
+def test_split_file_that_divides_a_group_needs_allow_leakage(
+    prepare, make_split, output, tmp_path, download, run_command, capsys
+):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(make_split(**{"case 0": "test"})))
+    message = "2 pairs of near-duplicates are in two splits: test/case 0 and train/case"
+    with pytest.raises(InputError, match=message):
+        prepare(split_file=path)
+    assert not output.exists()
+
+    manifest = prepare(split_file=path, allow_leakage=True)
+    assert manifest["leakage"] is True
+    leaking = {tuple(sorted(pair[:2])) for pair in manifest["leaking_pairs"]}
+    assert leaking == {("case 0", "case 1"), ("case 0", "case 2")}
+    assert OvarianTumorDataModule(str(output), image_size=32).leakage
+
+    arguments = ["--source", download, "--output", tmp_path / "by_command", "--size", 32]
+    arguments += ["--split-file", path, "--allow-leakage"]
+    assert run_command("prepare_data", *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "14 groups of near-duplicates with leakage: 2 pairs are in two splits" in printed
+
+
+@pytest.fixture
+def prepare_official(download, stems, tmp_path, output):
+    """A function that prepares the download by its lists, the first so many stems for train."""
+    source = tmp_path / "numbered"
+    names = []  # a list can't hold the stems of the download, which have spaces
+    for number, stem in enumerate(stems):
+        name = str(1000 * (number // 3) + number)
+        names.append(name)
+        for kind, suffix in (("images", "JPG"), ("annotations", "PNG")):
+            (source / kind).mkdir(parents=True, exist_ok=True)
+            target = source / kind / f"{name}.{suffix}"
+            target.write_bytes((download / kind / f"{stem}.{suffix}").read_bytes())
+
+    def run(train_count: int, **options):
+        of_train = [f"{name}.JPG" for name in names[:train_count]]
+        (source / "train.txt").write_text("\n".join(of_train))
+        (source / "val.txt").write_text("\n".join(names[train_count:]))
+        return prepare_dataset(source, output, size=32, split="official", **options)
+
+    return run
+
+
+def test_official_lists_make_the_test_split_and_groups_make_valid(prepare_official):
+    manifest = prepare_official(30)
+    groups = column(manifest, "group")
+    splits = column(manifest, "split")
+    assert set(splits.values()) == set(FRACTIONS)
+    assert list(splits.values()).count("test") == 10
+    assert len({(groups[stem], splits[stem]) for stem in groups}) == 14
+
+
+def test_official_lists_that_divide_a_group_are_leakage(prepare_official):
+    message = "pairs of near-duplicates are in two splits.*--allow_leakage"
+    with pytest.raises(InputError, match=message):
+        prepare_official(31)
+    assert prepare_official(31, allow_leakage=True)["leakage"] is True
+
+
 @pytest.mark.slow
-def test_the_real_pairs_become_a_tree(shared_file, tmp_path):
-    manifest = prepare_dataset(shared_file("data/OTU_2d"), tmp_path / "out", size=64)
-    assert len(manifest["items"]) == 1218 and not manifest["failures"]
+def test_real_pairs_become_a_dataset(shared_file, output):
+    manifest = prepare_dataset(shared_file("data/OTU_2d"), output, size=64)
+    assert len(manifest["items"]) == 1218
+    assert not manifest["failures"]
+
+
+@pytest.mark.slow
+def test_independent_detector_finds_no_leakage_in_the_real_split(shared_file, output):
+    """Correlation of 32 x 32 thumbnails of whole source images, which the grouping does not use."""
+    source = shared_file("data/OTU_2d")
+    items = prepare_dataset(source, output, size=32)["items"]
+    thumbnails = []
+    for item in items:
+        grey = np.array(Image.open(source / item["source"]).convert("L"))
+        thumbnail = cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA)
+        thumbnails.append(thumbnail.ravel())
+    splits = np.array([item["split"] for item in items])
+    across = splits[:, None] != splits
+    similar = np.corrcoef(np.float32(thumbnails)) > 0.9
+    assert similar.sum() > len(items) + 200
+    assert not (similar & across).any()

@@ -1,0 +1,182 @@
+"""The layers of a Keras weights file, read without TensorFlow.
+
+Three layouts are known: Keras 2 `.h5` (whole model or weights only), Keras 3 `.weights.h5`, and the
+Keras 3 archive `.keras`. This is the only module that imports h5py.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ovseg.core.errors import InputError
+
+
+@dataclass(frozen=True)
+class KerasLayer:
+    """A layer of a file.
+
+    Attributes:
+        name: such as `conv2d_37`, or `conv2d` for the first of its kind.
+        weights: pairs of a name and an array in Keras' order. Keras 2 names weights (`kernel`,
+            `qkv/kernel`), Keras 3 numbers them (`0`, `attn/qkv/0`).
+    """
+
+    name: str
+    weights: list[tuple[str, np.ndarray]]
+
+    @property
+    def stem(self) -> str:
+        """The name without its number."""
+        return re.sub(r"_\d+$", "", self.name)
+
+    @property
+    def number(self) -> int:
+        """The number at the end of the name; -1 where it has none, which was created first."""
+        match = re.search(r"_(\d+)$", self.name)
+        if match is None:
+            return -1
+        return int(match[1])
+
+
+def read_keras_layers(path: Path) -> list[KerasLayer]:
+    """All layers with weights of a Keras file.
+
+    Raises:
+        InputError: the file is missing, truncated, not HDF5 or not written by Keras.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no weights file {path}. Check the path.")
+    try:
+        if zipfile.is_zipfile(path):
+            return _read_archive(path)
+        with h5py.File(path, "r") as file:
+            if "layers" in file:
+                return _read_keras3(file, {})
+            return _read_keras2(file)
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        text = str(error) or type(error).__name__
+        reason = text.splitlines()[0]
+        raise InputError(
+            f"{path} is not a whole Keras weights file ({reason}). Save or copy it again."
+        ) from error
+
+
+def _read_archive(path: Path) -> list[KerasLayer]:
+    """The weights inside a `.keras` archive, with the layer names of its configuration."""
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json"))
+        weights = archive.read("model.weights.h5")
+    with h5py.File(io.BytesIO(weights), "r") as file:
+        return _read_keras3(file, _names_of_groups(config))
+
+
+def _read_keras2(file: h5py.File) -> list[KerasLayer]:
+    """Read the groups that `layer_names` lists, at the root or in `model_weights`."""
+    root = file.get("model_weights", file)
+    layers = []
+    for name in _texts(root.attrs["layer_names"]):
+        group = root[name]
+        weights = []
+        for path in _texts(group.attrs["weight_names"]):
+            weights.append((_short_name(path), group[path][()]))
+        if weights:
+            layers.append(KerasLayer(name, weights))
+    return layers
+
+
+def _texts(names: Iterable[object]) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _short_name(path: str) -> str:
+    """The name of a Keras 2 weight inside its layer.
+
+    `conv2d_4/kernel:0` becomes `kernel`, and `block_3/attention_3/name1_qkv/kernel:0` becomes
+    `qkv/kernel`: a layer inside a layer is the one whose name the baseline begins with `name<n>_`,
+    else the last before the weight.
+    """
+    parts = path.removesuffix(":0").split("/")[1:]
+    first = max(0, len(parts) - 2)
+    for index, part in enumerate(parts):
+        if re.match(r"name\d+_", part):
+            first = index
+            break
+    return "/".join(re.sub(r"^name\d+_", "", part) for part in parts[first:])
+
+
+def _read_keras3(file: h5py.File, names: Mapping[str, str]) -> list[KerasLayer]:
+    """Read the groups `layers/<class>_<n>/vars/<i>`.
+
+    The number n follows the order of the layers; the true name is an attribute of `vars`. The
+    weights of a layer inside a layer are in `layers/<class>_<n>/<attribute>/vars/<i>`.
+
+    Args:
+        file: the open weights.
+        names: group name -> layer name, for files of early Keras 3 whose groups do not have the
+            attribute.
+    """
+    layers = []
+    for group_name, group in file["layers"].items():
+        weights = []
+        for path in _list_datasets(group):
+            if "seed_generator" in path:  # state of a dropout layer
+                continue
+            match = re.fullmatch(r"(.+/)?vars/(\d+)", path)
+            if match is None:
+                raise ValueError(f"layer {group_name} is not laid out as Keras lays out layers")
+            inner = match[1] or ""
+            weights.append((inner + match[2], group[path][()]))
+        if not weights:
+            continue
+        name = group["vars"].attrs.get("name", names.get(group_name))
+        if name is None:
+            raise ValueError("it does not name its layers: save it as .keras or .h5")
+        layers.append(KerasLayer(str(name), weights))
+    return layers
+
+
+def _names_of_groups(config: dict[str, Any]) -> dict[str, str]:
+    """Group name -> layer name.
+
+    Keras 3 numbers the groups of a class in the order of the configuration.
+    """
+    names = {}
+    counts: Counter[str] = Counter()
+    for layer in config["config"]["layers"]:
+        words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", layer["class_name"])
+        group = re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
+        number = counts[group]
+        counts[group] += 1
+        if number:
+            group = f"{group}_{number}"
+        names[group] = layer["config"]["name"]
+    return names
+
+
+def _list_datasets(group: h5py.Group) -> list[str]:
+    """Paths of all datasets below a group."""
+    paths: list[str] = []
+
+    def visit(path: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            paths.append(path)
+
+    group.visititems(visit)
+    return paths

@@ -1,0 +1,15 @@
+"""Versions of installed packages, for reports."""
+
+import importlib.metadata
+from collections.abc import Iterable
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Name -> version of those of the packages that are installed, by their names on PyPI."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

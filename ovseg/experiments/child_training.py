@@ -1,0 +1,83 @@
+"""`ovseg train` in a child process, so that a training that dies does not end its caller too.
+
+What its callers share is here as well: they write a configuration for it, and compare two of them.
+"""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from ovseg.core.errors import first_five
+from ovseg.core.files import atomic_path
+
+
+def write_configuration(path: Path, config: dict[str, Any]) -> None:
+    """Write a configuration for `train --config`; the folder of its runs gets the file's name."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+
+
+def changed_settings(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that differ, as dotted keys with both values; empty if there are none."""
+    flat_earlier = flatten(earlier)
+    flat_now = flatten(now)
+
+    changes = []
+    for name in sorted(flat_earlier.keys() | flat_now.keys()):
+        value_earlier = flat_earlier.get(name)
+        value_now = flat_now.get(name)
+        if value_earlier != value_now:
+            changes.append(f"{name} {value_earlier}, now {value_now}")
+    return first_five(changes)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys; an empty dict stays a value."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat
+
+
+@contextmanager
+def training_process(
+    config_path: Path, ckpt_path: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start `ovseg train`, which writes to this process' standard output and error.
+
+    A training that still runs at the end of the block is ended. A SIGTERM inside the block raises
+    SIGTERMException there, so the training ends with its caller.
+
+    Args:
+        config_path: its configuration.
+        ckpt_path: resume from this checkpoint.
+    """
+    command = [sys.executable, "-m", "ovseg", "train", "--config", str(config_path)]
+    if ckpt_path is not None:
+        command += ["--ckpt_path", str(ckpt_path)]
+
+    sys.stdout.flush()  # what is printed so far comes before the child's output
+    handler_before = signal.signal(signal.SIGTERM, _raise_sigterm)
+    process = subprocess.Popen(command)
+    try:
+        yield process
+    finally:
+        signal.signal(signal.SIGTERM, handler_before)
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def _raise_sigterm(*_: object) -> NoReturn:
+    raise SIGTERMException
