@@ -1,16 +1,21 @@
-"""The one definition of every score, for training, evaluation and reports alike.
+"""The definition of every score, for training, evaluation and reports alike.
 
-Two families, never mixed: the baseline's scores are soft (on probabilities) and taken over a whole batch; the hard
-scores are of each image, on `probs > 0.5`. Empty masks: a hard score whose denominator is zero (Dice and IoU where both
-maps are empty, sensitivity where the mask is, precision where the prediction is) is NaN, averages leave NaN out, and
-the count of images behind an average is reported. An empty mask with a prediction has Dice and IoU 0.
+There are two families, which are never mixed. The baseline's scores are soft (on probabilities) and
+taken over a whole batch. The hard scores are those of each image, on `probs > 0.5`.
 
-Multi-class maps hold ids, 0 for background and 1, 2, ... for the categories. Whatever is not background is lesion, so
-every score above has its meaning there too; the same rules hold for each category against all else.
+Empty masks: a hard score whose denominator is zero is NaN (Dice and IoU where both maps are empty,
+sensitivity where the mask is empty, precision where the prediction is empty). Averages leave NaN
+out, and reports give the number of images behind an average. An empty mask with a prediction has
+Dice and IoU 0.
+
+Multi-class maps hold ids, 0 for background and 1, 2, ... for the categories. Whatever is not
+background is lesion, so every score above has its meaning there too. The same rules hold for each
+category against all else.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +24,23 @@ from torchmetrics.classification import BinaryJaccardIndex
 
 from ovseg.core.registry import choose
 
-TINY = 1e-7  # Keras' epsilon, which guards the baseline's quotients
+EPSILON = 1e-7  # Keras' epsilon, with which the baseline avoids division by zero
 
 
 @dataclass(frozen=True)
 class Score:
-    """What reports, curves, checkpoints and searches need to know of a score.
+    """What reports, curves, checkpoints and searches need to know about a score.
 
     Attributes:
-        label: for people.
+        label: name for people.
         best: "max" where higher is better, else "min".
-        of_image: the score of each image from its pixels that are lesion in both maps, in the prediction alone, in the
-            mask alone, in neither; None for a score that is not a mean over images.
-        in_curves: drawn after every epoch.
-        at_original_size: also computed at the picture's size before it was prepared.
-        of_categories: logged only where there are more classes than one.
+        of_image: computes the score of each image from its numbers of pixels that are lesion in
+            both maps, in the prediction only, in the mask only, and in neither; None for a score
+            that is not a mean over images.
+        in_curves: whether it is drawn after every epoch.
+        at_original_size: whether it is also computed at the size that the image had before it was
+            prepared.
+        of_categories: whether it is logged only with more than one class.
     """
 
     label: str
@@ -44,28 +51,29 @@ class Score:
     of_categories: bool = False
 
 
+# Every score by its name in logs, tables and JSON.
 SCORES = {
     "loss": Score("loss", best="min"),
     "dice_coef": Score("dice_coef (soft, per batch)", in_curves=True),
     "dice": Score(
         "Dice",
-        of_image=lambda hit, false, missed, rest: 2 * hit / (2 * hit + false + missed),
+        of_image=lambda both, pred, mask, rest: 2 * both / (2 * both + pred + mask),
         in_curves=True,
         at_original_size=True,
     ),
     "iou": Score(
         "IoU",
-        of_image=lambda hit, false, missed, rest: hit / (hit + false + missed),
+        of_image=lambda both, pred, mask, rest: both / (both + pred + mask),
         in_curves=True,
         at_original_size=True,
     ),
     "sensitivity": Score(
-        "sensitivity", of_image=lambda hit, false, missed, rest: hit / (hit + missed)
+        "sensitivity", of_image=lambda both, pred, mask, rest: both / (both + mask)
     ),
     "specificity": Score(
-        "specificity", of_image=lambda hit, false, missed, rest: rest / (rest + false)
+        "specificity", of_image=lambda both, pred, mask, rest: rest / (rest + pred)
     ),
-    "precision": Score("precision", of_image=lambda hit, false, missed, rest: hit / (hit + false)),
+    "precision": Score("precision", of_image=lambda both, pred, mask, rest: both / (both + pred)),
     "iou_pooled": Score("IoU pooled", in_curves=True),
     "dice_categories": Score(
         "category Dice, mean of categories", in_curves=True, of_categories=True
@@ -95,25 +103,45 @@ def monitor_mode(monitor: str) -> str:
 
 
 def dice_coef(probs: Tensor, mask: Tensor) -> Tensor:
-    """The baseline's soft Dice over a batch, (2 sum(y p) + 1) / (sum y + sum p + 1); tensors of one shape -> scalar."""
-    probs, mask = probs.float(), mask.float()
+    """The baseline's soft Dice over a batch, (2 sum(y p) + 1) / (sum y + sum p + 1).
+
+    Args:
+        probs: lesion probabilities, any shape.
+        mask: reference 0/1, same shape.
+
+    Returns:
+        float32 scalar; 1 where both are empty.
+    """
+    probs = probs.float()
+    mask = mask.float()
     return (2 * (mask * probs).sum() + 1) / (mask.sum() + probs.sum() + 1)
 
 
 def iou_coef(probs: Tensor, mask: Tensor) -> Tensor:
-    """The baseline's soft IoU over a batch, sum(y p) / sum(y + p - y p) -> scalar, 0 where both are empty."""
-    probs, mask = probs.float(), mask.float()
-    return (mask * probs).sum() / (mask + probs - mask * probs).sum().clamp_min(TINY)
+    """The baseline's soft IoU over a batch, sum(y p) / sum(y + p - y p).
+
+    Args:
+        probs: lesion probabilities, any shape.
+        mask: reference 0/1, same shape.
+
+    Returns:
+        float32 scalar; 0 where both are empty.
+    """
+    probs = probs.float()
+    mask = mask.float()
+    union = (mask + probs - mask * probs).sum()
+    return (mask * probs).sum() / union.clamp_min(EPSILON)
 
 
 def sensitivity(probs: Tensor, mask: Tensor) -> Tensor:
-    """The baseline's sensitivity over a batch, sum(round(y p)) / sum(round(y)) -> scalar."""
-    probs, mask = probs.float(), mask.float()
-    return (mask * probs).round().sum() / (mask.round().sum() + TINY)
+    """The baseline's sensitivity over a batch, sum(round(y p)) / sum(round(y)), a scalar."""
+    probs = probs.float()
+    mask = mask.float()
+    return (mask * probs).round().sum() / (mask.round().sum() + EPSILON)
 
 
 def specificity(probs: Tensor, mask: Tensor) -> Tensor:
-    """The baseline's specificity over a batch, sum(round((1 - y)(1 - p))) / sum(round(1 - y)) -> scalar."""
+    """The baseline's specificity, sum(round((1 - y)(1 - p))) / sum(round(1 - y)), a scalar."""
     return sensitivity(1 - probs.float(), 1 - mask.float())
 
 
@@ -125,7 +153,7 @@ def hard_scores(pred: Tensor, mask: Tensor) -> dict[str, Tensor]:
         mask: reference lesion, bool or 0/1, same shape.
 
     Returns:
-        `HARD_SCORES` -> float32 (N,) in 0..1, NaN where the denominator is zero.
+        Each of `HARD_SCORES`, float32 (N,) in 0..1; NaN where the denominator is zero.
 
     Raises:
         ValueError: the shapes differ.
@@ -134,57 +162,108 @@ def hard_scores(pred: Tensor, mask: Tensor) -> dict[str, Tensor]:
         raise ValueError(
             f"pred is {tuple(pred.shape)} and mask {tuple(mask.shape)}, expected one shape."
         )
-    pred, mask = pred.bool().flatten(1), mask.bool().flatten(1)
-    hit, false, missed = (pred & mask).sum(1), (pred & ~mask).sum(1), (~pred & mask).sum(1)
-    return scores_of_counts(hit, false, missed, pred.shape[1] - hit - false - missed)
+    pred = pred.bool().flatten(1)
+    mask = mask.bool().flatten(1)
+    both = (pred & mask).sum(1)
+    pred_only = (pred & ~mask).sum(1)
+    mask_only = (~pred & mask).sum(1)
+    neither = pred.shape[1] - both - pred_only - mask_only
+    return scores_of_counts(both, pred_only, mask_only, neither)
 
 
-def scores_of_counts(hit: Tensor, false: Tensor, missed: Tensor, rest: Tensor) -> dict[str, Tensor]:
-    """`HARD_SCORES` from pixels that are lesion in both maps, in the prediction, in the mask alone, in neither."""
-    return {name: SCORES[name].of_image(hit, false, missed, rest) for name in HARD_SCORES}
+def scores_of_counts(
+    both: Tensor, pred_only: Tensor, mask_only: Tensor, neither: Tensor
+) -> dict[str, Tensor]:
+    """`HARD_SCORES` from numbers of pixels.
+
+    Args:
+        both: lesion in both maps.
+        pred_only: lesion in the prediction only.
+        mask_only: lesion in the mask only.
+        neither: lesion in neither map; all four of one shape.
+    """
+    return {
+        name: score.of_image(both, pred_only, mask_only, neither)
+        for name, score in SCORES.items()
+        if score.of_image is not None
+    }
 
 
 def predict(logits: Tensor) -> Tensor:
-    """The map that logits (N, classes, H, W) stand for, (N, 1, H, W).
+    """The map that logits stand for.
 
-    Bool for one class, lesion at probability above 0.5; else uint8 ids, the most probable class. `predict(logits) > 0`
-    is the lesion of either.
+    Args:
+        logits: (N, classes, H, W).
+
+    Returns:
+        (N, 1, H, W): bool for one class, lesion at a probability above 0.5; else uint8 ids of the
+        most probable class. `predict(logits) > 0` is the lesion of either.
     """
-    return logits > 0 if logits.shape[1] == 1 else logits.argmax(1, keepdim=True).to(torch.uint8)
+    if logits.shape[1] == 1:
+        return logits > 0
+    return logits.argmax(1, keepdim=True).to(torch.uint8)
 
 
 def lesion_probs(logits: Tensor) -> Tensor:
-    """Lesion probability, float32 (N, 1, H, W): of the one class, or 1 - that of the background."""
+    """Lesion probability: of the one class, or 1 - that of the background.
+
+    Args:
+        logits: (N, classes, H, W).
+
+    Returns:
+        float32 (N, 1, H, W).
+    """
     logits = logits.float()
-    return logits.sigmoid() if logits.shape[1] == 1 else 1 - logits.softmax(1)[:, :1]
+    if logits.shape[1] == 1:
+        return logits.sigmoid()
+    return 1 - logits.softmax(1)[:, :1]
 
 
 def confusion(pred: Tensor, mask: Tensor, classes: int) -> Tensor:
-    """Pixels of every image by class, int64 (N, reference, prediction), from maps of ids below `classes` (N, 1, H, W).
+    """Numbers of pixels by class, from which every score of a category follows.
 
-    Every score of a category follows from these counts.
+    Args:
+        pred: predicted ids below `classes`, (N, 1, H, W).
+        mask: reference ids below `classes`, same shape.
+        classes: background and categories.
+
+    Returns:
+        int64 (N, reference, prediction).
     """
+    # One bin for every image, reference and prediction, in this order.
     image = torch.arange(len(mask), device=mask.device)[:, None]
-    cells = (image * classes + mask.flatten(1).long()) * classes + pred.flatten(1).long()
-    return torch.bincount(cells.flatten(), minlength=len(mask) * classes**2).view(
-        -1, classes, classes
-    )
+    row = image * classes + mask.flatten(1).long()
+    bins = row * classes + pred.flatten(1).long()
+    counts = torch.bincount(bins.flatten(), minlength=len(mask) * classes**2)
+    return counts.view(-1, classes, classes)
 
 
 def category_scores(counts: Tensor) -> dict[str, Tensor]:
-    """Dice and IoU of each category against all else, from counts (..., classes, classes) as `confusion` has them.
+    """Dice and IoU of each category against all else.
+
+    Args:
+        counts: (..., classes, classes), as `confusion` returns them.
 
     Returns:
-        `dice`, `iou` -> float32 (..., classes - 1) in 0..1 without the background; NaN where a category is in neither
-        map, 0 where it is in one of them only.
+        `dice` and `iou`, float32 (..., classes - 1) in 0..1 without the background; NaN where a
+        category is in neither map, 0 where it is in one of them only.
     """
-    hit = counts.diagonal(dim1=-2, dim2=-1)
-    both = counts.sum(-1) + counts.sum(-2)
-    return {"dice": (2 * hit / both)[..., 1:], "iou": (hit / (both - hit))[..., 1:]}
+    both = counts.diagonal(dim1=-2, dim2=-1)
+    areas = counts.sum(-1) + counts.sum(-2)
+    dice = 2 * both / areas
+    iou = both / (areas - both)
+    return {"dice": dice[..., 1:], "iou": iou[..., 1:]}
 
 
 def main_category(areas: Tensor) -> Tensor:
-    """The category that covers most pixels, from areas (N, classes) with the background first; 0 where none does."""
+    """The category that covers most pixels of each image.
+
+    Args:
+        areas: numbers of pixels, (N, classes), the background first.
+
+    Returns:
+        int64 (N,); 0 where no category is present.
+    """
     largest, category = areas[:, 1:].max(1)
     return torch.where(largest > 0, category + 1, 0)
 
@@ -198,6 +277,9 @@ class CategoryScores(Metric):
     """
 
     full_state_update = False
+    dice: Tensor
+    images: Tensor
+    counts: Tensor
 
     def __init__(self, classes: int, sync: bool = True) -> None:
         super().__init__(sync_on_compute=sync)
@@ -215,7 +297,12 @@ class CategoryScores(Metric):
         self.counts += counts.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        """`dice`: mean over the `images` that have a value; `iou_pooled`: of the summed pixels; each (classes - 1,)."""
+        """The scores of the batches since the last reset.
+
+        Returns:
+            Each (classes - 1,): `dice`, the mean over the images that have a value; `images`, their
+            number; `iou_pooled`, of the pixels of all images together.
+        """
         iou = category_scores(self.counts)["iou"]
         return {"dice": self.dice / self.images, "images": self.images, "iou_pooled": iou}
 
@@ -223,12 +310,14 @@ class CategoryScores(Metric):
 class OnlineScores(nn.Module):
     """Scores of a split, gathered batch by batch and summed over processes.
 
-    `loss` is the mean over images, `dice_coef` the mean over batches (both as Keras' evaluate does), `dice`, `iou`,
-    `sensitivity`, `specificity` and `precision` are means over images, `iou_pooled` sums intersections and unions over
-    the whole split. All of these are of the lesion, whatever its category.
+    `loss` is the mean over images and `dice_coef` the mean over batches (both as Keras' evaluate
+    does). `dice`, `iou`, `sensitivity`, `specificity` and `precision` are means over images.
+    `iou_pooled` sums intersections and unions over the whole split. All of these are of the lesion,
+    whatever its category.
 
-    With more classes than one there are also `dice_category_<id>`, the mean over the images with that category in
-    either map, `dice_categories` and `iou_pooled_categories`, the means over the categories that have a value.
+    With more classes than one there are also `dice_category_<id>`, the mean over the images with
+    that category in either map, and `dice_categories` and `iou_pooled_categories`, the means over
+    the categories that have a value.
 
     Args:
         classes: 1, or background and categories.
@@ -238,16 +327,13 @@ class OnlineScores(nn.Module):
     def __init__(self, classes: int = 1, sync: bool = True) -> None:
         super().__init__()
         self.categories = CategoryScores(classes, sync) if classes > 1 else None
-        names = ("loss", "dice_coef", *HARD_SCORES)
-        self.means = nn.ModuleDict(
-            {
-                name: MeanMetric(
-                    nan_strategy="ignore" if name in HARD_SCORES else "disable",
-                    sync_on_compute=sync,
-                )
-                for name in names
-            }
-        )
+        self.means = nn.ModuleDict()
+        for name in ("loss", "dice_coef", *HARD_SCORES):
+            # A NaN of a hard score is an image without a value; a NaN of a loss must be seen.
+            if name in HARD_SCORES:
+                self.means[name] = MeanMetric(nan_strategy="ignore", sync_on_compute=sync)
+            else:
+                self.means[name] = MeanMetric(nan_strategy="disable", sync_on_compute=sync)
         self.pooled = BinaryJaccardIndex(
             threshold=0.5,
             ignore_index=None,
@@ -264,44 +350,53 @@ class OnlineScores(nn.Module):
         counted: bool = True,
         pred: Tensor | None = None,
     ) -> None:
-        """Add a batch: loss, logits (N, classes, H, W) and mask of ids (N, 1, H, W); uncounted ones weigh nothing.
+        """Add a batch.
 
-        Hard scores are of `pred`, a map of ids (N, 1, H, W), where it is not what `predict` makes of the logits.
+        Args:
+            loss: scalar.
+            logits: (N, classes, H, W).
+            mask: reference ids, (N, 1, H, W).
+            counted: false for a batch that another process has counted; it weighs nothing.
+            pred: predicted ids (N, 1, H, W) for the hard scores, where they are not what `predict`
+                makes of the logits.
         """
-        loss, logits = loss.detach(), logits.detach()
+        loss = loss.detach()
+        logits = logits.detach()
         coef = dice_coef(lesion_probs(logits), mask > 0)
-        logits, mask = (logits, mask) if counted else (logits[:0], mask[:0])
-        self.means["loss"].update(
-            loss.expand(len(logits))
-        )  # "disable" drops weights (torchmetrics 1.9)
-        self.means["dice_coef"].update(coef.expand(int(counted)))
-        pred = predict(logits) if pred is None else pred
+        if not counted:
+            logits = logits[:0]
+            mask = mask[:0]
+        # With "disable" torchmetrics 1.9 ignores weights, so the loss is repeated for each image.
+        means = self._means()
+        means["loss"].update(loss.expand(len(logits)))
+        means["dice_coef"].update(coef.expand(int(counted)))
+        if pred is None:
+            pred = predict(logits)
         for name, values in hard_scores(pred, mask).items():
-            self.means[name].update(values)
+            means[name].update(values)
         self.pooled.update((pred > 0).long(), (mask > 0).long())
         if self.categories is not None:
             self.categories.update(pred, mask)
 
     def compute(self) -> dict[str, Tensor]:
         """Name -> scalar; NaN where no image had a value."""
-        values = {name: mean.compute() for name, mean in self.means.items()} | {
-            "iou_pooled": self.pooled.compute()
-        }
+        values = {name: mean.compute() for name, mean in self._means().items()}
+        values["iou_pooled"] = self.pooled.compute()
         if self.categories is not None:
             found = self.categories.compute()
-            values |= {
-                f"{name}_categories": found[name].nanmean() for name in ("dice", "iou_pooled")
-            }
-            values |= {f"dice_category_{i}": dice for i, dice in enumerate(found["dice"], 1)}
+            for name in ("dice", "iou_pooled"):
+                values[f"{name}_categories"] = found[name].nanmean()
+            for category, dice in enumerate(found["dice"], 1):
+                values[f"dice_category_{category}"] = dice
         return values
 
     def reset(self) -> None:
         """Forget all batches."""
-        for metric in (*self.means.values(), self.pooled, self.categories):
-            if metric is not None:
-                metric.reset()
+        for mean in self._means().values():
+            mean.reset()
+        self.pooled.reset()
+        if self.categories is not None:
+            self.categories.reset()
 
-
-def count_images(scores: Tensor) -> int:
-    """How many images an average of `scores` (N,) stands for: NaN is left out."""
-    return int((~torch.isnan(scores)).sum())
+    def _means(self) -> dict[str, MeanMetric]:
+        return cast("dict[str, MeanMetric]", dict(self.means.items()))

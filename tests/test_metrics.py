@@ -13,7 +13,6 @@ from ovseg.metrics import (
     OnlineScores,
     category_scores,
     confusion,
-    count_images,
     dice_coef,
     hard_scores,
     iou_coef,
@@ -130,10 +129,6 @@ def test_online_scores_forget():
             torch.ones(1, 1, 2, 2, dtype=torch.uint8),
         )
     assert scores.compute()["dice"] == 0
-
-
-def test_count_leaves_nan_out():
-    assert count_images(torch.tensor([0.5, torch.nan, 1])) == 2
 
 
 def test_unknown_loss_lists_the_choices():

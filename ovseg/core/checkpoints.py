@@ -1,12 +1,14 @@
-"""Which checkpoints a run stands for, and what they say of themselves; an ensemble is a run of several.
+"""Which checkpoints a run stands for, and what they say about themselves.
 
-A folder with `ensemble.json`, `{"members": ["relative/path/of/run", ...]}`, stands wherever a run folder does in
-`evaluate`, `infer` and `postprocess`: the probabilities of its members are averaged.
+An ensemble is a run of several checkpoints: a folder with `ensemble.json`,
+`{"members": ["relative/path/of/run", ...]}`. `evaluate`, `infer` and `postprocess` take it as a
+run folder and average the probabilities of its members.
 """
 
 import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ import torch
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.runs import RunFolder
 
-# What a data module was told that neither places images nor says which of them are used.
-FREE = (
+# Arguments of the data module that decide how an image becomes a square.
+PLACEMENT = ("image_size", "fit", "mask_threshold")
+# Arguments that decide neither that nor which images are used.
+INDIFFERENT = (
     "batch_size",
     "num_workers",
     "augmentation",
@@ -28,7 +32,8 @@ FREE = (
     "phantoms",
     "cache",
 )
-PLACING = ("image_size", "fit", "mask_threshold")
+# The sections from which Lightning builds the task and the data module.
+HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -37,46 +42,54 @@ def find_checkpoint(run: Path) -> Path:
     Raises:
         InputError: there is none.
     """
-    run = Path(run)
-    return run if run.is_file() else RunFolder(run).find_checkpoint()
+    path = Path(run)
+    if path.is_file():
+        return path
+    return RunFolder(path).find_checkpoint()
 
 
 def find_checkpoints(run: Path) -> list[Path]:
-    """The checkpoint of a run (see `find_checkpoint`), or those of the members that a folder's `ensemble.json` names.
+    """The checkpoint of a run, or the checkpoints of the members of an ensemble.
 
     Raises:
-        InputError: there is none, or the file names no members.
+        InputError: there is none, or `ensemble.json` names no members.
     """
     path = RunFolder(Path(run)).ensemble
     if not path.is_file():
         return [find_checkpoint(run)]
+    members = _read_ensemble(path)
+    return [find_checkpoint(path.parent / member) for member in members]
+
+
+def _read_ensemble(path: Path) -> list[str]:
+    """The paths of an `ensemble.json`, relative to its folder."""
+    expected = '{"members": ["path of a run, relative to this file", ...]}'
+    refusal = InputError(f"{path} has other content than {expected}. Correct or remove it.")
     try:
         members = json.loads(path.read_text(encoding="utf-8"))["members"]
     except (OSError, ValueError, KeyError, TypeError):
-        members = None
-    if (
-        not isinstance(members, list)
-        or not members
-        or not all(isinstance(member, str) for member in members)
-    ):
-        raise InputError(
-            f'{path} does not read {{"members": ["path of a run, seen from here", ...]}}. Mend or remove it.'
-        )
-    return [find_checkpoint(path.parent / member) for member in members]
+        raise refusal from None
+    if not isinstance(members, list) or not members:
+        raise refusal
+    for member in members:
+        if not isinstance(member, str):
+            raise refusal
+    return members
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint as a dict, without running code from the file.
 
     Raises:
-        InputError: missing, truncated, not a checkpoint of ovseg, or with hyper-parameters that could run code.
+        InputError: it is missing, truncated or not a checkpoint of ovseg, or it has
+            hyper-parameters that could run code.
     """
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint {path}. Check the path.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = {"state_dict", "hyper_parameters", "datamodule_hyper_parameters"}
-        if not wanted <= checkpoint.keys() or "arch" not in checkpoint["hyper_parameters"]:
+        missing = {"state_dict", *HYPER_PARAMETERS} - checkpoint.keys()
+        if missing or "arch" not in checkpoint["hyper_parameters"]:
             raise KeyError("arch")
     except (
         OSError,
@@ -90,38 +103,43 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is not a whole checkpoint of ovseg ({type(error).__name__})."
         ) from error
-    for section in ("hyper_parameters", "datamodule_hyper_parameters"):
+    for section in HYPER_PARAMETERS:
+        # Lightning would build the network by the function that such a name holds.
         private = [name for name in checkpoint[section] if str(name).startswith("_")]
-        if private:  # Lightning would build the network by the function that they name
+        if private:
             raise InputError(
-                f"{path} has {section} that ovseg never writes: {first_five(private)}. They can run code, so it is "
-                "not loaded. Use a checkpoint from a source that you trust."
+                f"{path} has {section} that ovseg never writes: {first_five(private)}. They can "
+                "run code, so it is not loaded. Use a checkpoint from a source that you trust."
             )
     return checkpoint
 
 
 def checkpoint_digest(*paths: Path) -> str:
-    """The sha256 of a checkpoint's file, in hexadecimal; of several, that of their digests in order."""
+    """SHA-256 of a checkpoint's file, in hexadecimal.
+
+    Of several files it is the SHA-256 of their digests, in order and separated by spaces.
+    """
     digests = []
     for path in paths:
         with open(path, "rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return (
-        digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()
-    )
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Member:
-    """What a checkpoint says of itself.
+    """What a checkpoint says about itself.
 
     Attributes:
         path: the checkpoint.
         data: the data module's arguments in training.
-        classes: 1, or background and categories.
+        classes: 1, or the number of background and categories.
         categories: names of ids 1, 2, ...; empty for one class.
         epoch: number of epochs it was trained for.
-        held_out: which images its fold held out, see `ovseg.data.tree.DatasetTree.held_out`; None without folds.
+        held_out: digest of the images that its fold held out, see
+            `ovseg.data.tree.DatasetTree.held_out`; None without folds.
     """
 
     path: Path
@@ -135,68 +153,83 @@ class Member:
 def read_member(path: Path) -> Member:
     """One checkpoint, see `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
-    classes = (checkpoint["hyper_parameters"].get("arch_args") or {}).get("classes", 1)
+    arch_args = checkpoint["hyper_parameters"].get("arch_args") or {}
     state = checkpoint.get("OvarianTumorDataModule", {})
-    epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return Member(
-        path,
-        checkpoint["datamodule_hyper_parameters"],
-        classes,
-        state.get("categories", []),
-        epoch,
-        state.get("held_out"),
+        path=path,
+        data=checkpoint["datamodule_hyper_parameters"],
+        classes=arch_args.get("classes", 1),
+        categories=state.get("categories", []),
+        epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+        held_out=state.get("held_out"),
     )
 
 
 def read_members(run: Path) -> list[Member]:
-    """The checkpoints of `find_checkpoints`, which must speak of the same classes.
+    """The checkpoints of `find_checkpoints`, which must have the same classes.
 
     Raises:
-        InputError: one can't be read, or members differ in their classes or the names of their categories.
+        InputError: one can't be read, or two differ in their classes or the names of categories.
     """
     members = [read_member(path) for path in find_checkpoints(run)]
-    for member in members:
-        if (member.classes, member.categories) != (members[0].classes, members[0].categories):
-            kinds = [
-                f"{first_five(m.categories) or 'lesion'} ({m.path})" for m in (members[0], member)
-            ]
+    first = members[0]
+    for member in members[1:]:
+        if member.classes != first.classes or member.categories != first.categories:
             raise InputError(
-                f"The members of {run} were trained for different classes: {kinds[0]}, and {kinds[1]}. "
-                f"Leave members out of its ensemble.json."
+                f"The members of {run} were trained for different classes: "
+                f"{_describe_classes(first)}, and {_describe_classes(member)}. "
+                "Leave members out of its ensemble.json."
             )
     return members
 
 
+def _describe_classes(member: Member) -> str:
+    names = first_five(member.categories) or "lesion"
+    return f"{names} ({member.path})"
+
+
 def check_evaluable(members: list[Member], split: str, root: Path | None) -> None:
-    """Refuse members that can't be scored together on one batch of squares, or not on images new to all of them.
+    """Refuse members that can't be scored together on a split.
+
+    They are scored on one batch of squares, of images that are new to all of them.
+
+    Args:
+        members: at least one.
+        split: `train`, `valid` or `test`.
+        root: the dataset to score; None for that of training.
 
     Raises:
-        InputError: they place images otherwise, their datasets differ and `root` names none, or `split` is not `test`
-            and they were trained on different images.
+        InputError: they place images differently, their datasets differ and `root` is None, or
+            `split` is not `test` and they were trained on different images.
     """
     first = members[0]
     for member in members[1:]:
-        names = [
-            name
-            for name in {**first.data, **member.data}
-            if first.data.get(name) != member.data.get(name)
-        ]
-        told = {
-            name: f"data.{name} {first.data.get(name)} and {member.data.get(name)}"
-            for name in names
-        }
-        placing = [told[name] for name in names if name in PLACING]
-        where = f"{first.path} and {member.path}"
-        if placing:
+        different = _compare_data(first.data, member.data)
+        both = f"{first.path} and {member.path}"
+        placement = [text for name, text in different.items() if name in PLACEMENT]
+        if placement:
             raise InputError(
-                f"{where} have {first_five(placing)}, so they have no common size to be scored at. Evaluate each "
-                "alone; infer takes them together."
+                f"{both} have {first_five(placement)}, so they have no common size to be scored "
+                "at. Evaluate each alone; infer takes them together."
             )
-        if "root" in names and root is None:
-            raise InputError(f"{where} have {told['root']}. Name the dataset to score with --data.")
-        using = [told[name] for name in names if name not in (*PLACING, *FREE)]
+        if "root" in different and root is None:
+            raise InputError(
+                f"{both} have {different['root']}. Name the dataset to score with --data."
+            )
+        using = [text for name, text in different.items() if name not in INDIFFERENT]
         if split != "test" and using:
             raise InputError(
-                f"{where} have {first_five(using)}, so one may have seen {split} images of the other in training. "
-                "Evaluate the ensemble on test, or each member alone."
+                f"{both} have {first_five(using)}, so one may have seen {split} images of the "
+                "other in training. Evaluate the ensemble on test, or each member alone."
             )
+
+
+def _compare_data(first: Mapping[str, object], other: Mapping[str, object]) -> dict[str, str]:
+    """The arguments that differ: name -> `data.NAME VALUE and OTHER VALUE`."""
+    different = {}
+    for name in {**first, **other}:
+        value = first.get(name)
+        other_value = other.get(name)
+        if value != other_value:
+            different[name] = f"data.{name} {value} and {other_value}"
+    return different

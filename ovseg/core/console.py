@@ -1,4 +1,4 @@
-"""How long work shows that it goes on."""
+"""Progress bars and tables of the commands."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,21 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
-EVERY_SECONDS = 30.0  # between the lines of a log file
+EVERY_SECONDS = 30.0  # between the lines in a log file
+TABLE_WIDTH = 110  # columns of the terminal
 
 
 def progress_bar(items: Iterable | None, title: str, total: int | None = None) -> tqdm:
-    """A bar on a terminal, which goes when it is done; in a log file, what takes longer tells each half minute."""
+    """A progress bar that shows that long work continues.
+
+    On a terminal it is a bar that is removed at the end. In a log file it is a line every
+    `EVERY_SECONDS`, so that short work leaves none.
+
+    Args:
+        items: what to iterate over; None for a bar that the caller advances.
+        title: what is being done.
+        total: number of items, where `items` has no length.
+    """
     if sys.stderr.isatty():
         return tqdm(items, title, total, leave=False)
     return tqdm(
@@ -22,12 +32,12 @@ def progress_bar(items: Iterable | None, title: str, total: int | None = None) -
         leave=False,
         delay=EVERY_SECONDS,
         mininterval=EVERY_SECONDS,
-        file=_Lines(),
+        file=_LineWriter(),
     )
 
 
-class _Lines:
-    """Standard error, where each state of a bar is a line of its own."""
+class _LineWriter:
+    """Standard error, on which each state of a bar is a line."""
 
     def write(self, text: str) -> None:
         if text.strip():
@@ -38,8 +48,10 @@ class _Lines:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
-    """A table of texts on the terminal, 110 columns wide."""
+    """Print a table of texts, `TABLE_WIDTH` columns wide."""
     table = Table(*head, title=title)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # a name may look like markup
-    Console(width=110).print(table)
+        # As `Text`, because rich would read a name such as [a] as markup.
+        cells = [Text(cell) for cell in row]
+        table.add_row(*cells)
+    Console(width=TABLE_WIDTH).print(table)

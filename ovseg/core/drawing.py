@@ -1,4 +1,4 @@
-"""Pictures of images and masks as arrays: overlays and contact sheets."""
+"""Pictures of images and masks as arrays: outlines, captions and contact sheets."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,11 @@ import cv2
 import numpy as np
 
 Color = tuple[int, int, int]
-TRUTH, PRED = (0, 220, 60), (255, 60, 60)  # outlines: reference green, prediction red
-# Of categories 1, 2, ...: bright on a dark image, and apart for colour-blind eyes too (after Okabe and Ito, 2008).
+TRUTH: Color = (0, 220, 60)  # outline of the reference: green
+PRED: Color = (255, 60, 60)  # outline of the prediction: red
+WHITE: Color = (255, 255, 255)
+# Colours of categories 1, 2, ...: bright on a dark image, and distinct for colour-blind readers
+# too (after Okabe and Ito, 2008).
 PALETTE: tuple[Color, ...] = (
     (240, 150, 0),  # orange
     (90, 190, 255),  # sky
@@ -18,6 +21,10 @@ PALETTE: tuple[Color, ...] = (
     (255, 70, 50),  # vermilion
     (235, 110, 225),  # pink
 )
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+FONT_SCALE = 0.4
+LINE_HEIGHT = 18  # pixels of a line of text
 
 
 def outline(
@@ -30,71 +37,95 @@ def outline(
         mask: lesion, 0/1 or bool, (H, W).
         color: RGB.
         tint: opacity of the filling, 0..1.
+
+    Returns:
+        RGB, uint8 (H, W, 3).
     """
-    picture, mask = image.copy(), np.ascontiguousarray(mask, np.uint8)
-    inside = mask.astype(bool)
-    picture[inside] = ((1 - tint) * picture[inside] + tint * np.array(color)).astype(np.uint8)
-    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(picture, contours, -1, color, max(1, round(max(mask.shape) / 256)))
+    picture = image.copy()
+    binary = np.ascontiguousarray(mask, np.uint8)
+    inside = binary.astype(bool)
+    filling = (1 - tint) * picture[inside] + tint * np.array(color)
+    picture[inside] = filling.astype(np.uint8)
+    contours, _ = cv2.findContours(binary, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    thickness = max(1, round(max(binary.shape) / 256))
+    cv2.drawContours(picture, contours, -1, color, thickness)
+    return picture
 
 
 def paint(
     image: np.ndarray, labels: np.ndarray, colors: Sequence[Color], tint: float = 0.3
 ) -> np.ndarray:
-    """Outline and tint the regions of labels (H, W), each in its own colour; label k has `colors[k - 1]`.
+    """Outline and tint each region in its own colour.
 
-    A lesion is a map of one label; there are as many colours as labels, or they are used again from the first.
+    Args:
+        image: RGB, uint8 (H, W, 3); it is not changed.
+        labels: ids, (H, W), 0 for background; a lesion mask is a map of the one id 1.
+        colors: id k has `colors[k - 1]`; past the last colour they start from the first again.
+        tint: opacity of the filling, 0..1.
     """
     for label in np.unique(labels[labels > 0]):
-        image = outline(image, labels == label, colors[(int(label) - 1) % len(colors)], tint)
+        color = colors[(int(label) - 1) % len(colors)]
+        image = outline(image, labels == label, color, tint)
     return image
 
 
 def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None) -> np.ndarray:
-    """A black strip (H, width, 3) with the colour, id and name of categories 1, 2, ...
+    """A black strip with the colour, id and name of categories 1, 2, ...
 
     Args:
         names: of all categories.
-        width: pixels; entries that do not fit go to further lines.
+        width: pixels; entries that do not fit continue on further lines.
         shown: ids to list; all by default.
+
+    Returns:
+        RGB, uint8 (H, width, 3).
     """
-    font, scale, line = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 18
-    texts = {i: f"{i} {name}" for i, name in enumerate(names, 1) if shown is None or i in shown}
-    places, left, row = {}, 0, 0
-    for i, text in texts.items():
-        needed = cv2.getTextSize(text, font, scale, 1)[0][0] + 30
+    texts = {}
+    for category, name in enumerate(names, 1):
+        if shown is None or category in shown:
+            texts[category] = f"{category} {name}"
+
+    corners = {}  # category -> top and left of its entry
+    top = 0
+    left = 0
+    for category, text in texts.items():
+        (text_width, _), _ = cv2.getTextSize(text, FONT, FONT_SCALE, 1)
+        needed = text_width + 30
         if left and left + needed > width:
-            left, row = 0, row + 1
-        places[i], left = (row * line, left), left + needed
-    strip = np.zeros(((row + 1) * line, width, 3), np.uint8)
-    for i, (top, start) in places.items():
-        cv2.rectangle(
-            strip, (start + 4, top + 4), (start + 14, top + 14), PALETTE[(i - 1) % len(PALETTE)], -1
-        )
-        cv2.putText(
-            strip, texts[i], (start + 20, top + 13), font, scale, (255, 255, 255), 1, cv2.LINE_AA
-        )
+            top += LINE_HEIGHT
+            left = 0
+        corners[category] = (top, left)
+        left += needed
+
+    strip = np.zeros((top + LINE_HEIGHT, width, 3), np.uint8)
+    for category, (top, left) in corners.items():
+        color = PALETTE[(category - 1) % len(PALETTE)]
+        cv2.rectangle(strip, (left + 4, top + 4), (left + 14, top + 14), color, -1)
+        _write(strip, texts[category], left + 20, top + 13)
     return strip
 
 
 def caption(picture: np.ndarray, text: str) -> np.ndarray:
     """The picture (H, W, 3) with a line of text on a black strip above it."""
-    strip = np.zeros((18, picture.shape[1], 3), np.uint8)
-    cv2.putText(
-        strip, text, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA
-    )
+    strip = np.zeros((LINE_HEIGHT, picture.shape[1], 3), np.uint8)
+    _write(strip, text, 3, 13)
     return np.concatenate([strip, picture])
 
 
+def _write(picture: np.ndarray, text: str, left: int, baseline: int) -> None:
+    cv2.putText(picture, text, (left, baseline), FONT, FONT_SCALE, WHITE, 1, cv2.LINE_AA)
+
+
 def shrink_to(picture: np.ndarray, side: int) -> np.ndarray:
-    """Put a picture (H, W, 3) into a black (side, side, 3) square, keeping its aspect ratio."""
+    """Resize a picture (H, W, 3) into a black (side, side, 3) square, keeping its aspect ratio."""
     scale = side / max(picture.shape[:2])
-    height, width = (max(1, round(n * scale)) for n in picture.shape[:2])
+    height = max(1, round(picture.shape[0] * scale))
+    width = max(1, round(picture.shape[1] * scale))
+    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     square = np.zeros((side, side, 3), np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    square[top : top + height, left : left + width] = cv2.resize(
-        picture, (width, height), interpolation=cv2.INTER_AREA
-    )
+    top = (side - height) // 2
+    left = (side - width) // 2
+    square[top : top + height, left : left + width] = resized
     return square
 
 
@@ -106,29 +137,46 @@ def case_row(
     side: int = 256,
     classes: int = 1,
 ) -> np.ndarray:
-    """Image, reference and prediction side by side with captions; without a mask the middle one is left out.
+    """Image, reference and prediction side by side with captions.
 
     Args:
         image: RGB, uint8 (H, W, 3).
-        mask: reference, (H, W), or None.
+        mask: reference, (H, W); None leaves its tile out.
         pred: prediction, (H, W).
         title: caption of the image, such as its stem.
-        side: of each of the tiles, pixels.
-        classes: 1 for lesions, reference green and prediction red; more for maps of ids in the colours of `legend`.
+        side: of each tile, pixels.
+        classes: 1 for lesion masks, reference green and prediction red; more for maps of ids in the
+            colours of `legend`.
     """
-    tiles = [(title, image)]
+    truth_colors = (TRUTH,) if classes == 1 else PALETTE
+    pred_colors = (PRED,) if classes == 1 else PALETTE
+    tiles = [caption(shrink_to(image, side), title)]
     if mask is not None:
-        tiles.append(("reference", paint(image, mask, (TRUTH,) if classes == 1 else PALETTE)))
-    tiles.append(("prediction", paint(image, pred, (PRED,) if classes == 1 else PALETTE)))
-    return np.concatenate([caption(shrink_to(tile, side), text) for text, tile in tiles], axis=1)
+        reference = paint(image, mask, truth_colors)
+        tiles.append(caption(shrink_to(reference, side), "reference"))
+    prediction = paint(image, pred, pred_colors)
+    tiles.append(caption(shrink_to(prediction, side), "prediction"))
+    return np.concatenate(tiles, axis=1)
 
 
 def contact_sheet(
-    rows: list[np.ndarray], columns: int = 2, categories: Sequence[str] = ()
+    pictures: list[np.ndarray], columns: int = 2, categories: Sequence[str] = ()
 ) -> np.ndarray:
-    """Stack pictures of one size, (H, W, 3), in `columns` columns on black, over a legend of the categories, if any."""
-    blank = np.zeros_like(rows[0])
-    lines = [rows[i : i + columns] for i in range(0, len(rows), columns)]
-    filled = [line + [blank] * (min(columns, len(rows)) - len(line)) for line in lines]
-    sheet = np.concatenate([np.concatenate(line, axis=1) for line in filled])
-    return np.concatenate([sheet, legend(categories, sheet.shape[1])]) if categories else sheet
+    """Put pictures of one size in a grid on black.
+
+    Args:
+        pictures: at least one, each (H, W, 3).
+        columns: of the grid.
+        categories: names for a legend below; none leaves it out.
+    """
+    columns = min(columns, len(pictures))
+    blank = np.zeros_like(pictures[0])
+    lines = []
+    for start in range(0, len(pictures), columns):
+        line = pictures[start : start + columns]
+        missing = columns - len(line)
+        lines.append(np.concatenate([*line, *[blank] * missing], axis=1))
+    sheet = np.concatenate(lines)
+    if not categories:
+        return sheet
+    return np.concatenate([sheet, legend(categories, sheet.shape[1])])

@@ -1,4 +1,7 @@
-"""Files and folders that are either whole or not there: written under a temporary name, then renamed."""
+"""Files and folders that are either whole or absent.
+
+They are written under a temporary name and renamed at the end.
+"""
 
 import hashlib
 import json
@@ -14,13 +17,13 @@ from PIL import Image
 
 from ovseg.core.errors import InputError
 
-if TYPE_CHECKING:  # the commands that write no table need not wait for it
+if TYPE_CHECKING:  # importing pandas takes long, and few commands write a table
     from pandas import DataFrame
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, renamed to `path` when the block succeeds."""
+    """A temporary path beside `path`, of the same suffix, renamed to it if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
@@ -63,7 +66,8 @@ def atomic_dir(
     Args:
         output: the folder to make.
         overwrite: replace an existing folder, which stays as it is until the new one is whole.
-        marker: a file that an earlier run of the same command left; a folder without it is never replaced.
+        marker: name of a file that the same command wrote earlier; a folder without it is never
+            replaced.
         inputs: what the block reads; none of it may lie in `output`, which would delete it.
 
     Raises:
@@ -73,7 +77,8 @@ def atomic_dir(
     for path in inputs:
         if Path(path).resolve().is_relative_to(output):
             raise InputError(
-                f"{path} lies in the output folder {output}, which would replace it. Choose another --output."
+                f"{path} lies in the output folder {output}, which would replace it. "
+                "Choose another --output."
             )
     check_output_dir(output, overwrite, marker)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
@@ -93,7 +98,11 @@ def atomic_dir(
 
 
 def check_output_dir(output: Path, overwrite: bool = False, marker: str | None = None) -> None:
-    """Raise InputError where `output` exists and may not be replaced (see `atomic_dir`); empty folders may."""
+    """Check that a folder may be made at `output`, see `atomic_dir`; an empty folder may be there.
+
+    Raises:
+        InputError: it exists and may not be replaced.
+    """
     if output.is_file():
         raise InputError(f"{output} is a file. Name a folder.")
     if not output.exists() or not any(output.iterdir()):
@@ -104,5 +113,6 @@ def check_output_dir(output: Path, overwrite: bool = False, marker: str | None =
         )
     if marker and not (output / marker).exists():
         raise InputError(
-            f"{output} has no {marker}, so this command did not write it and --overwrite spares it."
+            f"{output} has no {marker}, so this command did not write it and does not replace it. "
+            "Choose another --output."
         )

@@ -2,13 +2,28 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypeVar
 
 from ovseg.core.errors import InputError, first_five
 
+Entry = TypeVar("Entry")
 
-def choose(kind: str, name: str, table: Mapping[str, Any]) -> Any:
+# Which values a parameter takes, by its annotation; other annotations are not checked.
+ACCEPTED_TYPES: dict[object, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    bool: (bool,),
+    str: (str,),
+}
+
+
+def choose(kind: str, name: object, table: Mapping[str, Entry]) -> Entry:
     """The entry `name` of `table`.
+
+    Args:
+        kind: what the table holds, for the message.
+        name: the key, as the user gave it.
+        table: name -> entry.
 
     Raises:
         InputError: there is no such entry; the message lists the choices.
@@ -25,41 +40,55 @@ def check_arguments(
 
     Args:
         kind: what the function builds, for the message.
-        function: a callable whose signature lists its arguments; those it would take as `**kwargs` are not known.
+        function: a callable whose signature lists its arguments; those that it would take as
+            `**kwargs` count as unknown.
         arguments: what will be passed by keyword.
         given: number of leading parameters that the caller passes itself.
 
     Raises:
-        InputError: unknown or missing arguments (the message lists the known ones), or one of the wrong plain type.
+        InputError: an argument is unknown or missing (the message lists the known ones), or has
+            the wrong plain type.
     """
-    parameters = list(inspect.signature(function).parameters.values())[given:]
-    annotations = {p.name: p.annotation for p in parameters}
-    known = {p.name: p.default is p.empty for p in parameters if p.kind is not p.VAR_KEYWORD}
-    unknown = [name for name in arguments if name not in known]
-    missing = [name for name, needed in known.items() if needed and name not in arguments]
-    if unknown or missing:
-        what = f"does not take {first_five(unknown)}" if unknown else f"needs {first_five(missing)}"
-        raise InputError(f"{kind} {what}. Its arguments are: {', '.join(known) or 'none'}.")
+    signature = list(inspect.signature(function).parameters.values())
+    parameters = {
+        parameter.name: parameter
+        for parameter in signature[given:]
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    known = ", ".join(parameters) or "none"
+
+    unknown = [name for name in arguments if name not in parameters]
+    if unknown:
+        raise InputError(f"{kind} does not take {first_five(unknown)}. Its arguments are: {known}.")
+    missing = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and name not in arguments
+    ]
+    if missing:
+        raise InputError(f"{kind} needs {first_five(missing)}. Its arguments are: {known}.")
+
     for name, value in arguments.items():
-        fitting = _FITTING.get(annotations[name])
-        if fitting and (
-            not isinstance(value, fitting)
-            or (isinstance(value, bool) and annotations[name] is not bool)
-        ):
-            raise InputError(f"{kind}: {name} is {value!r}, expected {annotations[name].__name__}.")
+        annotation = parameters[name].annotation
+        if not _accepts(annotation, value):
+            raise InputError(f"{kind}: {name} is {value!r}, expected {annotation.__name__}.")
 
 
-_FITTING = {
-    int: int,
-    float: int | float,
-    bool: bool,
-    str: str,
-}  # what a parameter of that annotation takes
+def _accepts(annotation: object, value: object) -> bool:
+    accepted = ACCEPTED_TYPES.get(annotation)
+    if accepted is None:
+        return True
+    # In Python a bool is an int, but true is no number of filters.
+    if isinstance(value, bool):
+        return annotation is bool
+    return isinstance(value, accepted)
 
 
 def fill_defaults(function: Callable, arguments: Mapping[str, object] | None) -> dict[str, object]:
-    """`arguments` with the defaults of `function`'s signature for those that are not given."""
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(
-        arguments or {}
-    )
+    """`arguments`, with the defaults of `function`'s signature for those that are not given."""
+    filled = {}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.default is not parameter.empty:
+            filled[parameter.name] = parameter.default
+    filled.update(arguments or {})
+    return filled

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ovseg.core.errors import InputError
 
-CHECKPOINTS = ("best", "last", "interrupted")  # in the order in which they are looked for
+CHECKPOINTS = ("best", "last", "interrupted")  # in the order of preference
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class RunFolder:
 
     @classmethod
     def claim(cls, parent: Path) -> "RunFolder":
-        """Make the next free `version_<n>` folder in `parent`; two runs that start at once never share one.
+        """Make the next free `version_<n>` folder in `parent`.
+
+        Two runs that start at once never share one.
 
         Raises:
             InputError: the folder can't be written.
@@ -58,7 +60,11 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The name of the configuration: of the folder that holds the versions, or of a lone folder itself."""
+        """The name of the configuration.
+
+        It is the name of the folder that holds the versions, or of the folder itself where it is
+        not called `version_<n>`.
+        """
         folder = self.path.absolute()
         return folder.parent.name if folder.name.startswith("version_") else folder.name
 
@@ -109,7 +115,7 @@ class RunFolder:
         return self.path / "export"
 
     def evaluation(self, split: str) -> Path:
-        """The folder of the scores of a split: `evaluation` for test, `evaluation_<split>` for others.
+        """The folder of a split's scores: `evaluation` for test, else `evaluation_<split>`.
 
         Raises:
             InputError: this is a file, so the folder of the result must be named.
@@ -137,7 +143,7 @@ class RunFolder:
         )
 
     def release(self) -> None:
-        """Remove the folder of a run that kept no checkpoint, and its parents that nothing else is in."""
+        """Remove the folder of a run that kept no checkpoint, and its parents if they are empty."""
         if self.has_checkpoint:
             return
         shutil.rmtree(self.path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Intervals of means, by the one bootstrap of the package."""
+"""Intervals of means by bootstrap."""
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -16,14 +16,15 @@ def mean_interval(values: np.ndarray) -> list[float] | None:
     if len(values) < 2:
         return None
     found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))
-    return [float(bound) for bound in found.confidence_interval]
+    interval = found.confidence_interval
+    return [float(interval.low), float(interval.high)]
 
 
 def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> list[float] | None:
     """95 % percentile interval of sum(numerators) / sum(denominators), resampling both together.
 
-    With the sum and the count of each group it is the interval of a mean that resamples whole groups, whose members
-    are not independent.
+    With the sum and the count of each group it is the interval of a mean that resamples whole
+    groups, whose members are not independent.
 
     Args:
         numerators: (N,).
@@ -44,7 +45,8 @@ def ratio_interval(numerators: np.ndarray, denominators: np.ndarray) -> list[flo
         batch=1000,  # bounds the memory
         rng=np.random.default_rng(0),
     )
-    return [float(bound) for bound in found.confidence_interval]
+    interval = found.confidence_interval
+    return [float(interval.low), float(interval.high)]
 
 
 def _ratio_of_sums(numerators: np.ndarray, denominators: np.ndarray, axis: int) -> np.ndarray:

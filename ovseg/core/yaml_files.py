@@ -1,4 +1,7 @@
-"""YAML files, read the same way everywhere: `1e-4` is a number, and a key that is given twice is an error."""
+"""YAML files, read the same way everywhere.
+
+Two differences from PyYAML: `1e-4` is a number, and a key that is given twice is an error.
+"""
 
 import re
 from pathlib import Path
@@ -36,28 +39,29 @@ def parse_yaml(text: str, where: str) -> object:
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise InputError(f"{where}{line}: the YAML is broken ({error.problem}). Mend it.") from None
+        if error.problem_mark:
+            where = f"{where} line {error.problem_mark.line + 1}"
+        raise InputError(f"{where} is not valid YAML ({error.problem}). Correct it.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}.") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with the two differences that the module's text names."""
+    """PyYAML's safe loader with the two differences above."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} stands here twice", key.start_mark
+                    None, None, f"{key.value} is given twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.2 takes a float without a dot, which PyYAML, of YAML 1.1, reads as text. jsonargparse, which reads the
-# configurations of `train`, does the same.
+# In YAML 1.2 a float needs no dot; PyYAML, which follows YAML 1.1, reads such a float as text.
+# jsonargparse, which reads the configurations of `train`, does the same as we.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),

@@ -25,7 +25,7 @@ def test_failed_folder_keeps_the_old_one(tmp_path):
 def test_folder_of_others_is_spared(tmp_path):
     (tmp_path / "letters.txt").touch()
     with (
-        pytest.raises(InputError, match="--overwrite spares it"),
+        pytest.raises(InputError, match="does not replace it"),
         atomic_dir(tmp_path, overwrite=True, marker="marker"),
     ):
         pass

@@ -250,7 +250,7 @@ def test_values_are_set_at_dotted_keys_of_a_copy():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "space.yaml line 1: the YAML is broken"),
+        ("a: [", "space.yaml line 1 is not valid YAML"),
         ("- a", "space.yaml names no key"),
         (
             "model.colour: {low: 1, high: 2}",
