@@ -62,8 +62,8 @@ def test_second_call_continues_and_keeps_what_is_done(
 ):
     output = shutil.copytree(measured, tmp_path / "out")
     first = pd.read_csv(output / "images.csv")
-    options = ("--epochs", "1", "--image-size", "32", "--device", "cpu", "--seeds", "2")
-    assert run_command("measure_leakage", "--root", grouped_root, "--output", output, *options) == 0
+    options = ("--epochs", "1", "--image_size", "32", "--device", "cpu", "--seeds", "2")
+    assert run_command("measure_leakage", "--data", grouped_root, "--output", output, *options) == 0
 
     both = pd.read_csv(output / "images.csv")
     assert both[: len(first)].equals(first)

@@ -225,7 +225,7 @@ def test_members_of_different_datasets_need_one_to_be_named(
 )
 def test_file_that_names_no_members_is_an_error(tmp_path, text):
     (tmp_path / "ensemble.json").write_text(text)
-    with pytest.raises(InputError, match=r"ensemble.json does not read .\"members\""):
+    with pytest.raises(InputError, match=r"ensemble.json has other content than .\"members\""):
         find_checkpoints(tmp_path)
 
 

@@ -12,7 +12,7 @@ def test_sheet_shows_a_phantom_without_a_dataset(tmp_path):
 
 def test_sheet_shows_pairs_of_a_dataset(phantom_root, tmp_path, run_command):
     output = tmp_path / "b.png"
-    arguments = ["--output", output, "--root", phantom_root, "--augmentations", "standard"]
+    arguments = ["--output", output, "--data", phantom_root, "--augmentations", "standard"]
     assert run_command("draw_augmentations", *arguments) == 0
     assert read_image(output).shape == (178, 5 * 160, 3)
 

@@ -290,7 +290,7 @@ def test_split_file_that_divides_a_group_needs_allow_leakage(
     assert OvarianTumorDataModule(str(output), image_size=32).leakage
 
     arguments = ["--source", download, "--output", tmp_path / "by_command", "--size", 32]
-    arguments += ["--split-file", path, "--allow-leakage"]
+    arguments += ["--split_file", path, "--allow_leakage"]
     assert run_command("prepare_data", *arguments) == 0
     printed = capsys.readouterr().out
     assert "14 groups of near-duplicates with leakage: 2 pairs are in two splits" in printed
