@@ -7,7 +7,7 @@ import torch
 
 from ovseg.core.errors import InputError
 from ovseg.data.augment.pipelines import augment, build_transform
-from ovseg.data.datamodule import OvarianTumorDataModule, WholeBatchSampler
+from ovseg.data.datamodule import OvarianTumorDataModule
 
 
 def make(root, **options):
@@ -51,22 +51,6 @@ def test_epochs_differ_and_runs_agree_whatever_the_workers(phantom_root):
 def test_no_shuffle_keeps_the_natural_order(phantom_root):
     data = make(phantom_root, shuffle=False)
     assert epoch_of(data.train_dataloader(), 3)[0] == [pair.stem for pair in data.pairs("train")]
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_processes_share_whole_batches_without_repeats(world):
-    shares = [list(WholeBatchSampler(range(11), 4, world, rank)) for rank in range(world)]
-    assert sorted(i for share in shares for i in share if i >= 0) == list(range(11))
-    assert all(share == [-1] or -1 not in share for share in shares) and all(
-        shares
-    )  # none waits for the others
-    batches = [
-        tuple(share[i : i + 4])
-        for share in shares
-        for i in range(0, len(share), 4)
-        if share != [-1]
-    ]
-    assert sorted(batches) == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)]
 
 
 def test_excluded_stems_leave_their_split_and_unknown_ones_are_an_error(own_root):
