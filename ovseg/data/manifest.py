@@ -1,7 +1,17 @@
-"""What `manifest.json` says about a dataset: how it was prepared, and which category each image shows."""
+"""What `manifest.json` says about a dataset: how it was prepared, and what each image shows.
+
+The only reader of the file. What it holds, all of it optional:
+    made_by: "prepare_data" or "phantoms"; phantoms also have their `count`, `size` and `seed`.
+    fit: how pictures were placed in their square, see `ovseg.data.geometry.FITS`.
+    leakage: whether near-duplicates of one examination are in two splits.
+    categories: the names of categories 1, 2, ...
+    items: one entry an image, with its `stem` and `split`; where known, also `category` (an id, 0
+        for an empty mask), `fold` (None in test), `group` (of near-duplicates), and the original
+        `height` and `width` with the `box` that the picture fills in its square.
+"""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,54 +19,116 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.data.geometry import Box
 from ovseg.data.pairs import Pair
 
+FILE_NAME = "manifest.json"
+DEFAULT_FOLDS = 5
+
 
 def read_manifest(root: Path) -> dict[str, Any]:
     """The manifest of a dataset; empty where there is none, as in the baseline's layout.
 
     Raises:
-        InputError: it is not the JSON that our commands write.
+        InputError: it can't be read, or is not what our commands write.
     """
-    path = Path(root) / "manifest.json"
+    path = Path(root) / FILE_NAME
     if not path.is_file():
         return {}
+
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        manifest = None
-    if not isinstance(manifest, dict):
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    else:
+        problem = _find_problem(manifest)
+    if problem:
         raise InputError(
-            f"{path} is not the JSON that prepare_data writes. Prepare the dataset again."
+            f"{path} is not the JSON that prepare_data writes ({problem}). "
+            "Prepare the dataset again."
         )
     return manifest
 
 
+def _find_problem(manifest: object) -> str:
+    """The first thing that is not as our commands write it; empty where all is well."""
+    if not isinstance(manifest, dict):
+        return "expected an object with names"
+
+    categories = manifest.get("categories", [])
+    if not isinstance(categories, list):
+        return "categories is no list"
+    for name in categories:
+        if not isinstance(name, str):
+            return f"the category {name!r} is no name"
+
+    items = manifest.get("items", [])
+    if not isinstance(items, list):
+        return "items is no list"
+    for number, item in enumerate(items):
+        problem = _find_item_problem(item, len(categories))
+        if problem:
+            return f"item {number} {problem}"
+    return ""
+
+
+def _find_item_problem(item: object, categories: int) -> str:
+    """What is wrong with the entry of an image, given how many categories have a name."""
+    if not isinstance(item, dict):
+        return "is no object"
+    for key in ("stem", "split"):
+        if not isinstance(item.get(key), str):
+            return f"has no {key}"
+
+    category = item.get("category", 0)
+    if not isinstance(category, int) or not 0 <= category <= categories:
+        return f"has the category {category!r}, expected 0..{categories}"
+
+    fold = item.get("fold")
+    if fold is not None and not isinstance(fold, int):
+        return f"has the fold {fold!r}, expected a number"
+
+    if "box" in item:
+        box = item["box"]
+        keys = {field.name for field in fields(Box)}
+        if not isinstance(box, dict) or set(box) != keys:
+            return f"has the box {box!r}, expected {', '.join(sorted(keys))}"
+        sizes = [item.get("height"), item.get("width"), *box.values()]
+        if not all(isinstance(size, int) for size in sizes):
+            return "has a box without whole numbers for it and for the picture's height and width"
+    return ""
+
+
 def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
-    """Stem -> what the manifest says of a picture that was placed in a square (`height`, `width`, `box`).
+    """Stem -> manifest entry of each picture that was placed in a square (`height`, `width`, `box`).
 
     Empty for a tree of pictures as they are: the baseline's layout, phantoms.
     """
-    return {item["stem"]: item for item in read_manifest(root).get("items", []) if "box" in item}
+    items = read_manifest(root).get("items", [])
+    return {item["stem"]: item for item in items if "box" in item}
 
 
 def check_manifest(root: Path, fit: str, classes: int) -> None:
     """Refuse settings that do not go with a dataset.
 
     Raises:
-        InputError: it has other categories, or stretched pictures are to be letterboxed: inference would place
-            pictures otherwise than training did.
+        InputError: it has other categories, or stretched pictures are to be letterboxed: inference
+            would place pictures otherwise than training did.
     """
     category_names(root, classes)
+
     prepared = read_manifest(root).get("fit", fit)
-    if prepared != fit and prepared != "letterbox":
+    if prepared not in (fit, "letterbox"):
         raise InputError(
-            f"{root} was prepared with --fit {prepared}, but data.fit is {fit}. Set data.fit: {prepared}."
+            f"{root} was prepared with --fit {prepared}, but data.fit is {fit}. "
+            f"Set data.fit: {prepared}."
         )
 
 
 def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
-    """Pairs of a dataset that was prepared with letterbox, with the box of each picture if another `fit` is wanted.
+    """Leave out the borders of a letterboxed dataset where another `fit` is wanted.
 
-    So the picture alone is stretched, as inference does with the original; the border was none of its own.
+    So the picture alone is stretched, as inference does with the original.
+
+    Returns:
+        The pairs, each with the box of its picture; without boxes where `fit` is as prepared.
 
     Raises:
         InputError: the manifest does not say where a picture lies.
@@ -64,21 +136,28 @@ def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
     prepared = read_manifest(root).get("fit", fit)
     if prepared == fit:
         return pairs
-    boxes = {stem: Box(**item["box"]) for stem, item in prepared_items(root).items()}
-    unknown = [pair.stem for pair in pairs if pair.stem not in boxes]
+
+    items = prepared_items(root)
+    unknown = [pair.stem for pair in pairs if pair.stem not in items]
     if unknown:
         raise InputError(
-            f"manifest.json of {root} does not tell where the pictures of {len(unknown)} stems lie: "
+            f"{FILE_NAME} of {root} does not say where the pictures of {len(unknown)} stems lie: "
             f"{first_five(unknown)}. Prepare the dataset again, or set data.fit: {prepared}."
         )
-    return [replace(pair, box=boxes[pair.stem]) for pair in pairs]
+
+    pairs_with_box = []
+    for pair in pairs:
+        box = Box(**items[pair.stem]["box"])
+        pairs_with_box.append(replace(pair, box=box))
+    return pairs_with_box
 
 
 def check_bordered(images: Path, fit: str) -> None:
-    """Refuse pictures that `prepare_data` letterboxed where a run stretches: it would stretch their borders too.
+    """Refuse letterboxed pictures where a run stretches: it would stretch their borders too.
 
     Args:
-        images: a folder of pictures, which may be `{train,valid,test}/images` of a prepared dataset.
+        images: a folder of pictures, which may be `{train,valid,test}/images` of a prepared
+            dataset.
         fit: of the run.
 
     Raises:
@@ -88,8 +167,9 @@ def check_bordered(images: Path, fit: str) -> None:
     prepared = read_manifest(root).get("fit", fit)
     if prepared != fit:
         raise InputError(
-            f"{images} holds pictures that were prepared with --fit {prepared}, but the run places pictures with "
-            f"{fit}. Give the original pictures, or score the dataset with ovseg evaluate."
+            f"{images} holds pictures that were prepared with --fit {prepared}, but the run places "
+            f"pictures with {fit}. Give the original pictures, or score the dataset with "
+            "ovseg evaluate."
         )
 
 
@@ -99,45 +179,56 @@ def labels_dir(root: Path, split: str, classes: int) -> Path:
     Raises:
         InputError: there are no category maps.
     """
-    folder = Path(root) / split / ("masks" if classes == 1 else "categories")
-    if classes > 1 and not folder.is_dir():
+    if classes == 1:
+        return Path(root) / split / "masks"
+
+    folder = Path(root) / split / "categories"
+    if not folder.is_dir():
         raise InputError(
-            f"data.classes is {classes}, but there is no folder {folder} of category maps. Prepare the dataset again, "
-            "from colour annotations, or set data.classes: 1."
+            f"data.classes is {classes}, but there is no folder {folder} of category maps. Prepare "
+            "the dataset again, from colour annotations, or set data.classes: 1."
         )
     return folder
 
 
 def category_names(root: Path, classes: int) -> list[str]:
-    """The names of categories 1, 2, ... of a dataset that is used with this many classes; none for one class.
+    """The names of categories 1, 2, ... of a dataset used with `classes` classes; none for one.
 
     Raises:
         InputError: the manifest does not name categories, or another number of them.
     """
     if classes == 1:
         return []
-    names = read_manifest(root).get("categories")
+
+    names = read_manifest(root).get("categories", [])
     if not names:
         raise InputError(
-            f"data.classes is {classes}, but {root} has no manifest.json that names categories. Prepare the dataset "
-            "again, from colour annotations, or set data.classes: 1."
+            f"data.classes is {classes}, but {root} has no {FILE_NAME} that names categories. Prepare "
+            "the dataset again, from colour annotations, or set data.classes: 1."
         )
     if len(names) != classes - 1:
         raise InputError(
             f"data.classes is {classes}, but {root} has {len(names)} categories. "
             f"Set data.classes: {len(names) + 1} (background and categories) or 1 (lesion)."
         )
-    return list(names)
+    return names
 
 
 def image_categories(root: Path, *splits: str) -> dict[str, str]:
-    """Stem -> name of its lesion's category (`none` for an empty mask), of the images whose manifest tells it."""
+    """Stem -> name of its lesion's category, `none` for an empty mask.
+
+    Args:
+        root: a dataset.
+        splits: the folders whose images are wanted; images without a category are left out.
+    """
     manifest = read_manifest(root)
     names = ["none", *manifest.get("categories", [])]
-    items = [
-        item for item in manifest.get("items", []) if item["split"] in splits and "category" in item
-    ]
-    return {item["stem"]: names[item["category"]] for item in items}
+
+    categories = {}
+    for item in manifest.get("items", []):
+        if item["split"] in splits and "category" in item:
+            categories[item["stem"]] = names[item["category"]]
+    return categories
 
 
 def read_folds(root: Path, count: int | None = None) -> dict[tuple[str, str], int]:
@@ -148,20 +239,39 @@ def read_folds(root: Path, count: int | None = None) -> dict[tuple[str, str], in
         count: how many folds are expected; any by default.
 
     Raises:
-        InputError: no manifest, no folds in it, or another number of them; the message has the command to run.
+        InputError: no manifest, no folds in it, or another number of them; the message has the
+            command to run.
     """
     manifest = read_manifest(root)
-    items = [item for item in manifest.get("items", []) if item.get("fold") is not None]
-    folds = {(item["split"], item["stem"]): int(item["fold"]) for item in items}
-    found, wanted = len(set(folds.values())), count or 5
-    if found and found == (count or found):
+
+    folds = {}
+    for item in manifest.get("items", []):
+        if item.get("fold") is not None:
+            folds[item["split"], item["stem"]] = item["fold"]
+
+    found = len(set(folds.values()))
+    if found and count in (None, found):
         return folds
-    what = f"{found} folds, expected {count}" if found else "no folds"
-    what = what if manifest else "no manifest.json, which tells the folds"
-    command = f"prepare_data.py --source OTU_2d --output {root} --folds {wanted}"
-    if manifest.get("made_by") == "phantoms":
-        options = " ".join(f"--{name} {manifest[name]}" for name in ("count", "size", "seed"))
-        command = f"make_phantoms.py --output {root} {options} --folds {wanted}"
+
+    if found:
+        problem = f"{found} folds, expected {count}"
+    elif manifest:
+        problem = "no folds"
+    else:
+        problem = f"no {FILE_NAME}, which lists the folds"
+    command = _preparing_command(root, manifest)
     raise InputError(
-        f"{root} has {what}. Make it with folds: python scripts/{command} --overwrite."
+        f"{root} has {problem}. Make it with folds: {command} --folds {count or DEFAULT_FOLDS} "
+        "--overwrite."
     )
+
+
+def _preparing_command(root: Path, manifest: dict[str, Any]) -> str:
+    """The command that makes a dataset."""
+    if manifest.get("made_by") != "phantoms":
+        return f"ovseg prepare_data --source OTU_2d --output {root}"
+
+    command = f"ovseg make_phantoms --output {root}"
+    for name in ("count", "size", "seed"):
+        command += f" --{name} {manifest[name]}"
+    return command

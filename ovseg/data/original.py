@@ -14,12 +14,13 @@ def original_mask(
 ) -> np.ndarray:
     """A pair's mask, or category map, at the picture's original size.
 
-    Of a prepared pair it is the square's mask, cut out of its box and resized by nearest neighbour, so it is the
-    annotation to about a pixel of the square.
+    For a prepared pair the square's mask is cut to its box and resized by nearest neighbour, so it
+    is the annotation to about a pixel of the square.
 
     Args:
-        pair: of the dataset's tree.
-        item: its entry of `ovseg.data.manifest.prepared_items`; None where the tree's own size is the original one.
+        pair: a pair with a mask, of the dataset's tree.
+        item: its entry of `ovseg.data.manifest.prepared_items`; None where the tree's own size is
+            the original one.
         threshold: see `ovseg.data.pairs.read_mask`.
         classes: 1 for masks, more for category maps.
 
@@ -27,16 +28,22 @@ def original_mask(
         uint8 (height, width).
 
     Raises:
-        InputError: the mask can't be read, or is not the square that the manifest speaks of.
+        InputError: the mask can't be read, or is smaller than the manifest says.
+        ValueError: the pair has no mask.
     """
+    if pair.mask_path is None:
+        raise ValueError(f"{pair.image_path} has no mask.")
+
     labels = read_labels(pair.mask_path, threshold, classes)
     if item is None:
         return labels
+
     box = Box(**item["box"])
     inside = cut(labels, box)
     if inside.shape != (box.height, box.width):
         raise InputError(
-            f"{pair.mask_path} has {labels.shape[0]} rows and {labels.shape[1]} columns, but by the dataset's manifest "
-            f"its picture ends at row {box.top + box.height}, column {box.left + box.width}. Prepare the dataset again."
+            f"{pair.mask_path} has {labels.shape[0]} rows and {labels.shape[1]} columns, but by "
+            f"the dataset's manifest its picture ends at row {box.bottom}, column {box.right}. "
+            "Prepare the dataset again."
         )
     return resize_labels(inside, item["height"], item["width"])

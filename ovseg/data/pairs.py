@@ -1,10 +1,12 @@
 """Find, read and verify image/mask pairs. Nothing else in the project opens a picture."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,6 +16,13 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.data.geometry import Box, cut
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")  # of Pillow
+JPEG_NOISE = 32  # grey levels that compression may leave in the black of a JPEG mask
+THREADS = 4
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -23,8 +32,9 @@ class Pair:
     Attributes:
         stem: name of the files without suffix.
         image_path: the image.
-        mask_path: the mask; None for a picture that is only shown.
-        box: the part of both files that holds the picture, where a black border around it is to be left out.
+        mask_path: the mask; None for an image that is only shown.
+        box: the part of both files that holds the picture, where a black border around it is to be
+            left out; None takes the whole files.
     """
 
     stem: str
@@ -34,15 +44,18 @@ class Pair:
 
 
 def natural_key(stem: str) -> list[tuple[bool, int | str]]:
-    """Sort key that puts 2 before 10."""
-    return [
-        (not part.isdecimal(), int(part) if part.isdecimal() else part)
-        for part in re.findall(r"\d+|\D+", stem)
-    ]
+    """Sort key that puts 2 before 10, and numbers before letters."""
+    key: list[tuple[bool, int | str]] = []
+    for part in re.findall(r"\d+|\D+", stem):
+        if part.isdecimal():
+            key.append((False, int(part)))
+        else:
+            key.append((True, part))
+    return key
 
 
 def list_images(folder: Path) -> dict[str, Path]:
-    """Stem -> path of every picture in a folder, in natural order.
+    """Stem -> path of every picture in a folder, in natural order; hidden files are left out.
 
     Raises:
         InputError: no such folder, no picture in it, or two pictures of one stem.
@@ -50,51 +63,64 @@ def list_images(folder: Path) -> dict[str, Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Check the path.")
-    paths = [
-        p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-    ]
-    by_stem = {path.stem: path for path in sorted(paths, key=lambda p: natural_key(p.stem))}
+
+    paths = []
+    for path in folder.iterdir():
+        hidden = path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not hidden:
+            paths.append(path)
     if not paths:
         raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)}).")
-    if len(by_stem) < len(paths):
-        twice = sorted({p.stem for p in paths if p not in by_stem.values()}, key=natural_key)
+
+    counts = Counter(path.stem for path in paths)
+    repeated = [stem for stem, count in counts.items() if count > 1]
+    if repeated:
+        repeated.sort(key=natural_key)
         raise InputError(
-            f"{len(twice)} stems stand for two pictures in {folder}: {first_five(twice)}. Keep one of each."
+            f"{len(repeated)} stems stand for two pictures in {folder}: {first_five(repeated)}. "
+            "Keep one of each."
         )
-    return by_stem
+
+    paths.sort(key=lambda path: natural_key(path.stem))
+    return {path.stem: path for path in paths}
 
 
-def find_pairs(images_dir: Path, masks_dir: Path, exclude: Iterable[str] = ()) -> list[Pair]:
+def find_pairs(images_dir: Path, masks_dir: Path, exclude: Iterable[object] = ()) -> list[Pair]:
     """Match images and masks by stem, in natural order of the stems.
 
     Args:
         images_dir: folder of images.
         masks_dir: folder of masks.
-        exclude: stems to leave out, where they are there.
+        exclude: stems to leave out, where they are there; numbers are taken as text.
 
     Raises:
-        InputError: a folder is missing or empty, or some stems have no partner.
+        InputError: a folder is missing or empty, some stems have no partner, or no pair is left.
     """
-    images, masks, excluded = (
-        list_images(images_dir),
-        list_images(masks_dir),
-        set(map(str, exclude)),
-    )
-    for name, here, there, folder in [
-        ("images", images, masks, masks_dir),
-        ("masks", masks, images, images_dir),
-    ]:
-        alone = [stem for stem in here if stem not in there and stem not in excluded]
-        if alone:
-            other = "mask" if name == "images" else "image"
-            raise InputError(
-                f"{len(alone)} of {len(here)} {name} in {here[alone[0]].parent} have no {other} of the same stem in "
-                f"{folder}: {first_five(alone)}. Add the {other}s or list the stems under data.exclude."
-            )
-    pairs = [Pair(stem, images[stem], masks[stem]) for stem in images if stem not in excluded]
-    if not pairs:
+    images = list_images(images_dir)
+    masks = list_images(masks_dir)
+    excluded = {str(stem) for stem in exclude}
+
+    wanted_images = [stem for stem in images if stem not in excluded]
+    without_mask = [stem for stem in wanted_images if stem not in masks]
+    if without_mask:
+        raise InputError(
+            f"{len(without_mask)} of {len(images)} images in {images_dir} have no mask of the same "
+            f"stem in {masks_dir}: {first_five(without_mask)}. Add the masks or list the stems "
+            "under data.exclude."
+        )
+
+    wanted_masks = [stem for stem in masks if stem not in excluded]
+    without_image = [stem for stem in wanted_masks if stem not in images]
+    if without_image:
+        raise InputError(
+            f"{len(without_image)} of {len(masks)} masks in {masks_dir} have no image of the same "
+            f"stem in {images_dir}: {first_five(without_image)}. Add the images or list the stems "
+            "under data.exclude."
+        )
+
+    if not wanted_images:
         raise InputError(f"data.exclude leaves no pair in {images_dir}.")
-    return pairs
+    return [Pair(stem, images[stem], masks[stem]) for stem in wanted_images]
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -109,11 +135,12 @@ def open_picture(path: Path) -> Image.Image:
             frames = getattr(picture, "n_frames", 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read ({error}). Replace or remove the file.") from None
+
     if frames > 1:
         raise InputError(
             f"{path} has {frames} frames, expected 1. Save the frame you mean as its own file."
         )
-    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
+    if picture.mode not in EIGHT_BIT_MODES:
         raise InputError(
             f"{path} has mode {picture.mode}, expected 8 bits a channel. Convert it to 8 bits."
         )
@@ -121,7 +148,11 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a picture as RGB, uint8 (H, W, 3), without its EXIF orientation; raises as `open_picture`."""
+    """Read a picture as RGB, uint8 (H, W, 3); its EXIF orientation is ignored.
+
+    Raises:
+        InputError: see `open_picture`.
+    """
     return np.array(open_picture(path).convert("RGB"))
 
 
@@ -129,10 +160,11 @@ def read_mask(path: Path, threshold: int = 127) -> np.ndarray:
     """Read a binary mask, uint8 (H, W) of 0 and 1; grey values above `threshold` are lesion.
 
     Raises:
-        InputError: unreadable, or its grey values are not those of a binary mask (see `mask_problem`).
+        InputError: unreadable, or its grey values are not those of a binary mask (see
+            `mask_problem`).
     """
     grey = np.array(open_picture(path).convert("L"))
-    problem = mask_problem(grey, threshold, lossy=Path(path).suffix.lower() in (".jpg", ".jpeg"))
+    problem = mask_problem(grey, threshold, lossy=_is_jpeg(path))
     if problem:
         raise InputError(f"{path} {problem}")
     return (grey > threshold).astype(np.uint8)
@@ -142,81 +174,126 @@ def read_category_map(path: Path, classes: int) -> np.ndarray:
     """Read a category map, uint8 (H, W) of ids 0 (background) to `classes` - 1.
 
     Raises:
-        InputError: unreadable, several channels, a JPEG (compression changes ids), or an id out of range.
+        InputError: unreadable, several channels, a JPEG (compression changes ids), or an id out of
+            range.
     """
     picture = open_picture(path)
     ids = np.array(picture)
-    if ids.ndim != 2 or Path(path).suffix.lower() in (".jpg", ".jpeg"):
+    if ids.ndim != 2 or _is_jpeg(path):
         raise InputError(
-            f"{path} is {picture.format} of mode {picture.mode}, expected a PNG with one channel of category ids. "
-            "Prepare the dataset again."
+            f"{path} is {picture.format} of mode {picture.mode}, expected a PNG with one channel "
+            "of category ids. Prepare the dataset again."
         )
-    strange = np.unique(ids[ids >= classes])
-    if len(strange):
+
+    unknown = np.unique(ids[ids >= classes])
+    if len(unknown):
         raise InputError(
-            f"{path} holds the ids {first_five(strange)}, expected 0 (background) to {classes - 1}. "
-            "Prepare the dataset again."
+            f"{path} holds the ids {first_five(unknown)}, expected 0 (background) to "
+            f"{classes - 1}. Prepare the dataset again."
         )
     return ids.astype(np.uint8)
 
 
 def read_labels(path: Path, threshold: int, classes: int) -> np.ndarray:
-    """A pair's mask for one class (see `read_mask`), or its category map for more (see `read_category_map`)."""
-    return read_mask(path, threshold) if classes == 1 else read_category_map(path, classes)
+    """Read a mask for one class (`read_mask`), a category map for more (`read_category_map`)."""
+    if classes == 1:
+        return read_mask(path, threshold)
+    return read_category_map(path, classes)
 
 
 def mask_problem(grey: np.ndarray, threshold: int, lossy: bool) -> str:
-    """Why grey values, uint8 (H, W), are not a binary mask; empty where they are.
+    """Why grey values are not a binary mask.
 
-    A lossless mask has at most two values. A JPEG mask is blurred by compression: most of what is not black must still
-    be near its brightest value.
+    A lossless mask has at most two values. A JPEG mask is blurred by compression: most of what is
+    not black must still be near its brightest value.
+
+    Args:
+        grey: uint8 (H, W).
+        threshold: grey values above it are lesion.
+        lossy: the mask was a JPEG.
+
+    Returns:
+        What is wrong and what to do, to follow the name of the file; empty for a binary mask.
     """
     values = np.unique(grey)
-    bright = grey[grey > 32]
-    spread = lossy and len(bright) and np.mean(bright > np.percentile(bright, 90) - 64) < 0.6
-    if spread or (not lossy and len(values) > 2):
+    largest = int(values.max())
+
+    binary = _is_blurred_binary(grey) if lossy else len(values) <= 2
+    if not binary:
         return (
-            f"holds {len(values)} grey values ({first_five(values)}), expected a binary mask of two. "
-            "Save the lesion as one value on black."
+            f"holds {len(values)} grey values ({first_five(values)}), expected a binary mask of "
+            "two. Save the lesion as one value on black."
         )
+
     if len(values) == 2 and values.min() > threshold:
-        return f"has two values above the threshold {threshold} ({first_five(values)}), so all of it would be lesion."
-    noise = 32 if lossy else 0
-    if values.max() > noise and values.max() <= threshold:
         return (
-            f"has no value above the threshold {threshold} (its largest is {values.max()}), so its lesion would be "
-            f"lost. Set data.mask_threshold to {values.max() // 2}."
+            f"has two values above the threshold {threshold} ({first_five(values)}), so all of it "
+            "would be lesion."
+        )
+
+    noise = JPEG_NOISE if lossy else 0
+    if noise < largest <= threshold:
+        return (
+            f"has no value above the threshold {threshold} (its largest is {largest}), so its "
+            f"lesion would be lost. Set data.mask_threshold to {largest // 2}."
         )
     return ""
 
 
+def _is_blurred_binary(grey: np.ndarray) -> bool:
+    """Whether grey values, uint8 (H, W), can be those of a binary mask after JPEG compression."""
+    bright = grey[grey > JPEG_NOISE]
+    if len(bright) == 0:
+        return True
+    near_brightest = bright > np.percentile(bright, 90) - 64
+    return bool(np.mean(near_brightest) >= 0.6)
+
+
+def _is_jpeg(path: Path) -> bool:
+    return Path(path).suffix.lower() in JPEG_SUFFIXES
+
+
 def read_pair(pair: Pair, threshold: int = 127, classes: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) and labels (H, W) of a pair, cut to its box where it has one.
+    """Image and labels of a pair, cut to its box where it has one.
+
+    Args:
+        pair: a pair with a mask.
+        threshold: see `read_mask`.
+        classes: 1 for masks, more for category maps.
+
+    Returns:
+        Image, uint8 (H, W, 3), and mask or category map, uint8 (H, W).
 
     Raises:
         InputError: a file can't be used, the two differ in size, or the box lies outside of them.
+        ValueError: the pair has no mask.
     """
-    image, mask = read_image(pair.image_path), read_labels(pair.mask_path, threshold, classes)
-    if image.shape[:2] != mask.shape:
-        sizes = f"{image.shape[1]} x {image.shape[0]} and {mask.shape[1]} x {mask.shape[0]}"
+    if pair.mask_path is None:
+        raise ValueError(f"{pair.image_path} has no mask.")
+
+    image = read_image(pair.image_path)
+    labels = read_labels(pair.mask_path, threshold, classes)
+    height, width = labels.shape
+    if image.shape[:2] != labels.shape:
         raise InputError(
-            f"{pair.image_path} and its mask {pair.mask_path} differ in size ({sizes}). Export them again."
+            f"{pair.image_path} and its mask {pair.mask_path} differ in size "
+            f"({image.shape[1]} x {image.shape[0]} and {width} x {height}). Export them again."
         )
-    if pair.box is None:
-        return image, mask
-    if (
-        pair.box.top + pair.box.height > mask.shape[0]
-        or pair.box.left + pair.box.width > mask.shape[1]
-    ):
+
+    box = pair.box
+    if box is None:
+        return image, labels
+
+    if box.bottom > height or box.right > width:
         raise InputError(
-            f"{pair.image_path} is {mask.shape[1]} x {mask.shape[0]} pixels, but manifest.json has its picture in "
-            f"{pair.box}. Prepare the dataset again."
+            f"{pair.image_path} is {width} x {height} pixels, but manifest.json has its picture in "
+            f"{box}. Prepare the dataset again."
         )
-    return cut(image, pair.box), cut(mask, pair.box)
+    return cut(image, box), cut(labels, box)
 
 
 def verify_pairs(
-    pairs: list[Pair],
+    pairs: Sequence[Pair],
     threshold: int = 127,
     classes: int = 1,
     keep: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
@@ -227,7 +304,7 @@ def verify_pairs(
         pairs: what to read.
         threshold: see `read_mask`.
         classes: 1 for masks, more for category maps.
-        keep: gets the index, image and mask of every good pair, in several threads.
+        keep: gets the index, image and labels of every good pair, in several threads.
 
     Returns:
         Stems of the pairs whose mask is empty: legal, to be counted and reported.
@@ -237,25 +314,36 @@ def verify_pairs(
     """
 
     def check(index: int) -> tuple[str, bool]:
+        """What is wrong with a pair, if anything, and whether its mask is empty."""
         try:
-            image, mask = read_pair(pairs[index], threshold, classes)
+            image, labels = read_pair(pairs[index], threshold, classes)
         except InputError as error:
             return str(error), False
-        if keep:
-            keep(index, image, mask)
-        return "", not mask.any()
+        if keep is not None:
+            keep(index, image, labels)
+        return "", not labels.any()
 
-    results = map_with_progress(check, list(range(len(pairs))), "Verifying pairs")
+    results = map_with_progress(check, range(len(pairs)), "Verifying pairs")
+
     problems = [problem for problem, _ in results if problem]
+    if len(problems) == 1:
+        raise InputError(problems[0])
     if problems:
-        head = (
-            f"{len(problems)} of {len(pairs)} pairs cannot be used: " if len(problems) > 1 else ""
+        raise InputError(
+            f"{len(problems)} of {len(pairs)} pairs cannot be used: {first_five(problems)}"
         )
-        raise InputError(head + first_five(problems))
-    return [pair.stem for pair, (_, empty) in zip(pairs, results, strict=True) if empty]
+
+    empty = []
+    for pair, (_, is_empty) in zip(pairs, results, strict=True):
+        if is_empty:
+            empty.append(pair.stem)
+    return empty
 
 
-def map_with_progress(function: Callable, items: list, title: str) -> list:
-    """Apply `function` in 4 threads (Pillow decodes without the GIL), with a bar on a terminal."""
-    with ThreadPoolExecutor(4) as pool:
-        return list(progress_bar(pool.map(function, items), title, len(items)))
+def map_with_progress(
+    function: Callable[[Item], Result], items: Sequence[Item], title: str
+) -> list[Result]:
+    """Apply `function` in 4 threads, with a progress bar; Pillow decodes without the GIL."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = pool.map(function, items)
+        return list(progress_bar(results, title, len(items)))

@@ -1,6 +1,7 @@
-"""How a loader runs: which images a process loads and in which order, its workers, its batches."""
+"""The order in which a process loads images, and what else the loader of a dataset needs."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,32 +12,37 @@ from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 class TrainSampler(DistributedSampler):
     """Yields (index, augmentation seed), both a function of (seed, epoch, index) alone.
 
-    So what an epoch sees depends neither on the number of workers, nor on whether they persist, nor on a resume, and
-    with several processes each image keeps its augmentation. A DistributedSampler, so Lightning leaves it as it is and
-    calls `set_epoch`.
+    So what an epoch sees depends neither on the number of workers, nor on whether they persist,
+    nor on a resume, and with several processes each image keeps its augmentation. It is a
+    DistributedSampler because Lightning keeps such a sampler and calls its `set_epoch`.
     """
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for index in super().__iter__():
-            yield (
-                index,
-                int(np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)[0]),
-            )
+            sequence = np.random.SeedSequence([self.seed, self.epoch, index])
+            augmentation_seed = int(sequence.generate_state(1)[0])
+            yield index, augmentation_seed
 
 
 class WholeBatchSampler(DistributedSampler):
-    """Deals whole batches to the processes in turn, without repeating an image to even the shares.
+    """Gives whole batches to the processes in turn, without repeating an image to even the shares.
 
-    The batches are those of one process, so batch-wide scores and their means do not depend on the number of processes.
-    A process for which no batch is left gets the last pair as index -1, whose stem is empty: it is not to be counted.
+    The batches are those of one process, so scores of a batch and their means do not depend on the
+    number of processes. A process for which no batch is left gets index -1, which stands for the
+    last pair with an empty stem: it is not to be counted.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, num_replicas: int, rank: int):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        starts = range(rank * batch_size, len(dataset), num_replicas * batch_size)
-        self.indices = [
-            i for start in starts for i in range(start, min(start + batch_size, len(dataset)))
-        ] or [-1]
+        count = len(dataset)
+
+        self.indices: list[int] = []
+        for start in range(rank * batch_size, count, num_replicas * batch_size):
+            end = min(start + batch_size, count)
+            self.indices += range(start, end)
+
+        if not self.indices:
+            self.indices = [-1]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
@@ -46,25 +52,38 @@ class WholeBatchSampler(DistributedSampler):
 
 
 def empty_batch(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for images (N, 3, S, S) and masks (N, 1, S, S), uint8, in one piece of memory.
+    """Memory for images (N, 3, S, S) and masks (N, 1, S, S), uint8, not initialised.
 
-    In a worker it is memory that the main process can map, as torch's own collation has it: a new piece of it costs
-    more than the copying, so there is one a batch.
+    Both lie in one piece of memory. In a worker it is memory that the main process can map, as in
+    torch's own collation; to allocate it costs more than to copy, hence one piece for both.
+
+    Args:
+        count: N.
+        size: S, pixels.
     """
-    length = count * size * size
-    flat = torch.empty(0 if get_worker_info() else 4 * length, dtype=torch.uint8)
-    if get_worker_info():
-        flat.set_(torch.UntypedStorage._new_shared(4 * length))
-    return flat[: 3 * length].view(count, 3, size, size), flat[3 * length :].view(
-        count, 1, size, size
-    )
+    plane = size * size
+    flat = _empty_bytes(4 * count * plane)
+    images = flat[: 3 * count * plane].view(count, 3, size, size)
+    masks = flat[3 * count * plane :].view(count, 1, size, size)
+    return images, masks
 
 
-def as_is(batch: dict) -> dict:
-    """The collation of batches that are whole already."""
+def _empty_bytes(length: int) -> torch.Tensor:
+    """A flat uint8 tensor, not initialised; in a worker it lies in shared memory."""
+    if get_worker_info() is None:
+        return torch.empty(length, dtype=torch.uint8)
+
+    # torch's default_collate makes such memory in the same way (checked with 2.14). The public
+    # `share_memory_` would first allocate ordinary memory, then copy it.
+    storage = torch.UntypedStorage._new_shared(length)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def as_is(batch: Any) -> Any:
+    """The collation of batches that the dataset made whole already."""
     return batch
 
 
 def init_worker(_: int) -> None:
-    """Keep OpenCV to the worker's own thread: its pool can hang a forked worker."""
+    """Keep OpenCV to the worker's own thread: its thread pool can hang a forked worker."""
     cv2.setNumThreads(0)

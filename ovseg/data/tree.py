@@ -10,6 +10,7 @@ from ovseg.data.manifest import cut_borders, labels_dir, read_folds
 from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key
 
 SPLITS = ("train", "valid", "test")
+FOLD_SPLITS = ("train", "valid")  # whose images a fold divides anew
 
 
 class DatasetTree:
@@ -19,8 +20,8 @@ class DatasetTree:
         root: the dataset's folder.
         exclude: stems to leave out of every split.
         classes: 1 for masks; more for category maps.
-        fold: the fold of the manifest that is `valid`; `train` are the other images of the folders train and valid.
-            None takes the folders as they are, as `test` always is.
+        fold: the fold of the manifest that is `valid`; `train` are the other images of the folders
+            train and valid. None takes the folders as they are, as `test` always is.
         fit: how pictures fill the network's square, see `ovseg.data.manifest.cut_borders`.
     """
 
@@ -32,25 +33,27 @@ class DatasetTree:
         fold: int | None,
         fit: str,
     ):
-        self.root, self.exclude, self.classes, self.fold, self.fit = (
-            Path(root),
-            exclude or (),
-            classes,
-            fold,
-            fit,
-        )
+        self.root = Path(root)
+        self.exclude = [str(stem) for stem in exclude or ()]
+        self.classes = classes
+        self.fold = fold
+        self.fit = fit
+
         self._folders: dict[str, list[Pair]] = {}
         self._pairs: dict[str, list[Pair]] = {}
 
     def folders(self, split: str) -> dict[str, list[Pair]]:
-        """The folders that hold a split's pairs, with all pairs in them; two for the sides of a fold.
+        """All pairs of each folder that holds pairs of a split.
+
+        That is the split's own folder, or both `train` and `valid` where a fold divides them.
 
         Raises:
             InputError: no such split, a folder is missing, or pairs are incomplete.
         """
         choose("split", split, dict.fromkeys(SPLITS))
-        names = (split,) if self.fold is None or split == "test" else ("train", "valid")
-        return {name: self._folder(name) for name in names}
+        if self.fold is None or split not in FOLD_SPLITS:
+            return {split: self._folder(split)}
+        return {name: self._folder(name) for name in FOLD_SPLITS}
 
     def pairs(self, split: str) -> list[Pair]:
         """The pairs of a split, in natural order of their stems.
@@ -60,48 +63,61 @@ class DatasetTree:
         """
         if split not in self._pairs:
             folders = self.folders(split)
-            self._pairs |= (
-                folders if len(folders) == 1 else fold_pairs(self.root, folders, self.fold)
-            )
+            if self.fold is None or split not in FOLD_SPLITS:
+                self._pairs[split] = folders[split]
+            else:
+                self._pairs |= fold_pairs(self.root, folders, self.fold)
         return self._pairs[split]
 
     def check_exclude(self) -> None:
-        """A stem that no split has was misspelt: its image would go on being used.
+        """Refuse to exclude stems that no split has: a misspelt stem would still be used.
 
         Raises:
             InputError: there are such stems.
         """
-        present = {stem for split in SPLITS for stem in list_images(self.root / split / "images")}
-        unknown = sorted(set(map(str, self.exclude)) - present, key=natural_key)
+        present: set[str] = set()
+        for split in SPLITS:
+            present.update(list_images(self.root / split / "images"))
+
+        unknown = sorted(set(self.exclude) - present, key=natural_key)
         if unknown:
             raise InputError(
-                f"data.exclude names {len(unknown)} stems that no split of {self.root} has: {first_five(unknown)}."
+                f"data.exclude names {len(unknown)} stems that no split of {self.root} has: "
+                f"{first_five(unknown)}."
             )
 
     def held_out(self) -> str | None:
-        """Changes with the images that the fold holds out (SHA-256 of names), whatever is excluded; None without."""
+        """SHA-256 of the names of the images that the fold holds out, excluded ones too.
+
+        Returns:
+            64 hexadecimal digits; None where there is no fold.
+        """
         if self.fold is None:
             return None
-        names = sorted(
-            "/".join(key) for key, fold in read_folds(self.root).items() if fold == self.fold
-        )
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+        names = []
+        for (split, stem), fold in read_folds(self.root).items():
+            if fold == self.fold:
+                names.append(f"{split}/{stem}")
+        return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
     def _folder(self, split: str) -> list[Pair]:
+        """All pairs in the folder of a split; the files are listed once only."""
         if split not in self._folders:
             if not self.root.is_dir():
                 raise InputError(
                     f"There is no dataset folder {self.root}. Set data.root, or make it: "
-                    "python scripts/prepare_data.py --source OTU_2d --output FOLDER."
+                    "ovseg prepare_data --source OTU_2d --output FOLDER."
                 )
+            images = self.root / split / "images"
             masks = labels_dir(self.root, split, self.classes)
-            pairs = find_pairs(self.root / split / "images", masks, self.exclude)
+            pairs = find_pairs(images, masks, self.exclude)
             self._folders[split] = cut_borders(pairs, self.root, self.fit)
         return self._folders[split]
 
 
 def fold_pairs(root: Path, folders: dict[str, list[Pair]], fold: int) -> dict[str, list[Pair]]:
-    """What a fold trains on (`train`) and what it holds out (`valid`), in natural order of the stems.
+    """What a fold trains on (`train`) and what it holds out (`valid`), in natural order of stems.
 
     Args:
         root: a dataset prepared with folds.
@@ -109,28 +125,41 @@ def fold_pairs(root: Path, folders: dict[str, list[Pair]], fold: int) -> dict[st
         fold: the one held out.
 
     Raises:
-        InputError: see `read_folds`; no such fold, a pair that the manifest gives no fold, or one side has no pair.
+        InputError: see `read_folds`; no such fold, a pair without a fold in the manifest, or no
+            pair is left to train on or to hold out.
     """
     folds = read_folds(root)
     if fold not in folds.values():
         raise InputError(
-            f"data.fold is {fold}, but {root} has the folds 0..{max(folds.values())}. Set one of them."
+            f"data.fold is {fold}, but {root} has the folds 0..{max(folds.values())}. "
+            "Set one of them."
         )
-    pairs = [(split, pair) for split, members in folders.items() for pair in members]
-    unknown = [f"{split}/{pair.stem}" for split, pair in pairs if (split, pair.stem) not in folds]
-    if unknown:
+
+    train = []
+    valid = []
+    without_fold = []
+    for split, pairs in folders.items():
+        for pair in pairs:
+            pair_fold = folds.get((split, pair.stem))
+            if pair_fold is None:
+                without_fold.append(f"{split}/{pair.stem}")
+            elif pair_fold == fold:
+                valid.append(pair)
+            else:
+                train.append(pair)
+
+    if without_fold:
         raise InputError(
-            f"{len(unknown)} images of {root} have no fold in its manifest.json: {first_five(unknown)}. Prepare the "
-            "dataset again, or list the stems under data.exclude."
+            f"{len(without_fold)} images of {root} have no fold in its manifest.json: "
+            f"{first_five(without_fold)}. Prepare the dataset again, or list the stems under "
+            "data.exclude."
         )
-    pairs.sort(key=lambda item: natural_key(item[1].stem))
-    sides = {
-        side: [p for s, p in pairs if (folds[s, p.stem] == fold) == (side == "valid")]
-        for side in SPLITS[:2]
-    }
-    empty = [side for side, members in sides.items() if not members]
-    if empty:
-        raise InputError(
-            f"data.exclude leaves fold {fold} of {root} no image for {empty[0]}. Exclude fewer."
-        )
-    return sides
+
+    divided = {"train": train, "valid": valid}
+    for split, pairs in divided.items():
+        if not pairs:
+            raise InputError(
+                f"data.exclude leaves fold {fold} of {root} no image for {split}. Exclude fewer."
+            )
+        pairs.sort(key=lambda pair: natural_key(pair.stem))
+    return divided

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ovseg.core.errors import InputError
-from ovseg.data.geometry import Box, fit_box, place, resize_labels, restore
+from ovseg.data.geometry import Box, cut, fit_box, place, resize_image, resize_labels, restore
 
 
 def test_letterbox_centres_the_picture():
@@ -22,14 +22,35 @@ def test_extreme_aspect_ratio_keeps_a_pixel():
     assert fit_box(1, 1000, 64, "letterbox").height == 1
 
 
+def test_box_ends_behind_its_last_row_and_column():
+    box = Box(top=2, left=3, height=4, width=5)
+    assert (box.bottom, box.right) == (6, 8)
+    assert cut(np.zeros((10, 20, 3)), box).shape == (4, 5, 3)
+
+
 def test_letterbox_border_is_black():
     square = place(np.full((50, 100, 3), 200, np.uint8), 64, "letterbox")
-    assert (square[:16] == 0).all() and (square[48:] == 0).all() and (square[16:48] == 200).all()
+    assert (square[:16] == 0).all()
+    assert (square[16:48] == 200).all()
+    assert (square[48:] == 0).all()
+
+
+def test_image_of_the_wanted_size_is_not_copied():
+    image = np.zeros((5, 6, 3), np.uint8)
+    assert resize_image(image, 5, 6) is image
+
+
+def test_image_is_averaged_when_it_shrinks():
+    image = np.zeros((2, 2, 3), np.uint8)
+    image[0] = 200
+    assert resize_image(image, 1, 1).ravel().tolist() == [100, 100, 100]
 
 
 def test_labels_get_no_new_value():
     labels = np.random.default_rng(0).choice([0, 3, 8], (37, 91)).astype(np.uint8)
-    assert set(np.unique(resize_labels(labels, 64, 50))) <= {0, 3, 8}
+    resized = resize_labels(labels, 64, 50)
+    assert resized.shape == (64, 50)
+    assert set(np.unique(resized)) <= {0, 3, 8}
 
 
 @pytest.mark.parametrize("fit", ["letterbox", "stretch"])
@@ -37,5 +58,6 @@ def test_labels_get_no_new_value():
 def test_restore_undoes_place(fit, height, width):
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : height // 2, width // 3 : width * 2 // 3] = 1
-    back = restore(place(mask, 256, fit).astype(np.float32), height, width, fit) > 0.5
-    assert np.mean(back != mask) < 0.01
+    square = place(mask, 256, fit).astype(np.float32)
+    restored = restore(square, height, width, fit) > 0.5
+    assert np.mean(restored != mask) < 0.01

@@ -1,28 +1,69 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_image, write_json
-from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import place
-from ovseg.data.manifest import check_bordered, check_manifest, image_categories, read_manifest
+from ovseg.data.manifest import (
+    check_bordered,
+    check_manifest,
+    image_categories,
+    prepared_items,
+    read_folds,
+    read_manifest,
+)
+from ovseg.data.prepare.phantoms import write_phantoms
 
 
-def write(root, content: object) -> None:
-    (root / "manifest.json").write_text(json.dumps(content))
+def write(root: Path, content: object) -> None:
+    write_json(root / "manifest.json", content)
 
 
-def test_tree_without_a_manifest_knows_no_categories(tmp_path):
-    assert read_manifest(tmp_path) == {} and image_categories(tmp_path, "test") == {}
+def with_item(**entries: object) -> dict[str, object]:
+    """A manifest of one category and one image, with more entries for the image."""
+    return {"categories": ["cyst"], "items": [{"stem": "a", "split": "train", **entries}]}
+
+
+def test_tree_without_a_manifest_has_no_categories(tmp_path):
+    assert read_manifest(tmp_path) == {}
+    assert image_categories(tmp_path, "test") == {}
     check_manifest(tmp_path, "letterbox", classes=1)
 
 
 @pytest.mark.parametrize("text", ["[", "[]", "3"])
-def test_foreign_manifest_is_an_error(tmp_path, text):
+def test_manifest_of_another_program_is_an_error(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="is not the JSON that prepare_data writes"):
+        read_manifest(tmp_path)
+
+
+BOX = {"top": 0, "left": 0, "height": 4, "width": 8}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "problem"),
+    [
+        ({"categories": 3}, "categories is no list"),
+        ({"categories": {"a": 1}}, "categories is no list"),
+        ({"categories": ["a", 7]}, "the category 7 is no name"),
+        ({"items": {"a": "train"}}, "items is no list"),
+        ({"items": ["a"]}, "item 0 is no object"),
+        ({"items": [{"split": "train"}]}, "item 0 has no stem"),
+        ({"items": [{"stem": "a"}]}, "item 0 has no split"),
+        (with_item(category=2), r"item 0 has the category 2, expected 0\.\.1"),
+        (with_item(category="cyst"), r"item 0 has the category 'cyst', expected 0\.\.1"),
+        (with_item(fold="x"), "item 0 has the fold 'x', expected a number"),
+        (with_item(box=[1, 2]), r"item 0 has the box \[1, 2\], expected height, left, top, width"),
+        (with_item(box=BOX), "item 0 has a box without whole numbers"),
+        (with_item(box={**BOX, "top": "0"}, height=4, width=8), "item 0 has a box without whole"),
+    ],
+)
+def test_malformed_entry_is_an_error_that_names_it(tmp_path, manifest, problem):
+    write(tmp_path, manifest)
+    with pytest.raises(InputError, match=problem):
         read_manifest(tmp_path)
 
 
@@ -37,58 +78,61 @@ def test_categories_of_a_split_by_name(tmp_path):
     assert image_categories(tmp_path, "test") == {"1": "b", "2": "none"}
 
 
-def letterboxed(root, **item):
+def test_only_pictures_in_a_square_are_prepared_items(tmp_path, phantom_root):
+    write(tmp_path, with_item(box=BOX, height=20, width=40))
+    assert prepared_items(tmp_path)["a"]["box"] == BOX
+    assert prepared_items(phantom_root) == {}
+
+
+def letterboxed(root: Path, **item: object) -> None:
     """One 100 x 50 picture in a 64 x 64 square: white on a black border, its left half lesion."""
-    image, mask = np.full((50, 100, 3), 255, np.uint8), np.zeros((50, 100), np.uint8)
+    image = np.full((50, 100, 3), 255, np.uint8)
+    mask = np.zeros((50, 100), np.uint8)
     mask[:, :50] = 255
-    for kind, picture in (("images", image), ("masks", mask)):
-        write_image(root / "train" / kind / "a.png", place(picture, 64, "letterbox"))
+    write_image(root / "train" / "images" / "a.png", place(image, 64, "letterbox"))
+    write_image(root / "train" / "masks" / "a.png", place(mask, 64, "letterbox"))
+
     box = {"top": 16, "left": 0, "height": 32, "width": 64}
-    write_json(
-        root / "manifest.json", {"fit": "letterbox", "items": [{"stem": "a", "box": box, **item}]}
-    )
+    entry = {"stem": "a", "split": "train", "box": box, "height": 50, "width": 100, **item}
+    write(root, {"fit": "letterbox", "items": [entry]})
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_stretch_takes_a_letterboxed_picture_without_its_border(tmp_path, cache):
+def test_stretch_takes_a_letterboxed_picture_without_its_border(tmp_path, make_data, cache):
     letterboxed(tmp_path)
-    data = OvarianTumorDataModule(root=str(tmp_path), image_size=32, fit="stretch", cache=cache)
+    data = make_data(tmp_path, image_size=32, fit="stretch", cache=cache)
     data.verify(["train"], keep=True)
     item = data.dataset("train")[0]
     assert (item["image"] == 255).all()
-    assert (item["mask"][..., :16] == 1).all() and (item["mask"][..., 16:] == 0).all()
+    assert (item["mask"][..., :16] == 1).all()
+    assert (item["mask"][..., 16:] == 0).all()
 
 
-def test_letterbox_keeps_the_border(tmp_path):
+def test_letterbox_keeps_the_border(tmp_path, make_data):
     letterboxed(tmp_path)
-    data = OvarianTumorDataModule(root=str(tmp_path), image_size=32, fit="letterbox", cache=False)
+    data = make_data(tmp_path, image_size=32, fit="letterbox", cache=False)
     assert (data.dataset("train")[0]["image"][:, :8] == 0).all()
 
 
 def test_stretched_pictures_cannot_be_letterboxed(tmp_path):
-    write_json(tmp_path / "manifest.json", {"fit": "stretch"})
-    with pytest.raises(
-        InputError,
-        match="was prepared with --fit stretch, but data.fit is letterbox. Set data.fit: s",
-    ):
+    write(tmp_path, {"fit": "stretch"})
+    message = "was prepared with --fit stretch, but data.fit is letterbox. Set data.fit: stretch"
+    with pytest.raises(InputError, match=message):
         check_manifest(tmp_path, "letterbox", classes=1)
 
 
-def test_a_manifest_without_boxes_cannot_be_stretched(tmp_path):
+def test_manifest_without_boxes_cannot_be_stretched(tmp_path, make_data):
     letterboxed(tmp_path, stem="b")
-    with pytest.raises(
-        InputError,
-        match="does not tell where the pictures of 1 stems lie: a. Prepare the dataset ag",
-    ):
-        OvarianTumorDataModule(root=str(tmp_path), fit="stretch").pairs("train")
+    message = "does not say where the pictures of 1 stems lie: a. Prepare the dataset again"
+    with pytest.raises(InputError, match=message):
+        make_data(tmp_path, fit="stretch").pairs("train")
 
 
-def test_a_box_outside_of_the_picture_is_an_error(tmp_path):
+def test_box_outside_of_the_picture_is_an_error(tmp_path, make_data):
     letterboxed(tmp_path, box={"top": 16, "left": 0, "height": 80, "width": 64})
-    data = OvarianTumorDataModule(root=str(tmp_path), image_size=32, fit="stretch", cache=False)
-    with pytest.raises(
-        InputError, match="is 64 x 64 pixels, but manifest.json has its picture in Box"
-    ):
+    data = make_data(tmp_path, image_size=32, fit="stretch", cache=False)
+    message = "is 64 x 64 pixels, but manifest.json has its picture in Box"
+    with pytest.raises(InputError, match=message):
         data.verify(["train"])
 
 
@@ -96,7 +140,35 @@ def test_bordered_pictures_are_not_stretched_by_inference(tmp_path):
     letterboxed(tmp_path)
     check_bordered(tmp_path / "train" / "images", "letterbox")
     check_bordered(tmp_path / "elsewhere", "stretch")
-    with pytest.raises(
-        InputError, match="with --fit letterbox, but the run places pictures with stretch. Give"
-    ):
+
+    message = "with --fit letterbox, but the run places pictures with stretch. Give"
+    with pytest.raises(InputError, match=message):
         check_bordered(tmp_path / "train" / "images", "stretch")
+
+
+def test_number_of_folds_that_was_not_expected_is_an_error(fold_root):
+    assert len(read_folds(fold_root, 3)) == 17
+    with pytest.raises(InputError, match="has 3 folds, expected 5. .* --folds 5 --overwrite"):
+        read_folds(fold_root, 5)
+
+
+def test_phantoms_take_two_to_eight_folds(tmp_path, run_command):
+    with pytest.raises(InputError, match="--folds is 9, expected 2..8"):
+        write_phantoms(tmp_path / "new", 10, 32, folds=9)
+
+    options = ["--output", tmp_path / "new", "--count", 10, "--size", 32, "--folds", 8]
+    assert run_command("make_phantoms", *options) == 0
+    assert len(set(read_folds(tmp_path / "new").values())) == 8
+
+
+def test_command_to_make_folds_has_the_settings_of_the_phantoms(own_fold_root):
+    path = own_fold_root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    write(own_fold_root, {**manifest, "items": []})
+    message = (
+        f"{own_fold_root} has no folds. Make it with folds: ovseg make_phantoms --output "
+        f"{own_fold_root} --count 20 --size 64 --seed 3 --folds 5 --overwrite."
+    )
+    with pytest.raises(InputError) as error:
+        read_folds(own_fold_root)
+    assert str(error.value) == message

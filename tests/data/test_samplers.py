@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from ovseg.data.samplers import TrainSampler, WholeBatchSampler, empty_batch
+
+
+def shares_of(count: int, batch_size: int, world: int) -> list[list[int]]:
+    """The indices that each of `world` processes gets."""
+    shares = []
+    for rank in range(world):
+        sampler = WholeBatchSampler(range(count), batch_size, world, rank)
+        shares.append(list(sampler))
+        assert len(sampler) == len(shares[-1])
+    return shares
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_processes_share_whole_batches_without_repeats(world):
+    batches = []
+    for share in shares_of(11, 4, world):
+        assert share  # a process without a batch would keep the others waiting
+        if share == [-1]:
+            continue
+        assert -1 not in share
+        for start in range(0, len(share), 4):
+            batches.append(share[start : start + 4])
+
+    assert sorted(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
+
+
+def test_process_without_a_batch_gets_one_image_that_is_not_counted():
+    assert shares_of(3, 4, 2) == [[0, 1, 2], [-1]]
+
+
+def test_an_image_keeps_its_augmentation_whatever_the_number_of_processes():
+    whole = TrainSampler(range(10), 1, 0, shuffle=True, seed=5)
+    halves = [TrainSampler(range(10), 2, rank, shuffle=True, seed=5) for rank in (0, 1)]
+
+    both = [*halves[0], *halves[1]]
+
+    assert sorted(both) == sorted(whole)
+
+
+def test_augmentation_seeds_follow_from_seed_and_epoch():
+    def seeds(seed: int, epoch: int) -> list[int]:
+        sampler = TrainSampler(range(10), 1, 0, shuffle=False, seed=seed)
+        sampler.set_epoch(epoch)
+        return [augmentation_seed for _, augmentation_seed in sampler]
+
+    first = seeds(5, 0)
+    assert seeds(5, 0) == first
+    assert len(set(first)) == 10
+    assert not set(first) & set(seeds(5, 1))
+    assert not set(first) & set(seeds(6, 0))
+
+
+def test_empty_batch_has_room_for_images_and_masks():
+    images, masks = empty_batch(3, 8)
+    assert images.shape == (3, 3, 8, 8)
+    assert masks.shape == (3, 1, 8, 8)
+    assert images.dtype == masks.dtype == torch.uint8
