@@ -11,10 +11,46 @@ from ovseg.core.console import print_table
 from ovseg.core.drawing import case_row, contact_sheet
 from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
+from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import PairDataset
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import Postprocessing, to_dict
 from ovseg.metrics import HARD_SCORES, ORIGINAL_SCORES, SCORES
+
+
+def evaluate(
+    run: str | Path,
+    split: str = "test",
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    batch_size: int = 4,
+    device: str = "auto",
+    postprocessing: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Score a run on a split and write the result, as `ovseg evaluate` does.
+
+    Args:
+        run: run folder, checkpoint, or the folder of an ensemble.
+        split: `train`, `valid` or `test`.
+        data: prepared dataset; by default the one of training.
+        output: folder to make; by default `evaluation` in the run folder, or `evaluation_<split>`.
+        batch_size: images at a time, see `Evaluation`.
+        device: `auto`, or a name such as `cpu` or `cuda`.
+        postprocessing: apply the post-processing that the run folder holds, if any.
+        overwrite: replace any earlier evaluation, see `report_evaluation`.
+
+    Returns:
+        The summary, which is also written to `summary.json`.
+
+    Raises:
+        InputError: run, dataset, device or output can't be used.
+    """
+    run = Path(run)
+    folder = Path(output) if output else RunFolder(run).evaluation(split)
+    root = Path(data) if data else None
+    evaluation = Evaluation(run, split, root, batch_size, device, postprocessing)
+    return report_evaluation(evaluation, folder, overwrite)
 
 
 def report_evaluation(

@@ -1,6 +1,11 @@
-"""A trained run as files for programs without torch: the network in ONNX, and beside it what is done around it."""
+"""A trained run as files for programs without torch.
+
+The network goes into one file; `model.json` beside it says what has to be done around it.
+"""
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,9 @@ from ovseg import __version__
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_json
+from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder, run_of_checkpoint
-from ovseg.inference.engines import TOLERANCE, largest_gap, open_onnx
+from ovseg.inference.engines import TOLERANCE, Engine, is_close, largest_difference, open_onnx
 from ovseg.inference.onnx import export_onnx
 from ovseg.inference.postprocessing import to_dict
 from ovseg.inference.predictor import Predictor
@@ -19,70 +25,110 @@ from ovseg.inference.predictor import Predictor
 DESCRIPTION_FILE = "model.json"
 
 
-def export_run(run: Path, output: Path | None = None, overwrite: bool = False) -> dict[str, Any]:
-    """Write `model.onnx` and `model.json`, after comparing the file's probabilities with torch's.
+@dataclass(frozen=True)
+class ExportFormat:
+    """An entry of `EXPORT_FORMATS`.
 
-    The file takes plain pixels, uint8 (N, 3, S, S), of pictures placed in a square as `fit` says, and gives logits.
-    `model.json`, which the file's metadata repeat, says how they become labels as `infer` makes them: the run's
-    post-processing (flips, threshold, clean-up), categories and sizes.
+    Attributes:
+        file_name: of the network in the export's folder.
+        write: writes it from the network, pictures uint8 (N, 3, S, S), the path, and texts to keep in
+            the file; raises InputError where a package is missing.
+        open: opens the file as an engine on the CPU, to be compared with torch.
+    """
+
+    file_name: str
+    write: Callable[[torch.nn.Module, torch.Tensor, Path, dict[str, str]], None]
+    open: Callable[[Path], Engine]
+
+
+EXPORT_FORMATS = {
+    "onnx": ExportFormat("model.onnx", export_onnx, open_onnx),
+}
+
+
+def export_run(
+    run: str | Path,
+    output: Path | None = None,
+    format: str = "onnx",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a run's network and `model.json`, after comparing the file's probabilities with torch's.
+
+    The network takes plain pixels, uint8 (N, 3, S, S), of pictures placed in a square as `fit` says,
+    and gives logits. `model.json`, which the file's metadata repeat, says how these become the labels
+    that `ovseg infer` writes: sizes, categories, and the run's post-processing (flips, threshold,
+    clean-up).
 
     Args:
         run: run folder or checkpoint.
         output: folder to make; by default `export` in the run folder.
+        format: key of `EXPORT_FORMATS`.
         overwrite: replace an earlier export.
 
     Returns:
-        What `model.json` holds.
+        The content of `model.json`.
 
     Raises:
-        InputError: run or output can't be used, an ensemble, the extra [onnx] is missing, or the file's probabilities
-            are not torch's.
+        InputError: run, format or output can't be used, the run is an ensemble, a package is missing,
+            or the file's probabilities are not torch's.
     """
+    chosen: ExportFormat = choose("format", format, EXPORT_FORMATS)
+    run = Path(run)
     paths = find_checkpoints(run)
     if len(paths) > 1:
-        raise InputError(f"{run} is an ensemble of {len(paths)}; export its members one by one.")
+        raise InputError(f"{run} is an ensemble of {len(paths)}. Export its members one by one.")
     predictor = Predictor.from_run(run, "cpu")
-    size = predictor.image_size
-    description = {
-        "made_by": f"ovseg {__version__}",
-        "checkpoint_sha256": checkpoint_digest(*paths),
-        "input": {
-            "name": "image",
-            "dtype": "uint8",
-            "shape": ["batch", 3, size, size],
-            "range": "0..255, RGB",
-        },
-        "output": {
-            "name": "logits",
-            "activation": "softmax" if predictor.categories else "sigmoid",
-        },
-        "fit": predictor.fit,
-        "categories": ["background", *predictor.categories]
-        if predictor.categories
-        else ["background", "lesion"],
-        "postprocessing": to_dict(predictor.postprocessing),
-    }
-    image = torch.randint(
-        0, 256, (3, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    folder = RunFolder(Path(run)) if Path(run).is_dir() else run_of_checkpoint(run)
-    output = output or folder.export
-    with atomic_dir(output, overwrite, DESCRIPTION_FILE) as folder:
-        export_onnx(
-            predictor.network, image, folder / "model.onnx", {"ovseg": json.dumps(description)}
-        )
-        description["difference"] = _difference(predictor.network, image, folder / "model.onnx")
+    network = predictor.members[0].network
+    description = _describe(predictor, checkpoint_digest(*paths))
+
+    size = predictor.members[0].image_size
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
+
+    run_folder = RunFolder(run) if run.is_dir() else run_of_checkpoint(run)
+    with atomic_dir(output or run_folder.export, overwrite, DESCRIPTION_FILE) as folder:
+        path = folder / chosen.file_name
+        chosen.write(network, image, path, {"ovseg": json.dumps(description)})
+        description["difference"] = _compare_with_torch(chosen.open(path), network, image)
         write_json(folder / DESCRIPTION_FILE, description)
     return description
 
 
+def _describe(predictor: Predictor, digest: str) -> dict[str, Any]:
+    """What a program must know to make labels with the network."""
+    member = predictor.members[0]
+    activation = "softmax" if predictor.categories else "sigmoid"
+    names = predictor.categories or ["lesion"]
+    return {
+        "made_by": f"ovseg {__version__}",
+        "checkpoint_sha256": digest,
+        "input": {
+            "name": "image",
+            "dtype": "uint8",
+            "shape": ["batch", 3, member.image_size, member.image_size],
+            "range": "0..255, RGB",
+        },
+        "output": {"name": "logits", "activation": activation},
+        "fit": member.fit,
+        "categories": ["background", *names],
+        "postprocessing": to_dict(predictor.postprocessing),
+    }
+
+
 @torch.inference_mode()
-def _difference(network: torch.nn.Module, image: torch.Tensor, path: Path) -> float:
-    """The largest difference of a probability between the file and the network, for two batch sizes."""
-    engine = open_onnx(path)
-    difference = max(largest_gap(engine(batch), network(batch)) for batch in (image, image[:1]))
-    if not difference <= TOLERANCE:  # not so where it is not a number
-        raise InputError(
-            f"The ONNX file is {difference:.2g} off torch's probabilities, expected {TOLERANCE}."
-        )
-    return difference
+def _compare_with_torch(engine: Engine, network: torch.nn.Module, image: torch.Tensor) -> float:
+    """The largest difference of a probability, for a batch of all images and a batch of one.
+
+    Raises:
+        InputError: it is above `TOLERANCE`, or NaN.
+    """
+    differences = []
+    for batch in (image, image[:1]):
+        difference = largest_difference(engine(batch), network(batch))
+        if not is_close(difference):
+            raise InputError(
+                f"The exported network is {difference:.2g} off torch's probabilities, expected "
+                f"{TOLERANCE}."
+            )
+        differences.append(difference)
+    return max(differences)

@@ -19,8 +19,9 @@ def export_onnx(
 
     Args:
         network: in evaluation mode, on the CPU.
-        image: plain pixels, uint8 (N, 3, H, W); height and width become the file's, the batch size stays free.
-        path: the file, input `image`, output `logits`.
+        image: plain pixels, uint8 (N, 3, H, W); the file takes pictures of this height and width only,
+            but batches of any size.
+        path: the file to write; its input is `image`, its output `logits`.
         metadata: kept in the file's properties.
 
     Raises:
@@ -30,19 +31,27 @@ def export_onnx(
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise InputError("Exporting to ONNX needs the extra: pip install 'ovseg[onnx]'.") from None
-    pair = (
-        image[:1].expand(2, -1, -1, -1).contiguous()
-    )  # a batch of one would be taken for a constant
-    shapes, options = (
-        {"image": {0: torch.export.Dim("batch")}},
-        {"opset_version": OPSET, "external_data": False},
-    )
+
+    # The exporter would take the size of a batch of one for a constant.
+    batch_of_two = image[:1].expand(2, -1, -1, -1).contiguous()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations inside torch.export
         program = torch.onnx.export(
-            network, (pair,), input_names=["image"], output_names=["logits"], dynamic_shapes=shapes,
-            dynamo=True, verbose=False, **options,
-        )  # fmt: skip
+            network,
+            (batch_of_two,),
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    # torch notes a stack trace with paths of this machine at each node.
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
     program.model.metadata_props.update(metadata or {})
     program.save(path, external_data=False)

@@ -1,8 +1,17 @@
-"""A trained run on new pictures of any size; nothing but its checkpoint is needed."""
+"""A trained run predicts pictures of any size; it needs nothing but its checkpoint.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+    predictor = Predictor.from_run("runs/unet/version_0")
+    prediction = predictor.predict("scan.png")
+    prediction.labels  # uint8 (H, W), 1 where there is lesion
+    prediction.overlay("scan.png")  # uint8 (H, W, 3), to be shown
+
+`infer_folder` does the same for a folder of pictures and writes files.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
@@ -17,155 +26,260 @@ from ovseg.core.registry import choose
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import check_bordered
 from ovseg.data.pairs import list_images, read_image
-from ovseg.inference.engines import ENGINES, Engine, choose_engine, print_engines
+from ovseg.inference.engines import ENGINES, Engine, choose_engine
 from ovseg.inference.postprocessing import Postprocessing, average_flips, read_postprocessing
 from ovseg.training.task import SegmentationTask
+
+# A picture: the path of a file, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+Picture = np.ndarray | str | Path
+
+MARKER = ".ovseg_masks"  # the file by which `infer_folder` recognises a folder that it wrote
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of one picture, at the picture's own size.
+    """The result for one picture, at the picture's own size.
 
     Attributes:
-        labels: uint8 (H, W), 0 and 1, or category ids, as the run's post-processing has them (see `ovseg.inference.postprocessing.Postprocessing`).
-        probs: lesion probability, float32 (H, W) in 0..1; for categories 1 - that of the background, so where two
-            categories compete it can be above 0.5 in a pixel whose label is 0.
+        labels: uint8 (H, W), 1 where there is lesion, or ids of categories; 0 is the background. The
+            run's post-processing is applied.
+        probs: probability of lesion, float32 (H, W) in 0..1, without threshold and clean-up. With
+            categories it is 1 - the background's probability: where two categories compete, it may
+            be above 0.5 in a pixel that is labelled 0.
+        categories: names of the ids 1, 2, ...; empty where the network has one class.
     """
 
     labels: np.ndarray
     probs: np.ndarray
+    categories: Sequence[str] = ()
+
+    def overlay(self, picture: Picture) -> np.ndarray:
+        """Draw the labels over the picture: an outline and a transparent tint.
+
+        Args:
+            picture: the picture that was predicted.
+
+        Returns:
+            RGB, uint8 (H, W, 3). Lesion is red; category k has the colour `PALETTE[k - 1]` of
+            `ovseg.core.drawing`.
+
+        Raises:
+            InputError: the picture can't be read or has another size.
+        """
+        image = load_picture(picture)
+        if image.shape[:2] != self.labels.shape:
+            raise InputError(
+                f"The picture has {image.shape[0]} rows and {image.shape[1]} columns, but the "
+                f"prediction has {self.labels.shape[0]} and {self.labels.shape[1]}. Give the "
+                "picture that was predicted."
+            )
+        colors = PALETTE if self.categories else (PRED,)
+        return paint(image, self.labels, colors)
 
 
 @dataclass
-class Predictor:
-    """A network with the placement of pictures that it was trained with.
+class LoadedNetwork:
+    """The network of one checkpoint, with the placement of pictures that it was trained with.
 
     Attributes:
-        network: from plain pixels (N, 3, S, S) to logits, in evaluation mode on `device`.
-        image_size: S, side of the square that pictures are placed in.
-        fit: see `ovseg.data.geometry.fit_box`.
+        network: from plain pixels, uint8 (N, 3, S, S), to logits; in evaluation mode on `device`.
+        image_size: S, the side of the square that pictures are placed in.
+        fit: how they are placed, see `ovseg.data.geometry.fit_box`.
         device: where the network runs.
-        categories: names of ids 1, 2, ...; empty for a network of one class.
-        engine: what runs it, `auto` or a name of `ovseg.inference.engines.ENGINES`; settled on the first pictures.
-        postprocessing: how its probabilities become labels.
-        others: further members of an ensemble. Probabilities are averaged at the pictures' own sizes, so members may
-            place pictures in squares of their own; engine and post-processing are this one's.
     """
 
     network: torch.nn.Module
     image_size: int
     fit: str
     device: torch.device
-    categories: Sequence[str] = ()
-    engine: str = "torch"
-    postprocessing: Postprocessing = field(default_factory=Postprocessing)
-    others: Sequence["Predictor"] = ()
-    _run: Engine | None = None
-
-    @classmethod
-    def from_run(cls, run: Path, device: str = "auto", postprocessing: bool = True) -> "Predictor":
-        """From a run folder, a checkpoint or the folder of an ensemble.
-
-        Args:
-            run: see `ovseg.core.checkpoints.find_checkpoints`.
-            device: see `choose_device`.
-            postprocessing: with the post-processing that the run folder holds (see `ovseg.inference.postprocessing.read_postprocessing`), if any.
-
-        Raises:
-            InputError: no such run, a broken checkpoint, members that differ in their categories, another checkpoint's
-                post-processing, or no such device.
-        """
-        device, members = choose_device(device), read_members(run)
-        chosen, predictors = None, []
-        if postprocessing:
-            chosen = read_postprocessing(
-                run, checkpoint_digest(*(m.path for m in members)), members[0].classes
-            )
-        for member in members:
-            task = SegmentationTask.load_from_checkpoint(
-                member.path, map_location=device, weights_only=True
-            ).eval()
-            settings = member.data["image_size"], member.data["fit"], device, member.categories
-            predictors.append(
-                cls(task.network, *settings, postprocessing=chosen or Postprocessing())
-            )
-        return replace(predictors[0], others=predictors[1:])
-
-    def predict(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """Lesion probabilities of pictures at their own sizes, float32 (H, W) in 0..1; see `segment`."""
-        return [prediction.probs for prediction in self.segment(images)]
-
-    def segment(self, images: list[np.ndarray]) -> list[Prediction]:
-        """Labels and lesion probabilities of pictures at their own sizes.
-
-        Probabilities are interpolated to the picture's size first, of each class; labels are taken from them there.
-
-        Args:
-            images: RGB, uint8 (H, W, 3), sizes may differ.
-        """
-        views = [
-            member.class_probs(images, self.engine, self.postprocessing.flips)
-            for member in (self, *self.others)
-        ]
-        return [self._postprocess(np.mean(probs, axis=0)) for probs in zip(*views, strict=True)]
+    _engine: Engine | None = None
 
     @torch.inference_mode()
     def class_probs(
-        self, images: list[np.ndarray], engine: str, flips: Sequence[str]
+        self, images: Sequence[np.ndarray], engine: str, flips: Sequence[str]
     ) -> list[np.ndarray]:
-        """What this network alone says of pictures, averaged over flips: float32 (classes, H, W) each."""
+        """Probabilities at the pictures' own sizes, averaged over flips.
+
+        Args:
+            images: RGB, uint8 (H, W, 3); sizes may differ.
+            engine: what runs the network; it is built on the first call and kept.
+            flips: see `ovseg.inference.postprocessing.average_flips`.
+
+        Returns:
+            float32 (classes, H, W) for each picture, see `class_probs`.
+        """
         squares = np.stack([place(image, self.image_size, self.fit) for image in images])
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
-        if self._run is None:
-            self._run = choose_engine(engine, self.network, batch, print_engines)
-        probs = class_probs(average_flips(self._run, batch, flips))
-        return [
-            restore_probs(p, *image.shape[:2], self.fit)
-            for p, image in zip(probs, images, strict=True)
-        ]
+        if self._engine is None:
+            self._engine = choose_engine(engine, self.network, batch)
+        square_probs = class_probs(average_flips(self._engine, batch, flips))
 
-    def _postprocess(self, probs: np.ndarray) -> Prediction:
-        return Prediction(
-            self.postprocessing.labels(probs), probs[0] if len(probs) == 1 else 1 - probs[0]
+        results = []
+        for probs, image in zip(square_probs, images, strict=True):
+            height, width = image.shape[:2]
+            results.append(restore_probs(probs, height, width, self.fit))
+        return results
+
+
+@dataclass
+class Predictor:
+    """A trained run, or an ensemble of several, ready to predict pictures; see `from_run`.
+
+    Attributes:
+        members: the networks. Of several the probabilities are averaged at the pictures' own sizes,
+            so each may place pictures in a square of another size.
+        categories: names of the ids 1, 2, ...; empty where the networks have one class.
+        postprocessing: how probabilities become labels.
+        engine: what runs the networks, `auto` or a name of `ovseg.inference.engines.ENGINES`; it is
+            built for the first pictures, so set it before.
+    """
+
+    members: Sequence[LoadedNetwork]
+    categories: Sequence[str] = ()
+    postprocessing: Postprocessing = field(default_factory=Postprocessing)
+    engine: str = "torch"
+
+    @classmethod
+    def from_run(
+        cls, path: str | Path, device: str = "auto", postprocessing: bool = True
+    ) -> "Predictor":
+        """Load a run folder, a checkpoint (.ckpt) or the folder of an ensemble.
+
+        Args:
+            path: see `ovseg.core.checkpoints.find_checkpoints`.
+            device: `auto`, or a name such as `cpu` or `cuda`; see `ovseg.core.device.choose_device`.
+            postprocessing: apply the post-processing that the run folder holds, if any (see
+                `ovseg.inference.postprocessing.read_postprocessing`); else the threshold is 0.5.
+
+        Raises:
+            InputError: there is no such run or device, a checkpoint is broken, the members of an
+                ensemble differ in their categories, or the post-processing was chosen for another
+                checkpoint.
+        """
+        path = Path(path)
+        chosen_device = choose_device(device)
+        checkpoints = read_members(path)
+        first = checkpoints[0]
+
+        chosen = None
+        if postprocessing:
+            digest = checkpoint_digest(*[checkpoint.path for checkpoint in checkpoints])
+            chosen = read_postprocessing(path, digest, first.classes)
+
+        members = []
+        for checkpoint in checkpoints:
+            task = SegmentationTask.load_from_checkpoint(
+                checkpoint.path, map_location=chosen_device, weights_only=True
+            )
+            task.eval()
+            member = LoadedNetwork(
+                network=task.network,
+                image_size=checkpoint.data["image_size"],
+                fit=checkpoint.data["fit"],
+                device=chosen_device,
+            )
+            members.append(member)
+        return cls(members, first.categories, chosen or Postprocessing())
+
+    # A str and an array are iterables too, but stand for one picture each.
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self, images: Picture, batch_size: int = 4
+    ) -> Prediction: ...
+
+    @overload
+    def predict(self, images: Iterable[Picture], batch_size: int = 4) -> list[Prediction]: ...
+
+    def predict(
+        self, images: Picture | Iterable[Picture], batch_size: int = 4
+    ) -> Prediction | list[Prediction]:
+        """Segment one picture or several, as `ovseg infer` does.
+
+        Each class's probabilities are interpolated to the picture's size, and labels are made from
+        them there.
+
+        Args:
+            images: one picture, or an iterable of pictures; sizes may differ. A picture is a path, or
+                an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+            batch_size: how many pictures of an iterable the networks take at a time.
+
+        Returns:
+            A `Prediction` of one picture; a list of them of an iterable.
+
+        Raises:
+            InputError: a picture can't be read, or an array has another shape or dtype.
+        """
+        is_path = isinstance(images, str | Path)
+        is_picture = isinstance(images, np.ndarray) and images.ndim < 4
+        if is_path or is_picture:
+            return self._predict_batch([load_picture(images)])[0]
+
+        check_batch_size(batch_size)
+        pictures = list(images)
+        predictions = []
+        for start in range(0, len(pictures), batch_size):
+            batch = [load_picture(picture) for picture in pictures[start : start + batch_size]]
+            predictions += self._predict_batch(batch)
+        return predictions
+
+    def _predict_batch(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Predict RGB pictures, uint8 (H, W, 3), that go through the networks together."""
+        flips = self.postprocessing.flips
+        probs_of_members = [
+            member.class_probs(images, self.engine, flips) for member in self.members
+        ]
+        predictions = []
+        for index in range(len(images)):
+            probs = np.mean([found[index] for found in probs_of_members], axis=0)
+            lesion_probs = probs[0] if len(probs) == 1 else 1 - probs[0]
+            labels = self.postprocessing.labels(probs)
+            predictions.append(Prediction(labels, lesion_probs, self.categories))
+        return predictions
+
+
+def load_picture(picture: Picture) -> np.ndarray:
+    """A picture as RGB, uint8 (H, W, 3).
+
+    Args:
+        picture: a path, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+
+    Raises:
+        InputError: the file can't be read, or the array has another shape or dtype.
+    """
+    if isinstance(picture, str | Path):
+        return read_image(Path(picture))
+    is_grey = picture.ndim == 2
+    is_rgb = picture.ndim == 3 and picture.shape[2] == 3
+    if picture.dtype != np.uint8 or picture.size == 0 or not (is_grey or is_rgb):
+        raise InputError(
+            f"A picture is {picture.dtype} of shape {picture.shape}, expected uint8 of shape "
+            "(H, W, 3) in RGB or (H, W) in grey."
         )
+    if is_grey:
+        return np.stack([picture] * 3, axis=-1)
+    return picture
 
 
 def class_probs(logits: torch.Tensor) -> np.ndarray:
-    """Probabilities, float32 of the shape of the logits (N, classes, H, W): of the lesion, or of each class."""
+    """Probabilities, float32 of the shape of the logits, (N, classes, H, W).
+
+    Of one class it is the lesion's; of more classes, the first of which is the background, they sum
+    to 1 in each pixel.
+    """
     logits = logits.float()
-    return (logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()).cpu().numpy()
+    probs = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
+    return probs.cpu().numpy()
 
 
 def restore_probs(probs: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
-    """Probabilities of a square, float32 (classes, S, S), to its picture's size, (classes, height, width)."""
+    """Bring a square's probabilities, float32 (classes, S, S), to (classes, height, width)."""
     return np.stack([restore(channel, height, width, fit) for channel in probs])
 
 
-def predict_files(
-    predictor: Predictor, paths: list[Path], batch_size: int, failures: list[str]
-) -> Iterator[tuple[Path, np.ndarray, Prediction]]:
-    """(path, image, prediction) of every readable file; the messages of the others are added to `failures`."""
-    for start in progress_bar(range(0, len(paths), batch_size), "Predicting"):
-        images = {}
-        for path in paths[start : start + batch_size]:
-            try:
-                images[path] = read_image(path)
-            except InputError as error:
-                failures.append(str(error))
-        if images:
-            yield from zip(
-                images, images.values(), predictor.segment(list(images.values())), strict=True
-            )
-
-
-def draw_prediction(
-    image: np.ndarray, labels: np.ndarray, categories: Sequence[str] = ()
-) -> np.ndarray:
-    """The labels (H, W) over the image (H, W, 3); for categories with a legend of those it shows below."""
-    picture = paint(image, labels, PALETTE if categories else (PRED,))
-    if not categories:
-        return picture
-    return np.concatenate([picture, legend(categories, picture.shape[1], np.unique(labels))])
+def check_batch_size(batch_size: int) -> None:
+    """Raise InputError where a batch size is below 1."""
+    if batch_size < 1:
+        raise InputError(f"--batch_size is {batch_size}, expected at least 1.")
 
 
 def infer_folder(
@@ -180,55 +294,90 @@ def infer_folder(
     engine: str = "torch",
     postprocessing: bool = True,
 ) -> tuple[int, list[str]]:
-    """Write a mask `<stem>.png` at the image's own size for every picture of a folder.
+    """Write a mask `<stem>.png` at the picture's own size for every picture of a folder.
 
-    Masks are 0/255; of a network for categories they hold ids, which `categories.json` names.
+    Masks are 0 and 255. A run for categories writes ids, and `categories.json` with their names.
 
     Args:
         run: run folder, checkpoint, or the folder of an ensemble.
         images: folder of pictures.
         output: folder to make; it appears when all masks are written.
-        overlays: also `overlays/<stem>.png`, the mask over the image, for categories with a legend below it.
-        probabilities: also `probabilities/<stem>.png`, that of a lesion (see `Prediction`), 16 bits, 65535 is 1.
+        overlays: also write `overlays/<stem>.png`, the labels over the picture; for categories with a
+            legend below it.
+        probabilities: also write `probabilities/<stem>.png`, the probability of lesion (see
+            `Prediction`) in 16 bits, 65535 is 1.
         batch_size: pictures at a time.
-        device: see `choose_device`.
+        device: see `Predictor.from_run`.
         overwrite: replace masks that this function wrote before.
-        engine: what runs the network, see `Predictor`.
-        postprocessing: see `Predictor.from_run`; it is named on the terminal.
+        engine: see `Predictor`.
+        postprocessing: see `Predictor.from_run`; what it changes is printed.
 
     Returns:
-        How many masks were written, and the message of every picture that could not be read.
+        How many masks were written, and a message for every picture that could not be read.
 
     Raises:
-        InputError: run, images or output can't be used.
+        InputError: run, images or output can't be used, or no picture can be read.
     """
-    paths, failures, count = list(list_images(images).values()), [], 0
-    if batch_size < 1:
-        raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
+    paths = list(list_images(images).values())
+    check_batch_size(batch_size)
     choose("engine", engine, {"auto": None, **ENGINES})
-    with atomic_dir(output, overwrite, ".ovseg_masks", inputs=(run, images)) as folder:
-        (folder / ".ovseg_masks").touch()
+
+    count = 0
+    failures: list[str] = []
+    with atomic_dir(output, overwrite, MARKER, inputs=(run, images)) as folder:
+        (folder / MARKER).touch()
         predictor = Predictor.from_run(run, device, postprocessing)
+        predictor.engine = engine
         if predictor.postprocessing.changes:
             print(f"Post-processing of the run: {predictor.postprocessing}")
-        for fit in {member.fit for member in (predictor, *predictor.others)}:
+        for fit in {member.fit for member in predictor.members}:
             check_bordered(images, fit)
-        predictor.engine, names = engine, predictor.categories
-        if names:
-            write_json(folder / "categories.json", dict(enumerate(["background", *names])))
-        for path, image, prediction in predict_files(predictor, paths, batch_size, failures):
-            labels = prediction.labels
-            write_image(folder / f"{path.stem}.png", labels if names else labels * np.uint8(255))
-            if overlays:
-                write_image(
-                    folder / "overlays" / f"{path.stem}.png", draw_prediction(image, labels, names)
-                )
-            if probabilities:
-                scaled = np.round(prediction.probs.clip(0, 1) * 65535).astype(np.uint16)
-                write_image(folder / "probabilities" / f"{path.stem}.png", scaled)
-            count += 1
-        if not count:
+        if predictor.categories:
+            names = ["background", *predictor.categories]
+            write_json(folder / "categories.json", dict(enumerate(names)))
+
+        for start in progress_bar(range(0, len(paths), batch_size), "Predicting"):
+            pictures, problems = _read_images(paths[start : start + batch_size])
+            failures += problems
+            predictions = predictor.predict(pictures.values(), batch_size)
+            for path, prediction in zip(pictures, predictions, strict=True):
+                _write_mask(folder / f"{path.stem}.png", prediction)
+                if overlays:
+                    overlay = _overlay_with_legend(pictures[path], prediction)
+                    write_image(folder / "overlays" / f"{path.stem}.png", overlay)
+                if probabilities:
+                    scaled = np.round(prediction.probs.clip(0, 1) * 65535).astype(np.uint16)
+                    write_image(folder / "probabilities" / f"{path.stem}.png", scaled)
+                count += 1
+        if count == 0:
             raise InputError(
                 f"None of the {len(paths)} pictures in {images} can be read: {failures[0]}"
             )
     return count, failures
+
+
+def _read_images(paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], list[str]]:
+    """The pictures that can be read, by path, and a message for each of the others."""
+    images = {}
+    problems = []
+    for path in paths:
+        try:
+            images[path] = read_image(path)
+        except InputError as error:
+            problems.append(str(error))
+    return images, problems
+
+
+def _write_mask(path: Path, prediction: Prediction) -> None:
+    """Write ids of categories as they are, and a lesion as 255."""
+    labels = prediction.labels
+    write_image(path, labels if prediction.categories else labels * np.uint8(255))
+
+
+def _overlay_with_legend(image: np.ndarray, prediction: Prediction) -> np.ndarray:
+    """The overlay; below it, for categories, a legend of those that it shows."""
+    overlay = prediction.overlay(image)
+    if not prediction.categories:
+        return overlay
+    shown = np.unique(prediction.labels).tolist()
+    return np.concatenate([overlay, legend(prediction.categories, overlay.shape[1], shown)])

@@ -179,13 +179,11 @@ def test_infer_writes_ids_at_the_pictures_size(run, tmp_path, save_png, capsys):
 def test_labels_come_from_interpolated_probabilities(run):
     predictor = Predictor.from_run(run, "cpu")
     image = make_phantom(9, 64)[0]
-    prediction = predictor.segment([image])[0]
-    assert predictor.categories == NAMES and np.array_equal(
-        predictor.predict([image])[0], prediction.probs
-    )
+    prediction = predictor.predict(image)
+    assert predictor.categories == NAMES
     square = torch.from_numpy(read_square(image)).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        probs = predictor.network(square).softmax(1)
+        probs = predictor.members[0].network(square).softmax(1)
     enlarged = torch.nn.functional.interpolate(
         probs, (64, 64), mode="bilinear", align_corners=False
     )[0]

@@ -1,283 +1,362 @@
-"""Evaluate and infer from a run folder alone."""
+"""Predictions of a run in Python and as the files of `ovseg infer`."""
 
-import csv
-import json
-import math
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
-from pytorch_lightning import Trainer
 
-from ovseg.cli.main import main
-from ovseg.core.checkpoints import find_checkpoint
-from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
-from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.pairs import read_image
 from ovseg.data.prepare.phantoms import make_phantom
-from ovseg.evaluation.evaluate import summarise
-from ovseg.inference.engines import ENGINES
-from ovseg.inference.predictor import Predictor
-from ovseg.training.task import SegmentationTask
-
-
-@pytest.fixture(scope="module")
-def run(phantom_root, tmp_path_factory):
-    """A run folder with a checkpoint that has seen one batch. Not to be changed."""
-    folder = tmp_path_factory.mktemp("run")
-    data = OvarianTumorDataModule(str(phantom_root), image_size=32, num_workers=0)
-    task = SegmentationTask(
-        arch_args={"base_filters": 2, "num_layers": 3}, optimizer_args={"lr": 0.003}
-    )
-    trainer = Trainer(
-        max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-        default_root_dir=folder, limit_val_batches=0, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(task, data)
-    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
-    return folder
+from ovseg.inference.engines import ENGINES, EngineKind
+from ovseg.inference.postprocessing import Postprocessing
+from ovseg.inference.predictor import Predictor, infer_folder
 
 
 @pytest.fixture
-def images(tmp_path, save_png):
-    """Four pictures of different sizes and formats."""
-    image = make_phantom(9, 64)[0]
-    save_png(tmp_path / "in" / "a.png", image)
-    save_png(tmp_path / "in" / "b.jpg", image[:50])
-    save_png(tmp_path / "in" / "c.bmp", image[:, :37])
-    save_png(tmp_path / "in" / "d.tif", image[..., 0])
-    return tmp_path / "in"
+def predictor(run) -> Predictor:
+    return Predictor.from_run(run, "cpu")
 
 
-def read(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.array(picture)
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    """Three pictures of different sizes."""
+    return [make_phantom(1, 64)[0], make_phantom(2, 64)[0][:40], make_phantom(3, 64)[0][:, :50]]
 
 
-def infer(run, images, output, *more: str) -> int:
-    where = ["--run", str(run), "--images", str(images), "--output", str(output)]
-    return main(["infer", *where, "--device", "cpu", *more])
+# Predictor.predict
 
 
-def evaluate(run, *more: str) -> int:
-    return main(["evaluate", "--run", str(run), "--device", "cpu", *more])
+def test_one_array_gives_one_prediction_at_its_own_size(predictor):
+    prediction = predictor.predict(make_phantom(1, 64)[0][:40])
+    assert prediction.labels.shape == (40, 64)
+    assert prediction.labels.dtype == np.uint8
+    assert prediction.probs.shape == (40, 64)
+    assert prediction.probs.dtype == np.float32
+    assert np.array_equal(prediction.labels, prediction.probs > 0.5)
+    assert 0 < prediction.labels.sum() < prediction.labels.size
 
 
-def test_one_mask_per_picture_at_its_own_size(run, images, tmp_path):
-    assert (
-        infer(run, images, tmp_path / "out", "--overlays", "--probabilities", "--batch-size", "3")
-        == 0
+def test_path_is_predicted_as_the_array_that_it_holds(predictor, images):
+    of_array = predictor.predict(read_image(images / "b.jpg"))
+    for path in (images / "b.jpg", str(images / "b.jpg")):
+        assert np.array_equal(predictor.predict(path).probs, of_array.probs)
+
+
+def test_grey_array_is_predicted_as_three_equal_channels(predictor):
+    grey = make_phantom(1, 64)[0][..., 0]
+    of_grey = predictor.predict(grey)
+    of_rgb = predictor.predict(np.stack([grey, grey, grey], axis=2))
+    assert np.array_equal(of_grey.probs, of_rgb.probs)
+
+
+def test_iterable_gives_a_list_in_its_order(predictor, pictures, images):
+    mixed = [pictures[0], images / "a.png", str(images / "b.jpg"), pictures[1]]
+    from_generator = predictor.predict(picture for picture in mixed)
+    assert isinstance(from_generator, list)
+    for prediction, picture in zip(from_generator, mixed, strict=True):
+        alone = predictor.predict(picture)
+        assert np.allclose(prediction.probs, alone.probs, atol=1e-6)
+
+
+def test_stacked_pictures_are_an_iterable(predictor):
+    stack = np.stack([make_phantom(1, 64)[0], make_phantom(2, 64)[0]])
+    assert len(predictor.predict(stack)) == 2
+
+
+def test_no_pictures_give_an_empty_list(predictor):
+    assert predictor.predict([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_batches_do_not_change_the_prediction(predictor, pictures, batch_size):
+    together = predictor.predict(pictures, batch_size)
+    for prediction, picture in zip(together, pictures, strict=True):
+        assert np.allclose(prediction.probs, predictor.predict(picture).probs, atol=1e-6)
+
+
+def test_predictions_are_those_that_infer_writes(run, images, tmp_path, read_png):
+    infer_folder(run, images, tmp_path / "out", overlays=True, probabilities=True, device="cpu")
+    paths = sorted(images.iterdir())
+    predictions = Predictor.from_run(run, "cpu").predict(paths)
+    for path, prediction in zip(paths, predictions, strict=True):
+        name = f"{path.stem}.png"
+        mask = read_png(tmp_path / "out" / name)
+        probs = read_png(tmp_path / "out" / "probabilities" / name)
+        overlay = read_png(tmp_path / "out" / "overlays" / name)
+        assert np.array_equal(prediction.labels * 255, mask)
+        assert np.array_equal(np.round(prediction.probs * 65535), probs)
+        assert np.array_equal(prediction.overlay(path), overlay)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros(8, np.uint8),
+        np.zeros((0, 8), np.uint8),
+    ],
+)
+def test_array_that_is_no_picture_is_an_error(predictor, picture):
+    with pytest.raises(InputError, match=r"A picture is .* expected uint8 of shape \(H, W, 3\)"):
+        predictor.predict(picture)
+
+
+def test_path_without_a_picture_is_an_error(predictor, tmp_path):
+    with pytest.raises(InputError, match=r"gone\.png cannot be read"):
+        predictor.predict(tmp_path / "gone.png")
+
+
+def test_batch_size_of_zero_is_an_error(predictor, pictures):
+    with pytest.raises(InputError, match="--batch_size is 0, expected at least 1"):
+        predictor.predict(pictures, batch_size=0)
+
+
+# Prediction.overlay
+
+
+def test_overlay_marks_the_lesion_in_red(predictor):
+    grey = make_phantom(1, 64)[0][..., 0]
+    prediction = predictor.predict(grey)
+    overlay = prediction.overlay(grey)
+    assert overlay.shape == (64, 64, 3)
+    assert overlay.dtype == np.uint8
+    reddish = overlay[..., 0] > overlay[..., 1]
+    assert reddish[prediction.labels == 1].mean() > 0.9
+    untouched = (overlay == grey[..., None]).all(axis=2)
+    assert untouched[prediction.labels == 0].all()
+
+
+def test_overlay_of_categories_has_the_size_of_the_picture(category_run):
+    image = make_phantom(1, 64)[0]
+    prediction = Predictor.from_run(category_run, "cpu").predict(image)
+    assert prediction.categories == ["cyst", "haze", "solid", "mixed"]
+    assert prediction.overlay(image).shape == image.shape
+
+
+def test_overlay_of_another_picture_is_an_error(predictor, pictures):
+    prediction = predictor.predict(pictures[0])
+    with pytest.raises(InputError, match="The picture has 40 rows and 64 columns, but the pred"):
+        prediction.overlay(pictures[1])
+
+
+# Predictor.from_run
+
+
+def test_checkpoint_is_enough(run, pictures):
+    of_run = Predictor.from_run(run, "cpu").predict(pictures[0])
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    of_checkpoint = Predictor.from_run(checkpoint, "cpu").predict(pictures[0])
+    assert np.array_equal(of_checkpoint.probs, of_run.probs)
+
+
+def test_checkpoint_has_no_postprocessing(run, tmp_path, write_postprocessing):
+    folder = shutil.copytree(run, tmp_path / "run")
+    write_postprocessing(folder, Postprocessing(threshold=0.3))
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    assert Predictor.from_run(folder, "cpu").postprocessing == Postprocessing(threshold=0.3)
+    assert Predictor.from_run(checkpoint, "cpu").postprocessing == Postprocessing()
+
+
+def test_postprocessing_is_applied_as_by_hand(run, images, tmp_path, write_postprocessing):
+    chosen = Postprocessing(
+        ("horizontal", "vertical"), threshold=0.3, keep_largest=True, fill_holes=True
     )
+    folder = shutil.copytree(run, tmp_path / "run")
+    write_postprocessing(folder, chosen)
+    plain = Predictor.from_run(folder, "cpu", postprocessing=False)
+
+    image = read_image(images / "a.png")
+    flipped_probs = []
+    for flip in (np.array, np.fliplr, np.flipud, lambda picture: np.rot90(picture, 2)):
+        probs = plain.predict(np.ascontiguousarray(flip(image))).probs
+        flipped_probs.append(flip(probs))
+    expected = np.mean(flipped_probs, axis=0, dtype=np.float32)
+
+    prediction = Predictor.from_run(folder, "cpu").predict(image)
+    assert np.allclose(prediction.probs, expected, atol=1e-4)
+    assert np.array_equal(prediction.labels, chosen.labels(prediction.probs[None]))
+    assert 0 < prediction.labels.sum() < (plain.predict(image).probs > 0.3).sum()
+
+
+# Ensembles
+
+
+def test_ensemble_predicts_the_average_at_the_pictures_size(run, large_run, ensemble, pictures):
+    first = Predictor.from_run(run, "cpu").predict(pictures)
+    second = Predictor.from_run(large_run, "cpu").predict(pictures)
+    together = Predictor.from_run(ensemble, "cpu").predict(pictures)
+    for image, one, other, average in zip(pictures, first, second, together, strict=True):
+        assert average.probs.shape == image.shape[:2]
+        assert not np.allclose(one.probs, other.probs, atol=1e-3)
+        assert np.allclose(average.probs, (one.probs + other.probs) / 2, atol=1e-6)
+        assert np.array_equal(average.labels, average.probs > 0.5)
+
+
+def test_flips_and_engine_are_used_for_every_member(
+    ensemble, pictures, monkeypatch, write_postprocessing
+):
+    sizes = []
+
+    def build(network, image):
+        sizes.append(image.shape[-1])
+        return network
+
+    monkeypatch.setitem(ENGINES, "counted", EngineKind(build))
+    write_postprocessing(ensemble, Postprocessing(("horizontal",)))
+    plain = Predictor.from_run(ensemble, "cpu", postprocessing=False)
+    with_flips = Predictor.from_run(ensemble, "cpu")
+    with_flips.engine = "counted"
+
+    for image in pictures:
+        found = with_flips.predict(image).probs
+        unflipped = plain.predict(image).probs
+        flipped = np.fliplr(plain.predict(np.ascontiguousarray(np.fliplr(image))).probs)
+        assert np.abs(found - unflipped).max() > 1e-3
+        # Letterboxes of odd width are not symmetric, so the average differs a little.
+        assert np.abs(found - (unflipped + flipped) / 2).mean() < 0.02
+    assert sizes == [32, 48]
+
+
+# Engines
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_every_engine_averages_flips_as_torch_does(run, images, engine):
+    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    pytest.importorskip(engine, reason="needs the extra of this engine")
+    postprocessing = Postprocessing(("horizontal", "vertical"))
+    paths = sorted(images.iterdir())
+    by_torch = Predictor.from_run(run, "cpu")
+    by_engine = Predictor.from_run(run, "cpu")
+    by_torch.postprocessing = postprocessing
+    by_engine.postprocessing = postprocessing
+    by_engine.engine = engine
+    for ours, theirs in zip(by_torch.predict(paths), by_engine.predict(paths), strict=True):
+        assert np.abs(ours.probs - theirs.probs).max() < 1e-4
+
+
+def test_calibrated_engine_writes_the_masks_of_torch(
+    run, images, tmp_path, monkeypatch, capsys, read_png
+):
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    monkeypatch.delitem(ENGINES, "compile")  # half a minute of compilation
+    for engine in ("torch", "auto"):
+        output = tmp_path / engine
+        infer_folder(run, images, output, probabilities=True, engine=engine, device="cpu")
+    for stem in "abcd":
+        by_torch = read_png(tmp_path / "torch" / "probabilities" / f"{stem}.png").astype(int)
+        chosen = read_png(tmp_path / "auto" / "probabilities" / f"{stem}.png").astype(int)
+        assert np.abs(by_torch - chosen).max() <= 7  # of 65,535: 1e-4
+    printed = capsys.readouterr().out
+    assert printed.count("chosen") == 1
+    assert "onnxruntime" in printed
+
+
+# infer_folder and the command
+
+
+def test_one_mask_per_picture_at_its_own_size(run, images, tmp_path, run_command, read_png):
+    command = ["infer", "--run", run, "--images", images, "--output", tmp_path / "out"]
+    options = ["--device", "cpu", "--overlays", "--probabilities", "--batch-size", "3"]
+    assert run_command(*command, *options) == 0
     for path in images.iterdir():
-        mask, probs = (
-            read(tmp_path / "out" / sub / f"{path.stem}.png") for sub in (".", "probabilities")
-        )
-        overlay = read(tmp_path / "out" / "overlays" / f"{path.stem}.png")
-        assert mask.shape == probs.shape == overlay.shape[:2] == read(path).shape[:2]
-        probs = probs / 65535
+        name = f"{path.stem}.png"
+        size = read_png(path).shape[:2]
+        mask = read_png(tmp_path / "out" / name)
+        probs = read_png(tmp_path / "out" / "probabilities" / name) / 65535
+        assert mask.shape == probs.shape == size
+        assert read_png(tmp_path / "out" / "overlays" / name).shape[:2] == size
         assert set(np.unique(mask)) <= {0, 255}
-        assert (
-            np.array_equal(mask > 0, probs > 0.5)
-            or np.abs(probs - 0.5)[(mask > 0) != (probs > 0.5)].max() < 1e-4
-        )
+        rounded = np.abs(probs - 0.5) < 1e-4
+        assert ((mask > 0) == (probs > 0.5))[~rounded].all()
 
 
-def test_batches_do_not_change_the_prediction(run, images):
-    predictor = Predictor.from_run(run, "cpu")
-    pictures = [make_phantom(1, 64)[0], make_phantom(2, 64)[0][:40]]
-    together = predictor.predict(pictures)
-    alone = [predictor.predict([picture])[0] for picture in pictures]
-    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(together, alone, strict=True))
+def test_infer_takes_an_ensemble(ensemble, images, tmp_path):
+    count, failures = infer_folder(ensemble, images, tmp_path / "out", device="cpu")
+    assert (count, failures) == (4, [])
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
 
 
-def test_unreadable_picture_is_named_and_stops_nothing_else(run, images, tmp_path, capsys):
-    (images / "bad.png").write_bytes(b"")
-    assert infer(run, images, tmp_path / "out") == 1
+def test_masks_of_categories_are_ids_with_a_legend_below_the_overlay(
+    category_run, images, tmp_path, read_png
+):
+    infer_folder(category_run, images, tmp_path / "out", overlays=True, device="cpu")
+    assert '"1": "cyst"' in (tmp_path / "out" / "categories.json").read_text()
+    assert read_png(tmp_path / "out" / "a.png").max() <= 4
+    overlay = read_png(tmp_path / "out" / "overlays" / "a.png")
+    assert overlay.shape[0] > 64
+    assert overlay.shape[1] == 64
+
+
+def test_unreadable_picture_is_reported_and_the_others_are_written(
+    run, images, tmp_path, run_command, capsys
+):
+    folder = shutil.copytree(images, tmp_path / "in")
+    (folder / "bad.png").write_bytes(b"")
+    command = ["infer", "--run", run, "--images", folder, "--output", tmp_path / "out"]
+    assert run_command(*command, "--device", "cpu") == 1
     assert len(list((tmp_path / "out").glob("*.png"))) == 4
     assert "bad.png cannot be read" in capsys.readouterr().err
 
 
-def test_only_unreadable_pictures_leave_nothing(run, tmp_path, capsys):
+def test_only_unreadable_pictures_leave_no_output(run, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.png").write_bytes(b"")
-    assert infer(run, tmp_path / "in", tmp_path / "out") == 2
-    assert "None of the 1 pictures" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="None of the 1 pictures .* can be read: .*bad.png"):
+        infer_folder(run, tmp_path / "in", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
-def test_earlier_masks_are_kept_unless_told(run, images, tmp_path, capsys):
-    assert infer(run, images, tmp_path / "out") == 0
-    assert (
-        infer(run, images, tmp_path / "out") == 2 and "add --overwrite" in capsys.readouterr().err
-    )
-    assert infer(run, images, tmp_path / "out", "--overwrite") == 0
+def test_earlier_masks_are_replaced_only_with_overwrite(run, images, tmp_path):
+    infer_folder(run, images, tmp_path / "out", device="cpu")
+    with pytest.raises(InputError, match="add --overwrite"):
+        infer_folder(run, images, tmp_path / "out", device="cpu")
+    infer_folder(run, images, tmp_path / "out", device="cpu", overwrite=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-size", "0"], "--batch-size is 0"),
-        (["--device", "quantum"], "Device 'quantum' cannot be used"),
-        (["--images", "gone"], "There is no folder gone"),
-        (["--run", "gone"], "gone: not there"),
-        (["--speed", "9"], "no option --speed"),
+        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"device": "quantum"}, "Device 'quantum' cannot be used"),
+        ({"images": "gone"}, "There is no folder gone"),
+        ({"run": "gone"}, "gone: not there"),
+        ({"run": "gone", "engine": "steam"}, "Unknown engine 'steam'. Choose one of: auto, com"),
     ],
 )
-def test_infer_mistakes_are_one_line(run, images, tmp_path, capsys, arguments, message):
-    import re
-
-    assert infer(run, images, tmp_path / "out", *arguments) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert (
-        error[-1].startswith("error: ")
-        and re.search(message, error[-1])
-        and not (tmp_path / "out").exists()
-    )
+def test_mistake_is_an_error_that_leaves_no_output(run, images, tmp_path, arguments, message):
+    output = tmp_path / "out"
+    settings = {"run": run, "images": images, "output": output, "device": "cpu", **arguments}
+    with pytest.raises(InputError, match=message):
+        infer_folder(**settings)
+    assert not output.exists()
 
 
-def test_best_is_preferred_to_last(run, tmp_path):
-    folder = shutil.copytree(run, tmp_path / "run")
-    assert find_checkpoint(folder).name == "last.ckpt"
-    shutil.copy(folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt")
-    assert find_checkpoint(folder).name == "best.ckpt"
-    with pytest.raises(InputError, match="no checkpoints/best.ckpt or last.ckpt"):
-        find_checkpoint(tmp_path)
+def test_mistake_on_the_command_line_is_one_line(run, images, tmp_path, run_command, capsys):
+    command = ["infer", "--run", run, "--images", images, "--output", tmp_path / "out"]
+    assert run_command(*command, "--engine", "steam") == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: Unknown engine 'steam'.")
 
 
-def test_auto_device_is_there():
-    torch.zeros(1, device=choose_device("auto"))
-
-
-def test_evaluation_files_agree(run, tmp_path, capsys):
-    assert evaluate(run, "--output", str(tmp_path / "out")) == 0
-    table = pd.read_csv(tmp_path / "out" / "per_image.csv")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    with open(tmp_path / "out" / "evaluation.csv", encoding="utf-8") as file:
-        baseline = list(csv.DictReader(file))
-    assert list(baseline[0]) == ["loss", "dice_coef"] and len(baseline) == 1
-    assert float(baseline[0]["dice_coef"]) == pytest.approx(summary["scores"]["dice_coef"])
-    assert len(table) == summary["images"] == 3
-    assert summary["scores"]["dice"]["mean"] == pytest.approx(table["dice"].mean())
-    hits = table["dice"] * (table["lesion_pixels"] + table["pred_pixels"]) / 2
-    pooled = hits.sum() / (table["lesion_pixels"] + table["pred_pixels"] - hits).sum()
-    assert summary["scores"]["iou_pooled"] == pytest.approx(pooled, abs=1e-6)
-    assert "Dice per image" in capsys.readouterr().out
-
-
-def test_lesion_scores_are_split_by_category_where_the_manifest_tells_it(
-    run, phantom_root, tmp_path, capsys
+def test_postprocessing_that_is_applied_is_printed(
+    run, images, tmp_path, capsys, write_postprocessing
 ):
-    assert evaluate(run, "--output", str(tmp_path / "out")) == 0
-    table = pd.read_csv(tmp_path / "out" / "per_image.csv")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    items = json.loads((phantom_root / "manifest.json").read_text())["items"]
-    names = dict(enumerate(["none", "cyst", "haze", "solid", "mixed"]))
-    expected = {item["stem"]: names[item["category"]] for item in items}
-    assert table["category"].to_list() == [expected[stem] for stem in table["stem"]]
-    assert {row["name"]: row["images"] for row in summary["per_category"]} == table[
-        "category"
-    ].value_counts().to_dict()
-    assert (
-        tmp_path / "out" / "dice_categories.png"
-    ).exists() and "by category" in capsys.readouterr().out
-
-
-def test_tree_without_a_manifest_is_scored_without_categories(run, phantom_root, tmp_path):
-    root = shutil.copytree(phantom_root, tmp_path / "plain")
-    (root / "manifest.json").unlink()
-    assert evaluate(run, "--data", str(root), "--output", str(tmp_path / "out")) == 0
-    assert "category" not in pd.read_csv(tmp_path / "out" / "per_image.csv")
-    assert "per_category" not in json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert not (tmp_path / "out" / "dice_categories.png").exists()
-
-
-def test_same_evaluation_may_be_repeated_but_another_is_kept(run, tmp_path, capsys, phantom_root):
     folder = shutil.copytree(run, tmp_path / "run")
-    assert evaluate(folder) == 0 and evaluate(folder) == 0
-    other = shutil.copytree(phantom_root, tmp_path / "other")
-    assert (
-        evaluate(folder, "--data", str(other)) == 2 and "add --overwrite" in capsys.readouterr().err
-    )
-    assert evaluate(folder, "--data", str(other), "--overwrite") == 0
-    assert (
-        evaluate(folder, "--split", "valid") == 0
-        and (folder / "evaluation_valid" / "summary.json").exists()
-    )
+    write_postprocessing(folder, Postprocessing(threshold=0.3))
+    infer_folder(folder, images, tmp_path / "plain", device="cpu", postprocessing=False)
+    assert "Post-processing" not in capsys.readouterr().out
+    infer_folder(folder, images, tmp_path / "out", device="cpu")
+    assert "Post-processing of the run: threshold 0.3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--split", "val"], "Unknown split 'val'"),
-        (["--data", "gone"], "There is no dataset folder gone"),
-        (["--batch-size", "0"], "--batch-size is 0"),
-    ],
-)
-def test_evaluate_mistakes_are_one_line(run, tmp_path, capsys, arguments, message):
-    assert evaluate(run, "--output", str(tmp_path / "out"), *arguments) == 2
-    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-def test_checkpoint_without_a_folder_needs_an_output(run, capsys):
-    assert evaluate(run / "checkpoints" / "last.ckpt") == 2
-    assert "Add --output" in capsys.readouterr().err
-
-
-def test_foreign_checkpoint_is_an_error(tmp_path, capsys):
-    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
-    assert evaluate(tmp_path / "other.ckpt", "--output", str(tmp_path / "out")) == 2
-    assert "is not a whole checkpoint of ovseg" in capsys.readouterr().err
-
-
-def test_summary_leaves_nan_out_and_counts():
-    table = pd.DataFrame(0.5, range(3), ["iou", "sensitivity", "specificity", "precision"])
-    summary = summarise(table.assign(dice=[1.0, 0.5, math.nan]))
-    assert summary["dice"]["mean"] == 0.75 and summary["dice"]["images"] == 2
-    low, high = summary["dice"]["ci95"]
-    assert low == pytest.approx(0.5) and high == pytest.approx(1.0)
-
-
-def test_summary_of_nothing_is_null():
-    table = pd.DataFrame(
-        math.nan, range(1), ["dice", "iou", "sensitivity", "specificity", "precision"]
-    )
-    assert summarise(table)["dice"] == {"mean": None, "median": None, "ci95": None, "images": 0}
-
-
-def test_calibrated_engine_writes_the_masks_of_torch(run, images, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
-    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
-    monkeypatch.delitem(ENGINES, "compile")  # half a minute of compilation
-    assert infer(run, images, tmp_path / "torch", "--probabilities") == 0
-    for engine in ("auto", "onnxruntime"):
-        assert (
-            infer(
-                run,
-                images,
-                tmp_path / engine,
-                "--probabilities",
-                "--engine",
-                engine,
-                "--batch-size",
-                "3",
-            )
-            == 0
-        )
-        for stem in "abcd":
-            ours, theirs = (
-                read(tmp_path / n / "probabilities" / f"{stem}.png").astype(int)
-                for n in (engine, "torch")
-            )
-            assert np.abs(ours - theirs).max() <= 7  # of 65,535: 1e-4
-    out = capsys.readouterr().out
-    assert out.count("chosen") == 1 and "onnxruntime" in out
-
-
-def test_unknown_engine_stops_before_the_run_is_read(images, tmp_path, capsys):
-    assert infer(tmp_path / "no_run", images, tmp_path / "out", "--engine", "steam") == 2
-    assert (
-        "Unknown engine 'steam'. Choose one of: auto, compile, onnxruntime"
-        in capsys.readouterr().err
-    )
+def test_prediction_is_made_without_gradients(predictor):
+    network = predictor.members[0].network
+    predictor.predict(make_phantom(1, 64)[0])
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert isinstance(network, torch.nn.Module)
+    assert not network.training
