@@ -1,7 +1,7 @@
 """Segmentation of ovarian tumours in ultrasound images.
 
-`from ovseg import Predictor, OvarianTumorDataModule, SegmentationTask, build_model` works, and
-imports torch only then: `import ovseg` alone is instant.
+`from ovseg import Predictor, OvarianTumorDataModule, SegmentationTask, build_model, evaluate` works,
+and imports torch only then: `import ovseg` alone is instant.
 """
 
 import importlib
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ovseg.data.datamodule import OvarianTumorDataModule
+    from ovseg.evaluation.report import evaluate
     from ovseg.inference.predictor import Predictor
     from ovseg.models import build_model
     from ovseg.training.task import SegmentationTask
 
 __version__ = "0.1.0"
-__all__ = ["OvarianTumorDataModule", "Predictor", "SegmentationTask", "build_model"]
+__all__ = ["OvarianTumorDataModule", "Predictor", "SegmentationTask", "build_model", "evaluate"]
 
 # Huge pages for torch's large tensors on Linux, which torch reads when it makes its first one:
 # fresh memory is filled 5 times as fast.
@@ -26,6 +27,7 @@ _MODULES = {
     "Predictor": "ovseg.inference.predictor",
     "SegmentationTask": "ovseg.training.task",
     "build_model": "ovseg.models",
+    "evaluate": "ovseg.evaluation.report",
 }
 
 

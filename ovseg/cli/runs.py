@@ -43,12 +43,13 @@ def evaluate(
         overwrite: replace an earlier evaluation
     """
     from ovseg.core.runs import RunFolder
-    from ovseg.evaluation.evaluate import Evaluation
-    from ovseg.evaluation.report import print_summary, report_evaluation
+    from ovseg.evaluation import report
 
     folder = output or RunFolder(run).evaluation(split)
-    evaluation = Evaluation(run, split, data, batch_size, device, postprocessing)
-    print_summary(report_evaluation(evaluation, folder, overwrite))
+    summary = report.evaluate(
+        run, split, data, folder, batch_size, device, postprocessing, overwrite
+    )
+    report.print_summary(summary)
     return conclude(f"Written to {folder}")
 
 
@@ -127,17 +128,20 @@ def postprocess(
     return conclude(f"Written to {path}, which evaluate and infer use from now on")
 
 
-def export(*, run: Path, output: Path | None = None, overwrite: bool = False) -> int:
-    """Write a run's network as ONNX, and beside it how its logits become masks.
+def export(
+    *, run: Path, output: Path | None = None, format: str = "onnx", overwrite: bool = False
+) -> int:
+    """Write a run's network for other programs, and beside it how its logits become masks.
 
     Args:
         run: run folder or checkpoint
         output: folder to make (default: export in the run folder)
+        format: onnx
         overwrite: replace an earlier export
     """
     from ovseg.inference.export import export_run
 
-    description = export_run(run, output, overwrite)
+    description = export_run(run, output, format, overwrite)
     where = output or "export in the run folder"
     difference = description["difference"]
     return conclude(f"Written to {where}; probabilities within {difference:.1e} of torch's.")

@@ -1,7 +1,7 @@
 """Losses by name, on logits, in float32 also under mixed precision.
 
-Those for one class are of sigmoid(logits), and equal the baseline's where it has them; those for several
-classes are of softmax(logits).
+Losses of one class take sigmoid(logits) and equal the baseline's where the baseline has them.
+Losses of several classes take softmax(logits). Every loss is a scalar.
 """
 
 from collections.abc import Callable
@@ -18,36 +18,42 @@ from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
 from ovseg.metrics import dice_coef, iou_coef
 
-BCE_LIMIT = (
-    16.118095  # log((1 - 1e-7) / 1e-7): the baseline clips probabilities to 1e-7 .. 1 - 1e-7
-)
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+# log((1 - 1e-7) / 1e-7): the baseline clips probabilities to 1e-7 .. 1 - 1e-7.
+BCE_LIMIT = 16.118095
+
+
+# One class: logits and mask float32 (N, 1, H, W), the mask 0 or 1.
 
 
 def binary_crossentropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean binary cross-entropy of probabilities clipped to 1e-7 .. 1 - 1e-7, scalar.
+    """Mean binary cross-entropy of probabilities clipped to 1e-7 .. 1 - 1e-7.
 
-    The value is that of the clipped probabilities; the gradient is that of the unclipped ones, for a clipped gradient
-    is zero just where the network is most wrong.
+    The value is that of the clipped probabilities, the gradient that of the unclipped ones: a
+    clipped gradient is zero just where the network is most wrong.
     """
-    limited = F.binary_cross_entropy_with_logits(logits.clamp(-BCE_LIMIT, BCE_LIMIT), mask)
-    free = F.binary_cross_entropy_with_logits(logits, mask)
-    return free + (limited - free).detach()
+    clipped_logits = logits.clamp(-BCE_LIMIT, BCE_LIMIT)
+    clipped = F.binary_cross_entropy_with_logits(clipped_logits, mask)
+    unclipped = F.binary_cross_entropy_with_logits(logits, mask)
+    return unclipped + (clipped - unclipped).detach()
 
 
 def dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - soft Dice over the batch, scalar."""
+    """1 - soft Dice over the batch."""
     return 1 - dice_coef(logits.sigmoid(), mask)
 
 
 def iou_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - soft IoU over the batch, scalar."""
+    """1 - soft IoU over the batch."""
     return 1 - iou_coef(logits.sigmoid(), mask)
 
 
 def ssim_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - mean structural similarity (Gaussian window of 11, sigma 1.5), scalar; sides of at least 11 pixels.
+    """1 - mean structural similarity; needs images of at least 11 x 11 pixels.
 
-    Source: Z. Wang et al., IEEE Trans. Image Process. 13(4), 2004; the values are those of tf.image.ssim.
+    Source: Z. Wang et al., IEEE Trans. Image Process. 13(4), 2004; the values are those of
+        tf.image.ssim.
     """
     _, similarity = structural_similarity_index_measure(
         logits.sigmoid(),
@@ -59,57 +65,73 @@ def ssim_loss(logits: Tensor, mask: Tensor) -> Tensor:
         k2=0.03,
         return_full_image=True,
     )
-    return (
-        1 - similarity[..., 5:-5, 5:-5].mean()
-    )  # where the whole window lies in the image, as TensorFlow has it
+    # TensorFlow averages only where the whole window of 11 pixels lies in the image.
+    inside = similarity[..., 5:-5, 5:-5]
+    return 1 - inside.mean()
 
 
 def bce_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """(cross-entropy + Dice loss) / 2, scalar: the baseline's loss."""
+    """(cross-entropy + Dice loss) / 2: the baseline's loss."""
     return (binary_crossentropy(logits, mask) + dice_loss(logits, mask)) / 2
 
 
 def bce_iou_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """(cross-entropy + IoU loss) / 2, scalar."""
+    """(cross-entropy + IoU loss) / 2."""
     return (binary_crossentropy(logits, mask) + iou_loss(logits, mask)) / 2
 
 
 def basnet_hybrid_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """(cross-entropy + SSIM loss + IoU loss) / 3, scalar. Source: X. Qin et al., BASNet, CVPR 2019."""
-    return (
-        binary_crossentropy(logits, mask) + ssim_loss(logits, mask) + iou_loss(logits, mask)
-    ) / 3
+    """(cross-entropy + SSIM loss + IoU loss) / 3.
+
+    Source: X. Qin et al., BASNet, CVPR 2019.
+    """
+    entropy = binary_crossentropy(logits, mask)
+    similarity = ssim_loss(logits, mask)
+    overlap = iou_loss(logits, mask)
+    return (entropy + similarity + overlap) / 3
 
 
 def dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - soft Dice of every image, their mean, scalar: a small lesion weighs as much as a large one.
+    """1 - soft Dice of each image, averaged: a small lesion weighs as much as a large one.
 
-    One pixel of smoothing, as in `dice_coef`, so an empty mask asks for an empty prediction. segmentation-models-
-    pytorch's DiceLoss sums over the batch, as `dice_loss` does.
+    One pixel of smoothing, as in `dice_coef`, so an empty mask asks for an empty prediction.
     """
+    # segmentation-models-pytorch's DiceLoss sums over the batch, as `dice_loss` does.
     return tversky_loss(logits, mask, 0.5, 0.5)
 
 
 def bce_dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """(cross-entropy + Dice loss of every image) / 2, scalar."""
+    """(cross-entropy + Dice loss of each image) / 2."""
     return (binary_crossentropy(logits, mask) + dice_per_image_loss(logits, mask)) / 2
 
 
-def tversky_loss(logits: Tensor, mask: Tensor, false: float = 0.3, missed: float = 0.7) -> Tensor:
-    """1 - Tversky index of every image, their mean, scalar: a missed pixel costs more than a false one.
+def tversky_loss(
+    logits: Tensor, mask: Tensor, false_weight: float = 0.3, missed_weight: float = 0.7
+) -> Tensor:
+    """1 - Tversky index of each image, averaged: a missed pixel costs more than a false one.
 
-    Half a pixel of smoothing, so an empty mask asks for an empty prediction; 0.5 and 0.5 make it the Dice loss.
+    Half a pixel of smoothing, so an empty mask asks for an empty prediction.
+
+    Args:
+        logits: float32 (N, 1, H, W).
+        mask: 0 or 1, same shape.
+        false_weight: cost of a false positive; the Dice loss has 0.5 for both.
+        missed_weight: cost of a false negative.
 
     Source: S. S. M. Salehi et al., MLMI 2017, whose best weights are 0.3 and 0.7.
     """
-    probs, mask = logits.sigmoid().flatten(1), mask.flatten(1)
+    probs = logits.sigmoid().flatten(1)
+    mask = mask.flatten(1)
     hit = (probs * mask).sum(1)
-    wrong = false * (probs * (1 - mask)).sum(1) + missed * ((1 - probs) * mask).sum(1)
-    return (1 - (hit + 0.5) / (hit + wrong + 0.5)).mean()
+    false = (probs * (1 - mask)).sum(1)
+    missed = ((1 - probs) * mask).sum(1)
+    wrong = false_weight * false + missed_weight * missed
+    index = (hit + 0.5) / (hit + wrong + 0.5)
+    return (1 - index).mean()
 
 
 def focal_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy weighted by the square of what is missing to certainty, mean over pixels, scalar.
+    """Cross-entropy weighted by (1 - probability of the right class)^2, mean over pixels.
 
     No class weights: they are for objects far rarer than a lesion's pixels.
 
@@ -119,53 +141,101 @@ def focal_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """The Lovasz hinge of every image, their mean, scalar: the convex surrogate of 1 - IoU.
+    """The Lovasz hinge of each image, averaged: a convex surrogate of 1 - IoU.
 
-    Of an empty mask it is the hinge of the most lesion-like pixel.
+    For an empty mask it is the hinge of the pixel with the largest logit.
 
     Source: M. Berman et al., CVPR 2018, algorithm 1.
     """
-    logits, mask = logits.flatten(1), mask.flatten(1)
-    errors, order = (1 - logits * (2 * mask - 1)).sort(1, descending=True)
+    # segmentation-models-pytorch's LovaszLoss has the same values but loops over the images:
+    # version 0.6.0 took 2.3 to 4.4 times as long.
+    logits = logits.flatten(1)
+    mask = mask.flatten(1)
+    signs = 2 * mask - 1
+    errors, order = (1 - logits * signs).sort(1, descending=True)
+
+    # The IoU that is lost when the first 1, 2, ... pixels of this order are wrong.
     mask = mask.gather(1, order)
     area = mask.sum(1, keepdim=True)
-    lost = 1 - (area - mask.cumsum(1)) / (area + (1 - mask).cumsum(1))
-    return (errors.relu() * lost.diff(dim=1, prepend=torch.zeros_like(area))).sum(1).mean()
+    intersection = area - mask.cumsum(1)
+    union = area + (1 - mask).cumsum(1)
+    lost = 1 - intersection / union
+    lost_by_pixel = lost.diff(dim=1, prepend=torch.zeros_like(area))
+    return (errors.relu() * lost_by_pixel).sum(1).mean()
 
 
 def boundary_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean over pixels of |probability - mask| times the distance to the mask's border, scalar in 0..1.
+    """|probability - mask| times the distance to the mask's border, mean over pixels, in 0..1.
 
-    Distances count from the edges of pixels and are divided by the image's largest. This is the source's loss less
-    that of the mask itself, which no gradient sees: so the best is 0. A mask without border, empty or full, costs 0:
-    combine the loss with another. The distances are computed on the CPU at every step.
+    An empty or full mask has no border and costs 0: combine this loss with another one. The
+    distances are computed on the CPU at every step.
 
-    Source: H. Kervadec et al., Medical Image Analysis 67, 2021, equation 5.
+    Source: H. Kervadec et al., Medical Image Analysis 67, 2021, equation 5. This is the source's
+        loss minus the loss of the mask itself, a constant without gradient, so that the best value
+        is 0.
     """
-    distance = np.stack([border_distance(image) for image in mask[:, 0].cpu().numpy() > 0.5])
-    return (
-        torch.from_numpy(distance).to(logits.device)[:, None] * (logits.sigmoid() - mask).abs()
-    ).mean()
+    lesions = mask[:, 0].cpu().numpy() > 0.5
+    distances = np.stack([border_distance(lesion) for lesion in lesions])
+    weights = torch.from_numpy(distances).to(logits.device)[:, None]
+    return (weights * (logits.sigmoid() - mask).abs()).mean()
 
 
 def border_distance(mask: np.ndarray) -> np.ndarray:
-    """Distance of each pixel's centre to the border of a mask, bool (H, W) -> float32 (H, W) in 0..1."""
-    if mask.all() or not mask.any():
+    """Distance of each pixel's centre to the mask's border, which runs along the edges of pixels.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        float32 (H, W), divided by the largest distance, so 0..1; 0 for an empty or full mask.
+    """
+    has_border = mask.any() and not mask.all()
+    if not has_border:
         return np.zeros(mask.shape, np.float32)
     distance = distance_transform_edt(mask) + distance_transform_edt(~mask) - 0.5
     return (distance / distance.max()).astype(np.float32)
 
 
 def bce_dice_boundary_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """(cross-entropy + Dice loss of every image + boundary loss) / 3, scalar."""
-    return (
-        binary_crossentropy(logits, mask)
-        + dice_per_image_loss(logits, mask)
-        + boundary_loss(logits, mask)
-    ) / 3
+    """(cross-entropy + Dice loss of each image + boundary loss) / 3."""
+    entropy = binary_crossentropy(logits, mask)
+    dice = dice_per_image_loss(logits, mask)
+    boundary = boundary_loss(logits, mask)
+    return (entropy + dice + boundary) / 3
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+# Several classes: logits float32 (N, classes, H, W), mask of category ids int64 (N, H, W).
+
+
+def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross-entropy over all pixels of a batch."""
+    return F.cross_entropy(logits, mask)
+
+
+def category_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """1 - soft Dice, averaged over each image and each category that its mask has.
+
+    Each image counts, as in the reported score, so a small lesion weighs as much as a large one.
+    The background and categories that the mask lacks are left to the cross-entropy; softmax takes
+    from one class what it gives another. A batch without any category costs 0. One pixel of
+    smoothing, as in `dice_coef`.
+    """
+    probs = logits.softmax(1).flatten(2)[:, 1:]
+    one_hot = F.one_hot(mask, logits.shape[1]).movedim(-1, 1)
+    mask = one_hot.flatten(2)[:, 1:]
+    area = mask.sum(2)
+    dice = (2 * (mask * probs).sum(2) + 1) / (area + probs.sum(2) + 1)
+    present = area > 0
+    return ((1 - dice) * present).sum() / present.sum().clamp_min(1)
+
+
+def ce_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """(cross-entropy + Dice loss over categories) / 2: `bce_dice_loss` for several classes."""
+    return (cross_entropy(logits, mask) + category_dice_loss(logits, mask)) / 2
+
+
+# Losses of one class, and of several.
+LOSSES: dict[str, LossFunction] = {
     "binary_crossentropy": binary_crossentropy,
     "dice_loss": dice_loss,
     "bce_dice_loss": bce_dice_loss,
@@ -181,60 +251,41 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "boundary_loss": boundary_loss,
     "bce_dice_boundary_loss": bce_dice_boundary_loss,
 }
-
-
-def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:
-    """Mean cross-entropy over all pixels of a batch, from ids int64 (N, H, W), scalar."""
-    return F.cross_entropy(logits, mask)
-
-
-def category_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - soft Dice, the mean over every image and each category that its mask holds, scalar.
-
-    Of each image, not of the batch: so a small lesion weighs as much as a large one, as in the score that is reported.
-    Background and categories that the mask lacks are left to the cross-entropy (softmax takes from one class what it
-    gives another); without any category in the batch the loss is 0. One pixel of smoothing, as in `dice_coef`.
-    """
-    probs = logits.softmax(1).flatten(2)[:, 1:]
-    mask = F.one_hot(mask, logits.shape[1]).movedim(-1, 1).flatten(2)[:, 1:]
-    area = mask.sum(2)
-    dice = (2 * (mask * probs).sum(2) + 1) / (area + probs.sum(2) + 1)
-    present = area > 0
-    return ((1 - dice) * present).sum() / present.sum().clamp_min(1)
-
-
-def ce_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """(cross-entropy + Dice loss over categories) / 2, scalar: `bce_dice_loss` for several classes."""
-    return (cross_entropy(logits, mask) + category_dice_loss(logits, mask)) / 2
-
-
-CATEGORY_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+CATEGORY_LOSSES: dict[str, LossFunction] = {
     "cross_entropy": cross_entropy,
     "category_dice_loss": category_dice_loss,
     "ce_dice_loss": ce_dice_loss,
 }
 
 
-def build_loss(name: str, classes: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
-    """A loss by name: (logits of any float type (N, classes, H, W), mask of ids (N, 1, H, W)) -> float32 scalar.
+def build_loss(name: str, classes: int = 1) -> LossFunction:
+    """A loss by name.
 
     Args:
-        name: of `LOSSES` for one class, of `CATEGORY_LOSSES` for more.
-        classes: 1, or background and categories.
+        name: in `LOSSES` for one class, in `CATEGORY_LOSSES` for several.
+        classes: 1, or the background and all categories.
+
+    Returns:
+        A function of logits, any float type (N, classes, H, W), and a mask of category ids, any
+        type (N, 1, H, W), that returns a float32 scalar.
 
     Raises:
-        InputError: unknown name, or one for the other number of classes; the message lists the known ones.
+        InputError: unknown name, or a loss for the other number of classes; the message lists the
+            choices.
     """
-    fitting, other = (LOSSES, CATEGORY_LOSSES) if classes == 1 else (CATEGORY_LOSSES, LOSSES)
-    if name in other:
+    several = classes > 1
+    choices = CATEGORY_LOSSES if several else LOSSES
+    if name not in choices and (name in LOSSES or name in CATEGORY_LOSSES):
+        made_for = "one class" if several else "several classes"
         raise InputError(
-            f"The loss {name} is for {'one class' if classes > 1 else 'several classes'}, but "
-            f"model.arch_args.classes is {classes}. Choose one of: {', '.join(sorted(fitting))}."
+            f"The loss {name} is for {made_for}, but model.arch_args.classes is {classes}. "
+            f"Choose one of: {', '.join(sorted(choices))}."
         )
-    function = choose("loss", name, fitting)
+    function = choose("loss", name, choices)
 
     def loss(logits: Tensor, mask: Tensor) -> Tensor:
+        target = mask[:, 0].long() if several else mask.float()
         with torch.autocast(logits.device.type, enabled=False):
-            return function(logits.float(), mask.float() if classes == 1 else mask[:, 0].long())
+            return function(logits.float(), target)
 
     return loss
