@@ -22,7 +22,7 @@ README = REPOSITORY / "README.md"
 GUIDES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
 # The changelog also names commands and files that are gone.
 PAGES = [*GUIDES, REPOSITORY / "CHANGELOG.md"]
-SECTIONS = ("model", "data", "trainer", "early_stopping", "best_checkpoint", "snapshots", "ema")
+SECTIONS = ("model.", "data.", "trainer.", "early_stopping.", "best_checkpoint.", "ema.")
 FOLDERS = ("ovseg/", "tests/", "scripts/", "configs/", "docs/", ".ci/")
 
 
@@ -96,8 +96,9 @@ def list_keys(page: Path) -> list[str]:
     keys = []
     for code in list_code(page):
         name = code.removeprefix("--")
-        if name.partition(".")[0] in SECTIONS and not name.endswith((".md", ".py", ".yaml")):
-            keys.append(re.split(r"[ :=]", name)[0])
+        key = re.split(r"[ :=]", name)[0]
+        if key.startswith(SECTIONS) and Path(key).suffix not in (".json", ".onnx"):
+            keys.append(key)
     for _, arguments in list_commands(page):
         keys += [word[2:] for word in arguments if word.startswith("--") and "." in word]
     return keys
