@@ -167,11 +167,13 @@ class AtrousPyramid(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         mean = features.mean(dim=(2, 3), keepdim=True)
-        if (
-            self.training and len(mean) == 1
-        ):  # torch refuses to normalise one value; with a twin it gives Keras' beta
-            mean = mean.expand(2, -1, -1, -1)
-        pooled = self.pool(mean)[: len(features)].expand(-1, -1, *features.shape[2:])
+        if self.training and len(mean) == 1:
+            # Batch normalisation refuses a single value; two equal ones give Keras' result, its beta.
+            pooled = self.pool(mean.expand(2, -1, -1, -1))[:1]
+        else:
+            # No slice by the batch size here: an ONNX export would fix the batch size to that number.
+            pooled = self.pool(mean)
+        pooled = pooled.expand(-1, -1, *features.shape[2:])
         return self.fuse(
             torch.cat([pooled, *(branch(features) for branch in self.branches)], dim=1)
         )
