@@ -66,7 +66,7 @@ class Evaluation:
         postprocessing: bool = True,
     ):
         if batch_size < 1:
-            raise InputError(f"--batch-size is {batch_size}, expected at least 1.")
+            raise InputError(f"--batch_size is {batch_size}, expected at least 1.")
         self.split, self.device, self.members = split, choose_device(device), read_members(run)
         check_evaluable(self.members, split, root)
         first, self.paths = self.members[0], [member.path for member in self.members]

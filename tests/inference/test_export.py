@@ -1,98 +1,98 @@
-"""The exported file gives the masks that `infer` writes, told by nothing but itself and its description."""
+"""The exported file gives the masks that `infer` writes, by itself and its description alone."""
 
 import json
+import math
+import shutil
+from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
-from ovseg.cli.main import main
 from ovseg.core.errors import InputError
-from ovseg.core.files import write_json
 from ovseg.data.geometry import place, restore
 from ovseg.data.pairs import read_image
-from ovseg.inference import export as run_export
-from ovseg.inference.export import export_run
-from ovseg.inference.postprocessing import Postprocessing, average_flips, to_dict
+from ovseg.inference.engines import open_onnx
+from ovseg.inference.export import EXPORT_FORMATS, ExportFormat, export_run
+from ovseg.inference.postprocessing import Postprocessing, average_flips
+
+onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
+pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 
 
 @pytest.fixture
-def run(make_run, tmp_path):
-    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
-    return make_run(tmp_path / "run")
+def own_run(run, tmp_path) -> Path:
+    """A copy of `run`, to write into."""
+    return shutil.copytree(run, tmp_path / "run")
 
 
-def test_export_and_infer_give_the_same_masks(run, tmp_path, phantom_root):
-    postprocessing = Postprocessing(flips=("horizontal",), threshold=0.4, keep_largest=True)
-    digest = run_export.checkpoint_digest(run / "checkpoints" / "last.ckpt")
-    write_json(
-        run / "postprocessing.json",
-        {"postprocessing": to_dict(postprocessing), "checkpoint_sha256": digest},
-    )
-    assert main(["export", "--run", str(run)]) == 0
+def test_export_and_infer_give_the_same_masks(
+    own_run, tmp_path, phantom_root, run_command, write_postprocessing, read_png
+):
+    chosen = Postprocessing(flips=("horizontal",), threshold=0.4, keep_largest=True)
+    write_postprocessing(own_run, chosen)
     images = phantom_root / "test" / "images"
-    assert (
-        main(
-            [
-                "infer",
-                "--run",
-                str(run),
-                "--images",
-                str(images),
-                "--output",
-                str(tmp_path / "out"),
-            ],
-        )
-        == 0
-    )
-    told = json.loads((run / "export" / "model.json").read_text())
-    network, postprocessing = (
-        run_export.open_onnx(run / "export" / "model.onnx"),
-        Postprocessing(**told["postprocessing"]),
-    )
+    output = tmp_path / "masks"
+    assert run_command("export", "--run", own_run, "--format", "onnx") == 0
+    assert run_command("infer", "--run", own_run, "--images", images, "--output", output) == 0
+
+    description = json.loads((own_run / "export" / "model.json").read_text())
+    engine = open_onnx(own_run / "export" / "model.onnx")
+    side = description["input"]["shape"][-1]
+    fit = description["fit"]
+    postprocessing = Postprocessing(**description["postprocessing"])
     for path in images.iterdir():
         image = read_image(path)
-        square = place(image, told["input"]["shape"][-1], told["fit"])
-        logits = average_flips(
-            network,
-            torch.from_numpy(square).permute(2, 0, 1)[None].contiguous(),
-            postprocessing.flips,
-        )
-        labels = postprocessing.labels(
-            restore(logits.sigmoid()[0, 0].numpy(), *image.shape[:2], told["fit"])[None]
-        )
-        assert np.array_equal(
-            labels * 255, cv2.imread(str(tmp_path / "out" / f"{path.stem}.png"), 0)
-        )
+        square = torch.from_numpy(place(image, side, fit)).permute(2, 0, 1)
+        logits = average_flips(engine, square[None].contiguous(), postprocessing.flips)
+        probs = restore(logits.sigmoid()[0, 0].numpy(), *image.shape[:2], fit)
+        labels = postprocessing.labels(probs[None])
+        assert np.array_equal(labels * 255, read_png(output / f"{path.stem}.png"))
 
 
-def test_metadata_of_the_file_repeat_the_description(run):
-    onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
-    description = export_run(run)
-    kept = {p.key: p.value for p in onnx.load(run / "export" / "model.onnx").metadata_props}
-    assert description.pop("difference") <= 1e-4 and json.loads(kept["ovseg"]) == description
+def test_metadata_of_the_file_repeat_the_description(own_run):
+    description = export_run(own_run)
+    model = onnx.load(own_run / "export" / "model.onnx")
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    assert description.pop("difference") <= 1e-4
+    assert json.loads(kept["ovseg"]) == description
 
 
-def test_an_earlier_export_is_replaced_only_if_asked(run):
-    export_run(run)
+def test_earlier_export_is_replaced_only_with_overwrite(own_run):
+    export_run(own_run)
     with pytest.raises(InputError, match="--overwrite"):
-        export_run(run)
-    export_run(run, overwrite=True)
+        export_run(own_run)
+    export_run(own_run, overwrite=True)
 
 
-def test_a_file_that_differs_is_not_kept(run, monkeypatch):
-    monkeypatch.setattr(
-        run_export, "open_onnx", lambda path: lambda image: torch.zeros(len(image), 1, 32, 32)
-    )
-    with pytest.raises(
-        InputError, match="The ONNX file is .* off torch's probabilities, expected 0.0001"
-    ):
-        export_run(run)
-    assert not (run / "export").exists()
+def test_unknown_format_lists_the_formats(own_run):
+    with pytest.raises(InputError, match="Unknown format 'tflite'. Choose one of: onnx"):
+        export_run(own_run, format="tflite")
 
 
-def test_an_ensemble_is_exported_member_by_member(run, tmp_path):
-    write_json(tmp_path / "ensemble.json", {"members": ["run", "run"]})
-    with pytest.raises(InputError, match="is an ensemble of 2; export its members one by one"):
-        export_run(tmp_path)
+@pytest.mark.parametrize(
+    ("error_of_batch", "error_of_one"), [(5.0, 0.0), (0.0, 5.0), (0.0, math.nan)]
+)
+def test_file_that_differs_in_either_comparison_is_not_kept(
+    own_run, monkeypatch, error_of_batch, error_of_one
+):
+    written = []
+
+    def write(network, image, path, metadata):
+        path.write_bytes(b"")
+        written.append(network)
+
+    def run_wrong(image):
+        error = error_of_one if len(image) == 1 else error_of_batch
+        return written[0](image) + error
+
+    wrong = ExportFormat("model.wrong", write, lambda path: run_wrong)
+    monkeypatch.setitem(EXPORT_FORMATS, "wrong", wrong)
+    with pytest.raises(InputError, match=r"is \S+ off torch's probabilities, expected 0.0001"):
+        export_run(own_run, format="wrong")
+    assert not (own_run / "export").exists()
+
+
+def test_ensemble_is_exported_member_by_member(ensemble):
+    with pytest.raises(InputError, match="is an ensemble of 2. Export its members one by one"):
+        export_run(ensemble)

@@ -4,17 +4,11 @@ import json
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
-from ovseg.cli.main import main
 from ovseg.core.checkpoints import checkpoint_digest
 from ovseg.core.errors import InputError
-from ovseg.data.geometry import fit_box
-from ovseg.data.pairs import read_image
-from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
@@ -22,7 +16,6 @@ from ovseg.inference.postprocessing import (
     read_postprocessing,
     to_dict,
 )
-from ovseg.inference.predictor import Predictor
 from ovseg.metrics import predict
 
 PICTURE = np.array(  # a ring of 8 with a hole, two pixels that touch at a corner, one alone
@@ -163,145 +156,9 @@ def test_flips_are_those_made_by_hand():
         assert torch.allclose(found, torch.stack(views).mean(0), atol=1e-6)
 
 
-CHOSEN = Postprocessing(("horizontal", "vertical"), 0.3, keep_largest=True, fill_holes=True)
-
-
-@pytest.fixture(scope="module")
-def run(make_run, tmp_path_factory):
-    """A run that has CHOSEN as its post-processing. Not to be changed."""
-    folder = make_run(tmp_path_factory.mktemp("run"))
-    write_postprocessing(folder, CHOSEN)
-    return folder
-
-
-def write_postprocessing(run, postprocessing: Postprocessing, digest: str | None = None) -> None:
-    digest = digest or checkpoint_digest(run / "checkpoints" / "last.ckpt")
-    content = {"postprocessing": to_dict(postprocessing), "checkpoint_sha256": digest}
-    (run / "postprocessing.json").write_text(json.dumps(content))
-
-
-def evaluate(run, output, *more: str) -> int:
-    return main(["evaluate", "--run", str(run), "--output", str(output), "--device", "cpu", *more])
-
-
-def infer(run, images, output, *more: str) -> int:
-    where = ["--run", str(run), "--images", str(images), "--output", str(output), "--device", "cpu"]
-    return main(["infer", *where, *more])
-
-
-def read(path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.array(picture) > 0
-
-
-@pytest.mark.parametrize("more", [(), ("--no-postprocessing",)])
-def test_evaluate_scores_the_masks_that_infer_writes(run, phantom_root, tmp_path, capsys, more):
-    assert evaluate(run, tmp_path / "out", *more) == 0
-    assert infer(run, phantom_root / "test" / "images", tmp_path / "masks", *more) == 0
-    said = (
-        "flips horizontal and vertical, threshold 0.3, holes filled, largest component"
-        in capsys.readouterr().out
-    )
-    assert said is not bool(more)
-    table = pd.read_csv(tmp_path / "out" / "per_image.csv").set_index("stem")
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["postprocessing"] == to_dict(Postprocessing() if more else CHOSEN)
-    assert summary["postprocessing_file"] == (None if more else "postprocessing.json")
-    assert summary["threshold"] == (0.5 if more else 0.3)
-    for stem, row in table.iterrows():
-        pred = read(tmp_path / "masks" / f"{stem}.png")
-        mask = read(phantom_root / "test" / "masks" / f"{stem}.png")
-        assert (
-            row["pred_pixels_original"] == pred.sum()
-            and row["hit_pixels_original"] == (pred & mask).sum()
-        )
-        assert row["dice_original"] == pytest.approx(
-            2 * (pred & mask).sum() / (pred.sum() + mask.sum())
-        )
-
-
-def test_infer_follows_the_postprocessing_by_hand(run, phantom_root):
-    image = read_image(next((phantom_root / "test" / "images").iterdir()))
-    plain = Predictor.from_run(run, "cpu", postprocessing=False)
-    views = [
-        plain.predict([np.ascontiguousarray(turn(image))])[0]
-        for turn in (np.array, np.fliplr, np.flipud)
-    ]
-    views = [views[0], np.fliplr(views[1]), np.flipud(views[2])]
-    rotated = plain.predict([np.ascontiguousarray(np.rot90(image, 2))])[0]
-    expected = np.mean([*views, np.rot90(rotated, 2)], axis=0, dtype=np.float32)
-    prediction = Predictor.from_run(run, "cpu").segment([image])[0]
-    assert np.allclose(prediction.probs, expected, atol=1e-4)
-    assert np.array_equal(prediction.labels, CHOSEN.labels(prediction.probs[None]))
-    assert 0 < prediction.labels.sum() < (plain.segment([image])[0].probs > 0.3).sum()
-
-
-def test_scores_at_the_networks_size_follow_the_postprocessing(run):
-    with_postprocessing, plain = (
-        Evaluation(run, "test", device="cpu", postprocessing=d) for d in (True, False)
-    )
-    stems = [pair.stem for pair in plain.datamodule.pairs("test")]
-    logits = torch.full((3, 1, 32, 32), -2.0)
-    logits[:, :, 4:8, 4:8] = -0.5  # probability 0.38
-    logits[:, :, 20, 20] = 3
-    assert with_postprocessing.postprocess(stems, logits)[0].sum((1, 2, 3)).tolist() == [16] * 3
-    assert plain.postprocess(stems, logits)[0].sum((1, 2, 3)).tolist() == [1] * 3
-    table, summary = with_postprocessing.run()
-    assert summary["scores"]["dice"]["mean"] == pytest.approx(table["dice"].mean())
-    hit, both = table["hit_pixels"].sum(), (table["lesion_pixels"] + table["pred_pixels"]).sum()
-    assert summary["scores"]["iou_pooled"] == pytest.approx(hit / (both - hit), abs=1e-6)
-    assert not plain.run()[0]["pred_pixels"].equals(table["pred_pixels"])
-
-
-def test_share_at_the_networks_size_is_of_the_pictures_box(make_run, tmp_path, save_png):
-    for kind in ("images", "masks"):
-        save_png(
-            tmp_path / "data" / "test" / kind / "a.png",
-            np.zeros((16, 64, 3)[: 3 - (kind == "masks")], np.uint8),
-        )
-    run = make_run(tmp_path / "run")
-    write_postprocessing(run, Postprocessing(min_area=17 / 256))
-    evaluation = Evaluation(run, "test", tmp_path / "data", device="cpu")
-    assert fit_box(16, 64, 32, "letterbox").height == 8
-    logits = torch.full((1, 1, 32, 32), -5.0)
-    logits[:, :, 14:18, 10:14] = 5
-    assert evaluation.postprocess(["a"], logits)[0].sum() == 0
-    logits[:, :, 13, 10] = 5
-    assert evaluation.postprocess(["a"], logits)[0].sum() == 17
-
-
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_every_engine_turns_pictures_round(run, phantom_root, tmp_path, engine):
-    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
-    pytest.importorskip(engine, reason="needs the extra of this engine")
-    images = [read_image(path) for path in sorted((phantom_root / "test" / "images").iterdir())]
-    ours, theirs = (Predictor.from_run(run, "cpu") for _ in range(2))
-    theirs.engine = engine
-    for a, b in zip(ours.predict(images), theirs.predict(images), strict=True):
-        assert np.abs(a - b).max() < 1e-4
-
-
-def test_another_checkpoints_postprocessing_is_refused_with_the_remedy(
-    run, make_run, phantom_root, tmp_path, capsys
-):
-    other = make_run(tmp_path / "other", seed=1)
-    write_postprocessing(other, CHOSEN, checkpoint_digest(run / "checkpoints" / "last.ckpt"))
-    commands = [
-        lambda: evaluate(other, tmp_path / "out"),
-        lambda: infer(other, phantom_root / "test" / "images", tmp_path / "masks"),
-    ]
-    for command in commands:
-        assert command() == 2
-        error = capsys.readouterr().err
-        assert "was chosen for another checkpoint" in error
-        assert f"ovseg postprocess --run {other}, or add --no-postprocessing" in error
-    assert evaluate(other, tmp_path / "out", "--no-postprocessing") == 0
-
-
 def test_checkpoint_alone_has_no_postprocessing(run):
     checkpoint = run / "checkpoints" / "last.ckpt"
     assert read_postprocessing(checkpoint, checkpoint_digest(checkpoint), 1) is None
-    assert Predictor.from_run(checkpoint, "cpu").postprocessing == Postprocessing()
 
 
 @pytest.mark.parametrize(

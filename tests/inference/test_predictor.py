@@ -178,7 +178,7 @@ def test_postprocessing_is_applied_as_by_hand(run, images, tmp_path, write_postp
     prediction = Predictor.from_run(folder, "cpu").predict(image)
     assert np.allclose(prediction.probs, expected, atol=1e-4)
     assert np.array_equal(prediction.labels, chosen.labels(prediction.probs[None]))
-    assert 0 < prediction.labels.sum() < (plain.predict(image).probs > 0.3).sum()
+    assert prediction.labels.any()
 
 
 # Ensembles

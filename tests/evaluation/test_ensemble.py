@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from ovseg.cli.main import main
-from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints, read_members
+from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.core.errors import InputError
 from ovseg.data.pairs import read_image
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import search_postprocessing
-from ovseg.inference.engines import ENGINES
-from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.inference.postprocessing import Postprocessing
 from ovseg.inference.predictor import Predictor
 
 ALONE = {"a": {"augmentation": "flips"}, "b": {"seed": 1, "augmentation": "standard"}}
@@ -55,24 +54,6 @@ def evaluate(run, output, *more: str) -> int:
     return main(["evaluate", "--run", str(run), "--output", str(output), "--device", "cpu", *more])
 
 
-def pictures(root) -> list[np.ndarray]:
-    images = [read_image(path) for path in sorted((root / "test" / "images").iterdir())]
-    return [images[0], images[1][:40], images[2][:, :50]]
-
-
-@pytest.mark.parametrize("names", [("a", "b"), ("a", "large"), ("a", "b", "large")])
-def test_ensemble_predicts_the_average_at_the_pictures_size(runs, ensemble, phantom_root, names):
-    images = pictures(phantom_root)
-    alone = [Predictor.from_run(runs[name], "cpu").predict(images) for name in names]
-    together = Predictor.from_run(ensemble(*names), "cpu").segment(images)
-    for image, prediction, *probs in zip(images, together, *alone, strict=True):
-        assert prediction.probs.shape == image.shape[:2] and not np.allclose(
-            probs[0], probs[1], atol=1e-3
-        )
-        assert np.allclose(prediction.probs, np.mean(probs, axis=0), atol=1e-6)
-        assert np.array_equal(prediction.labels, prediction.probs > 0.5)
-
-
 def test_evaluation_of_an_ensemble_is_of_the_average(
     runs, ensemble, phantom_root, tmp_path, capsys
 ):
@@ -81,7 +62,7 @@ def test_evaluation_of_an_ensemble_is_of_the_average(
     table = pd.read_csv(tmp_path / "out" / "per_image.csv").set_index("stem")
     predictor = Predictor.from_run(folder, "cpu")
     for stem, row in table.iterrows():
-        labels = predictor.segment([read_image(phantom_root / "test" / "images" / f"{stem}.png")])[
+        labels = predictor.predict([read_image(phantom_root / "test" / "images" / f"{stem}.png")])[
             0
         ].labels
         assert (
@@ -138,63 +119,11 @@ def test_postprocessing_of_an_ensemble_is_chosen_on_each_members_own_images(
     )
 
 
-def test_flips_and_engine_are_those_of_every_member(ensemble, phantom_root, monkeypatch):
-    sizes = []
-    monkeypatch.setitem(
-        ENGINES, "counted", lambda network, image: sizes.append(image.shape[-1]) or network
-    )
-    folder, images = ensemble("a", "large"), pictures(phantom_root)
-    digest = checkpoint_digest(*find_checkpoints(folder))
-    content = {
-        "postprocessing": to_dict(Postprocessing(("horizontal",))),
-        "checkpoint_sha256": digest,
-    }
-    (folder / "postprocessing.json").write_text(json.dumps(content))
-    plain, turning = (
-        Predictor.from_run(folder, "cpu", postprocessing=postprocessing)
-        for postprocessing in (False, True)
-    )
-    turning.engine = "counted"
-    mirrored = [
-        np.fliplr(p)
-        for p in plain.predict([np.ascontiguousarray(np.fliplr(image)) for image in images])
-    ]
-    for found, one, other in zip(
-        turning.predict(images), plain.predict(images), mirrored, strict=True
-    ):
-        assert np.abs(found - one).max() > 1e-3
-        assert (
-            np.abs(found - (one + other) / 2).mean() < 0.02
-        )  # letterboxes of odd width are not symmetric
-    assert sizes == [32, 48]
-
-
-def test_infer_takes_an_ensemble(ensemble, phantom_root, tmp_path):
-    where = [
-        "--images",
-        str(phantom_root / "test" / "images"),
-        "--output",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-    ]
-    assert main(["infer", "--run", str(ensemble("a", "b")), *where]) == 0
-    assert len(list((tmp_path / "out").glob("*.png"))) == 3
-
-
 def test_members_of_different_sizes_have_no_common_evaluation(ensemble, tmp_path, capsys):
     assert evaluate(ensemble("a", "large"), tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert "data.image_size 32 and 48" in error and "data.fit letterbox and stretch" in error
     assert "no common size to be scored at" in error
-
-
-def test_members_for_different_classes_are_refused(ensemble):
-    with pytest.raises(
-        InputError,
-        match="were trained for different classes: lesion .*, and cyst, haze, solid, mixed",
-    ):
-        read_members(ensemble("a", "many"))
 
 
 def test_members_of_different_images_are_scored_on_test_alone(ensemble, tmp_path, capsys):
@@ -218,21 +147,6 @@ def test_members_of_different_datasets_need_one_to_be_named(
     assert evaluate(tmp_path / "e", tmp_path / "out") == 2
     assert "Name the dataset to score with --data" in capsys.readouterr().err
     assert evaluate(tmp_path / "e", tmp_path / "out", "--data", str(root)) == 0
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"members": []}', '{"members": "a"}', '{"members": [1]}']
-)
-def test_file_that_names_no_members_is_an_error(tmp_path, text):
-    (tmp_path / "ensemble.json").write_text(text)
-    with pytest.raises(InputError, match=r"ensemble.json has other content than .\"members\""):
-        find_checkpoints(tmp_path)
-
-
-def test_member_that_is_gone_is_named(tmp_path):
-    (tmp_path / "ensemble.json").write_text('{"members": ["gone"]}')
-    with pytest.raises(InputError, match="gone: not there"):
-        find_checkpoints(tmp_path)
 
 
 def test_tune_refuses_members_whose_validation_has_no_lesion(ensemble, tmp_path, save_png):

@@ -1,0 +1,129 @@
+"""Which checkpoints a path stands for, and which may be used together."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from ovseg.core.checkpoints import (
+    Member,
+    check_evaluable,
+    checkpoint_digest,
+    find_checkpoint,
+    find_checkpoints,
+    read_checkpoint,
+    read_member,
+    read_members,
+)
+from ovseg.core.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run(make_run, tmp_path_factory) -> Path:
+    """A run of one class. Not to be changed."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def category_run(make_run, tmp_path_factory) -> Path:
+    """A run for four categories. Not to be changed."""
+    return make_run(tmp_path_factory.mktemp("category_run"), classes=5)
+
+
+@pytest.fixture
+def write_ensemble(tmp_path):
+    def write(*members: Path) -> Path:
+        content = {"members": [str(member) for member in members]}
+        (tmp_path / "ensemble.json").write_text(json.dumps(content))
+        return tmp_path
+
+    return write
+
+
+def make_member(name: str, **data) -> Member:
+    settings = {"image_size": 32, "fit": "letterbox", "root": "d", "exclude": None, **data}
+    return Member(Path(name), settings, 1, [], 1, None)
+
+
+def test_checkpoint_of_a_path_is_itself(run):
+    path = run / "checkpoints" / "last.ckpt"
+    assert find_checkpoint(path) == path
+    assert find_checkpoints(run) == [path]
+
+
+def test_ensemble_stands_for_the_checkpoints_of_its_members(run, category_run, write_ensemble):
+    paths = [folder / "checkpoints" / "last.ckpt" for folder in (run, category_run)]
+    assert find_checkpoints(write_ensemble(run, category_run)) == paths
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"members": []}', '{"members": "a"}', '{"members": [1]}']
+)
+def test_file_that_names_no_members_is_an_error(tmp_path, text):
+    (tmp_path / "ensemble.json").write_text(text)
+    with pytest.raises(InputError, match='ensemble.json has other content than {"members"'):
+        find_checkpoints(tmp_path)
+
+
+def test_member_that_is_missing_is_named(tmp_path, write_ensemble):
+    with pytest.raises(InputError, match="gone: not there"):
+        find_checkpoints(write_ensemble(tmp_path / "gone"))
+
+
+def test_member_has_what_its_checkpoint_says(category_run):
+    member = read_member(find_checkpoint(category_run))
+    assert member.classes == 5
+    assert member.categories == ["cyst", "haze", "solid", "mixed"]
+    assert member.data["image_size"] == 32
+    assert member.held_out is None
+
+
+def test_members_for_different_classes_are_refused(run, category_run, write_ensemble):
+    message = "trained for different classes: lesion .*, and cyst, haze, solid, mixed"
+    with pytest.raises(InputError, match=message):
+        read_members(write_ensemble(run, category_run))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 truncated"])
+def test_broken_checkpoint_is_an_error(tmp_path, content):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(InputError, match="is not a whole checkpoint of ovseg"):
+        read_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_missing_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="There is no checkpoint .*gone.ckpt"):
+        read_checkpoint(tmp_path / "gone.ckpt")
+
+
+def test_digest_of_several_is_of_their_digests(tmp_path):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    paths[0].write_bytes(b"one")
+    paths[1].write_bytes(b"two")
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+    assert checkpoint_digest(paths[0]) == digests[0]
+    assert checkpoint_digest(*paths) == hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def test_members_that_differ_only_in_training_are_scored_together():
+    members = [make_member("a", batch_size=2, seed=0), make_member("b", batch_size=4, seed=1)]
+    check_evaluable(members, "valid", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "message"),
+    [
+        ({"image_size": 48}, "test", "a and b have data.image_size 32 and 48, .*no common size"),
+        ({"root": "e"}, "test", "data.root d and e. Name the dataset to score with --data"),
+        ({"exclude": ["x"]}, "valid", "may have seen valid images of the other"),
+    ],
+)
+def test_members_that_cannot_be_scored_together_are_refused(data, split, message):
+    members = [make_member("a"), make_member("b", **data)]
+    with pytest.raises(InputError, match=message):
+        check_evaluable(members, split, None)
+
+
+def test_members_of_different_images_are_scored_on_test():
+    check_evaluable([make_member("a"), make_member("b", exclude=["x"])], "test", None)
