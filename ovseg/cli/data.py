@@ -125,10 +125,10 @@ def measure_leakage(
         epochs: epochs of each of the 3 trainings a seed
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
     """
-    from ovseg.evaluation.report import print_leakage
     from ovseg.experiments import leakage
 
-    print_leakage(leakage.measure_leakage(data, output, seeds, image_size, epochs, device))
+    summary = leakage.measure_leakage(data, output, seeds, image_size, epochs, device)
+    leakage.print_leakage(summary)
     return conclude(f"Written to {output}")
 
 

@@ -27,36 +27,40 @@ def compare_masks(
 ) -> dict[str, Any]:
     """Score another tool's masks and ours; writes `paired.csv`, `paired.json` and `paired.png`.
 
+    Predictions of another size than the reference are resized to it (nearest neighbour).
+
     Args:
-        predictions: the other tool's masks; colours count by their brightest channel (the baseline's are green). They
-            decide which images are scored.
-        ours: our masks, as `infer` writes them; more than `predictions` has are left out.
-        masks: reference masks, likewise. Predictions of another size are resized to the reference's (nearest).
+        predictions: the other tool's masks, which decide which images are scored. Colours count by
+            their brightest channel (the baseline's masks are green).
+        ours: our masks, as `infer` writes them; those without a prediction are left out.
+        masks: reference masks; those without a prediction are left out.
         output: folder to make.
-        threshold: grey values of `predictions` above it are lesion; 127 is probability 0.5 on a linear ramp.
+        threshold: grey values of `predictions` above it are lesion; 127 is probability 0.5 where
+            grey is proportional to probability.
         overwrite: replace an earlier comparison.
 
     Returns:
-        Number of images, mean Dice `theirs` and `ours`, the mean difference (ours - theirs) with its 95 % bootstrap
-        interval over images, Wilcoxon's signed-rank p; pairs with a NaN (both maps empty) are left out and counted.
+        See `summarise_pairs`.
 
     Raises:
-        InputError: a folder is missing, a prediction has no partner, a file can't be read, or output exists.
+        InputError: a folder is missing, a prediction has no mask of the same stem, a file can't be
+            read, or output exists.
     """
-    theirs, other, references = list_images(predictions), list_images(ours), list_images(masks)
-    for folder, found in ((ours, other), (masks, references)):
-        alone = [stem for stem in theirs if stem not in found]
-        if alone:
-            raise InputError(
-                f"{len(alone)} of {len(theirs)} predictions have no mask in {folder}: {first_five(alone)}."
-            )
+    their_paths = list_images(predictions)
+    our_paths = list_images(ours)
+    reference_paths = list_images(masks)
+    _check_partners(their_paths, our_paths, ours)
+    _check_partners(their_paths, reference_paths, masks)
     with atomic_dir(output, overwrite, marker="paired.json") as folder:
-        table = pd.DataFrame(
-            [
-                _score(stem, path, other[stem], references[stem], threshold)
-                for stem, path in theirs.items()
-            ]
-        )
+        rows = []
+        for stem, path in their_paths.items():
+            mask = read_mask(reference_paths[stem])
+            theirs = dice_of(read_image(path).max(axis=2) > threshold, mask)
+            our_dice = dice_of(read_mask(our_paths[stem]), mask)
+            difference = our_dice - theirs
+            row = {"stem": stem, "theirs": theirs, "ours": our_dice, "difference": difference}
+            rows.append(row)
+        table = pd.DataFrame(rows)
         summary = summarise_pairs(table)
         table.to_csv(folder / "paired.csv", index=False)
         draw_paired(table["theirs"].to_numpy(), table["ours"].to_numpy(), folder / "paired.png")
@@ -64,37 +68,46 @@ def compare_masks(
     return summary
 
 
-def _score(stem: str, theirs: Path, ours: Path, reference: Path, threshold: int) -> dict[str, Any]:
-    mask = read_mask(reference)
-    scores = {
-        "theirs": _dice(read_image(theirs).max(axis=2) > threshold, mask),
-        "ours": _dice(read_mask(ours), mask),
-    }
-    return {"stem": stem, **scores, "difference": scores["ours"] - scores["theirs"]}
+def _check_partners(predictions: dict[str, Path], masks: dict[str, Path], folder: Path) -> None:
+    missing = [stem for stem in predictions if stem not in masks]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(predictions)} predictions have no mask in {folder}: "
+            f"{first_five(missing)}."
+        )
 
 
 def summarise_pairs(table: pd.DataFrame) -> dict[str, Any]:
-    """Means, mean difference with interval and p of a table of `theirs`, `ours`, `difference`; NaN rows left out."""
+    """The comparison of two tools.
+
+    Args:
+        table: a row an image: Dice `theirs` and `ours`, and `difference` (ours - theirs).
+
+    Returns:
+        `images`; `left_out`, the number of rows with a NaN (both maps empty); mean `theirs`, `ours`
+        and `difference`; `ci95`, the 95 % bootstrap interval of the difference over images;
+        `wilcoxon_p` of Wilcoxon's signed-rank test. What too few images leave undefined is None.
+    """
     valid = table.dropna()
-    means = {
-        name: float(valid[name].mean()) if len(valid) else None
-        for name in ("theirs", "ours", "difference")
-    }
-    summary = {
-        "images": len(valid),
-        "left_out": len(table) - len(valid),
-        **means,
-        "ci95": None,
-        "wilcoxon_p": None,
-    }
-    difference = valid["difference"].to_numpy()
+    summary: dict[str, Any] = {"images": len(valid), "left_out": len(table) - len(valid)}
+    for name in ("theirs", "ours", "difference"):
+        summary[name] = float(valid[name].mean()) if len(valid) else None
+    summary["ci95"] = None
+    summary["wilcoxon_p"] = None
     if len(valid) > 1:
+        difference = valid["difference"].to_numpy()
         summary["ci95"] = mean_interval(difference)
-        summary["wilcoxon_p"] = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+        # Wilcoxon's test is undefined where all differences are zero.
+        summary["wilcoxon_p"] = 1.0
+        if difference.any():
+            summary["wilcoxon_p"] = float(wilcoxon(difference).pvalue)
     return summary
 
 
-def _dice(pred: np.ndarray, reference: np.ndarray) -> float:
-    pred = resize_labels(pred.astype(np.uint8), *reference.shape)
-    pair = (torch.from_numpy(array)[None, None] for array in (pred, reference))
-    return hard_scores(*pair)["dice"].item()
+def dice_of(pred: np.ndarray, reference: np.ndarray) -> float:
+    """Dice of two masks, 0/1 or bool (H, W) of any sizes; NaN where both are empty."""
+    resized = resize_labels(pred.astype(np.uint8), *reference.shape)
+    scores = hard_scores(
+        torch.from_numpy(resized)[None, None], torch.from_numpy(reference)[None, None]
+    )
+    return scores["dice"].item()

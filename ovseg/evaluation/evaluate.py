@@ -1,6 +1,5 @@
-"""A run and a split to a table with a row for each image, and their summary."""
+"""A run and a split as a table with a row for each image, and its summary."""
 
-import importlib.metadata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.core.statistics import mean_interval
+from ovseg.core.versions import installed_versions
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories, prepared_items
@@ -40,17 +40,22 @@ from ovseg.metrics import (
 )
 from ovseg.training.task import SegmentationTask
 
+# Settings of training that an evaluation does not use; files that they name may be missing by now.
+UNUSED = {"augmentation": "none", "mini_test": None, "phantoms": 0}
+
 
 class Evaluation:
-    """A run on one split, at the size the network was trained at and at the pictures' original sizes.
+    """A run on one split, at the network's image size and at the pictures' original sizes.
 
     Args:
-        run: run folder, checkpoint, or the folder of an ensemble; its loss is the first member's.
+        run: run folder, checkpoint, or the folder of an ensemble, whose loss is the first member's.
         split: `train`, `valid` or `test`.
-        root: the dataset's folder where it is not the one of training.
-        batch_size: images at a time; the soft `dice_coef` is a mean over batches, which the baseline takes of 4.
-        device: see `ovseg.inference.predictor.choose_device`.
-        postprocessing: with the post-processing that the run folder holds (see `ovseg.inference.postprocessing`), if any.
+        root: the dataset's folder, if it is not the one of training.
+        batch_size: images at a time. The soft `dice_coef` is a mean over batches; the baseline's
+            batches have 4 images.
+        device: see `ovseg.core.device.choose_device`.
+        postprocessing: use the post-processing that the run folder holds, if any; see
+            `ovseg.inference.postprocessing.read_postprocessing`.
 
     Raises:
         InputError: run, dataset or device can't be used.
@@ -67,207 +72,276 @@ class Evaluation:
     ):
         if batch_size < 1:
             raise InputError(f"--batch_size is {batch_size}, expected at least 1.")
-        self.split, self.device, self.members = split, choose_device(device), read_members(run)
+        self.split = split
+        self.device = choose_device(device)
+        self.members = read_members(run)
         check_evaluable(self.members, split, root)
-        first, self.paths = self.members[0], [member.path for member in self.members]
-        unused = {
-            "augmentation": "none",
-            "mini_test": None,
-            "phantoms": 0,
-        }  # files of training may be gone
-        settings = {**first.data, **unused, "batch_size": batch_size}
+        self.paths = [member.path for member in self.members]
+        self.digest = checkpoint_digest(*self.paths)
+
+        first = self.members[0]
+        settings = {**first.data, **UNUSED, "batch_size": batch_size}
         settings["root"] = str(root or settings["root"])
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
-        held_out = {} if split == "test" else {"held_out": first.held_out}
-        self.datamodule.load_state_dict({"categories": first.categories, **held_out})
+        state: dict[str, Any] = {"categories": first.categories}
+        if split != "test":
+            state["held_out"] = first.held_out
+        self.datamodule.load_state_dict(state)
         self._pairs = {pair.stem: pair for pair in self.datamodule.pairs(split)}
         self._items = prepared_items(self.datamodule.root)
-        self.digest = checkpoint_digest(*self.paths)
-        found = read_postprocessing(run, self.digest, first.classes) if postprocessing else None
-        self.postprocessing, self.postprocessing_file = (
-            found or Postprocessing(),
-            RunFolder(run).postprocessing.name if found else None,
-        )
-        options = {"map_location": self.device, "weights_only": True}
-        self.tasks = [
-            SegmentationTask.load_from_checkpoint(path, **options).eval() for path in self.paths
-        ]
+
+        self.postprocessing = Postprocessing()
+        self.postprocessing_file: str | None = None
+        if postprocessing:
+            found = read_postprocessing(run, self.digest, first.classes)
+            if found is not None:
+                self.postprocessing = found
+                self.postprocessing_file = RunFolder(run).postprocessing.name
+
+        self.tasks = []
+        for path in self.paths:
+            task = SegmentationTask.load_from_checkpoint(
+                path, map_location=self.device, weights_only=True
+            )
+            self.tasks.append(task.eval())
         self.task = self.tasks[0]
 
     def loader(self) -> Iterator[dict]:
-        """Every batch of the split once, with a bar on a terminal."""
+        """Every batch of the split once, with a progress bar."""
         return progress_bar(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}")
 
     @torch.inference_mode()
     def batches(self) -> Iterator[tuple[dict, torch.Tensor]]:
         """Every batch of the split, on the device, with its logits (N, classes, S, S)."""
         for batch in self.loader():
-            on_device = {name: batch[name].to(self.device) for name in ("image", "mask")}
-            yield {**batch, **on_device}, self.logits(on_device["image"], self.postprocessing.flips)
+            image = batch["image"].to(self.device)
+            mask = batch["mask"].to(self.device)
+            logits = self.logits(image, self.postprocessing.flips)
+            yield {**batch, "image": image, "mask": mask}, logits
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor, flips: Sequence[str]) -> torch.Tensor:
-        """Logits (N, classes, S, S) of pictures on the device, uint8 (N, 3, S, S), over flips and members."""
+        """Logits of the average probabilities over flips and members.
+
+        Args:
+            image: pictures on the device, uint8 (N, 3, S, S).
+            flips: see `ovseg.inference.postprocessing.Postprocessing`.
+
+        Returns:
+            (N, classes, S, S).
+        """
         return mean_logits([average_flips(task, image, flips) for task in self.tasks])
 
     def original_probs(self, stem: str, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities (classes, height, width) and mask (height, width) at the picture's original size.
+        """Probabilities and reference of one picture at its original size.
 
         Args:
-            stem: of the split.
-            square: probabilities, float32 (classes, S, S); they are taken out as `Predictor.segment` does.
+            stem: of an image of the split.
+            square: probabilities, float32 (classes, S, S); they are interpolated as `Predictor`
+                does.
+
+        Returns:
+            Probabilities, float32 (classes, height, width), and mask, uint8 (height, width).
         """
         settings = self.datamodule.hparams
-        pair, item = self._pairs[stem], self._items.get(stem)
-        mask = original_mask(pair, item, settings.mask_threshold, self.task.classes)
-        return restore_probs(square, *mask.shape, settings.fit), mask
+        mask = original_mask(
+            self._pairs[stem], self._items.get(stem), settings["mask_threshold"], self.task.classes
+        )
+        height, width = mask.shape
+        return restore_probs(square, height, width, settings["fit"]), mask
 
     def postprocess(
         self, stems: Sequence[str], logits: torch.Tensor
     ) -> tuple[torch.Tensor, list[dict[str, float]]]:
-        """Labels at the network's size, uint8 (N, 1, S, S) on the device, and `original_row` of each image."""
-        settings, preds, rows = self.datamodule.hparams, [], []
+        """Labels at the network's size, and scores at the original size.
+
+        Args:
+            stems: of N images of the split.
+            logits: (N, classes, S, S).
+
+        Returns:
+            Labels, uint8 (N, 1, S, S) on the device, and `original_row` of each image.
+        """
+        settings = self.datamodule.hparams
+        preds = []
+        rows = []
         for stem, square in zip(stems, class_probs(logits), strict=True):
             probs, mask = self.original_probs(stem, square)
-            box = fit_box(*mask.shape, settings.image_size, settings.fit)
+            height, width = mask.shape
+            box = fit_box(height, width, settings["image_size"], settings["fit"])
             preds.append(self.postprocessing.labels(square, box.height * box.width))
             rows.append(original_row(self.postprocessing.labels(probs), mask))
-        return torch.from_numpy(np.stack(preds)[:, None]).to(self.device), rows
+        labels = torch.from_numpy(np.stack(preds)[:, None]).to(self.device)
+        return labels, rows
 
     def run(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Score the split.
 
         Returns:
-            A table with a row for each image (see `image_rows`; for one class, `category` where the dataset's manifest
-            tells it), and the summary (see `summarise` and `summarise_categories`).
+            A table with a row for each image (see `image_rows`; of a run for one class also
+            `category`, where the dataset's manifest has it), and the summary: `describe`, `scores`,
+            and `per_category` where categories are known (see `summarise_categories`).
         """
         names = self.datamodule.categories
-        online, rows = OnlineScores(self.task.classes, sync=False).to(self.device), []
+        online = OnlineScores(self.task.classes, sync=False).to(self.device)
+        rows = []
         for batch, logits in self.batches():
-            pred, added = self.postprocess(batch["stem"], logits)
-            online.update(self.task.loss(logits, batch["mask"]), logits, batch["mask"], pred=pred)
-            rows += [
-                row | more for row, more in zip(image_rows(batch, pred, names), added, strict=True)
-            ]
+            mask = batch["mask"]
+            pred, original_rows = self.postprocess(batch["stem"], logits)
+            online.update(self.task.loss(logits, mask), logits, mask, pred=pred)
+            for row, original in zip(image_rows(batch, pred, names), original_rows, strict=True):
+                rows.append({**row, **original})
         table = pd.DataFrame(rows)
-        known = (
-            {}
-            if names
-            else image_categories(self.datamodule.root, *self.datamodule.tree.folders(self.split))
-        )
-        if known:
-            table.insert(1, "category", table["stem"].map(known).fillna("unknown"))
-        pooled = {
-            name: number(value) for name, value in online.compute().items() if name in POOLED_SCORES
-        }
-        pooled["iou_pooled_original"] = pooled_iou(table, "_original")
-        summary = {
-            **self.describe(),
-            "scores": {**pooled, **summarise(table[[*HARD_SCORES, *ORIGINAL_SCORES]])},
-        }
+        if not names:
+            self._add_categories(table)
+
+        scores: dict[str, Any] = {}
+        for name, value in online.compute().items():
+            if name in POOLED_SCORES:
+                scores[name] = to_number(value)
+        scores["iou_pooled_original"] = pooled_iou(table, "_original")
+        for name in (*HARD_SCORES, *ORIGINAL_SCORES):
+            scores[name] = summarise_values(table[name])
+        summary = {**self.describe(), "scores": scores}
         if "category" in table:
             summary["per_category"] = summarise_categories(table, names)
-        if names:
-            for row, iou in zip(
-                summary["per_category"], online.categories.compute()["iou_pooled"], strict=False
-            ):
-                row["category_iou_pooled"] = number(iou)
+        if online.categories is not None:
+            of_categories = online.categories.compute()["iou_pooled"]
+            # Rows of images without a category may follow those of the categories.
+            for row, iou in zip(summary["per_category"], of_categories, strict=False):
+                row["category_iou_pooled"] = to_number(iou)
         return table, summary
 
+    def _add_categories(self, table: pd.DataFrame) -> None:
+        """Add `category` to the table of a run for one class, where the manifest has it."""
+        folders = self.datamodule.tree.folders(self.split)
+        known = image_categories(self.datamodule.root, *folders)
+        if known:
+            table.insert(1, "category", table["stem"].map(known).fillna("unknown"))
+
     def describe(self) -> dict[str, Any]:
-        """What was evaluated and with what: the part of the summary that is known before any image is scored."""
-        packages = ("torch", "torchmetrics", "numpy")
+        """What is evaluated and with what: the summary's part that needs no scores."""
+        checkpoint = self.paths[0].name
+        epoch: int | list[int] = self.members[0].epoch
+        if len(self.paths) > 1:
+            checkpoint = f"ensemble of {len(self.paths)}"
+            epoch = [member.epoch for member in self.members]
+        # With more classes the most probable one counts.
+        threshold = self.postprocessing.threshold if self.task.classes == 1 else None
+        versions = installed_versions(["torch", "torchmetrics", "numpy"])
         return {
-            "checkpoint": self.paths[0].name
-            if len(self.paths) == 1
-            else f"ensemble of {len(self.paths)}",
+            "checkpoint": checkpoint,
             "checkpoint_sha256": self.digest,
             "members": [str(path) for path in self.paths],
-            "epoch": self.members[0].epoch
-            if len(self.paths) == 1
-            else [member.epoch for member in self.members],
+            "epoch": epoch,
             "data": str(self.datamodule.root),
             "split": self.split,
             "leakage": self.datamodule.leakage,
             "images": len(self.datamodule.pairs(self.split)),
-            "image_size": self.datamodule.hparams.image_size,
+            "image_size": self.datamodule.hparams["image_size"],
             "classes": self.task.classes,
-            "threshold": self.postprocessing.threshold
-            if self.task.classes == 1
-            else None,  # else the most probable class
+            "threshold": threshold,
             "postprocessing": to_dict(self.postprocessing),
             "postprocessing_file": self.postprocessing_file,
-            "batch_size": self.datamodule.hparams.batch_size,
-            "versions": {
-                "ovseg": __version__,
-                **{name: importlib.metadata.version(name) for name in packages},
-            },
+            "batch_size": self.datamodule.hparams["batch_size"],
+            "versions": {"ovseg": __version__, **versions},
         }
 
 
-def number(value: torch.Tensor) -> float | None:
-    """A scalar for JSON, which has no NaN."""
+def to_number(value: torch.Tensor) -> float | None:
+    """A scalar for JSON; NaN, which JSON does not have, is None."""
     return None if value.isnan() else float(value)
 
 
 def image_rows(
     batch: dict, pred: torch.Tensor, categories: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """A row for each image of a batch and its labels (N, 1, S, S): stem, hard scores of the lesion, areas in pixels.
+    """A row for each image of a batch.
 
-    With categories also the name of the one that covers most of the mask and of the prediction (`none` where it is
-    empty), and `dice_<id>`, `iou_<id>` of each category against all else.
+    Args:
+        batch: `stem`, and `mask` of ids, uint8 (N, 1, S, S).
+        pred: labels, (N, 1, S, S).
+        categories: names of ids 1, 2, ...; empty for one class.
+
+    Returns:
+        Rows of `stem`, hard scores of the lesion, and areas in pixels. With categories also
+        `category` and `pred_category`, the name of the category that covers most of the mask and of
+        the prediction (`none` where it is empty), and `dice_<id>` and `iou_<id>` of each category
+        against all else.
     """
-    mask, columns = batch["mask"], {}
+    mask = batch["mask"]
+    columns: dict[str, list] = {"stem": list(batch["stem"])}
+    by_category: dict[str, torch.Tensor] = {}
     if categories:
-        counts, names = confusion(pred, mask, len(categories) + 1), ["none", *categories]
+        names = ["none", *categories]
+        counts = confusion(pred, mask, len(names))
         columns["category"] = [names[i] for i in main_category(counts.sum(2)).tolist()]
         columns["pred_category"] = [names[i] for i in main_category(counts.sum(1)).tolist()]
-    columns |= {name: values.tolist() for name, values in hard_scores(pred, mask).items()}
-    columns |= {name: values.tolist() for name, values in area_counts(pred, mask).items()}
-    if categories:
-        for name, values in category_scores(counts).items():
-            columns |= {f"{name}_{i}": column for i, column in enumerate(values.T.tolist(), 1)}
-    return [
-        dict(zip(["stem", *columns], row, strict=True))
-        for row in zip(batch["stem"], *columns.values(), strict=True)
-    ]
+        by_category = category_scores(counts)
+    for name, values in {**hard_scores(pred, mask), **area_counts(pred, mask)}.items():
+        columns[name] = values.tolist()
+    for name, scores in by_category.items():
+        for category, values in enumerate(scores.T, 1):
+            columns[f"{name}_{category}"] = values.tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def original_row(labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """`ORIGINAL_SCORES` of the lesion of one picture, and areas in pixels, from ids, uint8 (height, width)."""
-    pred, mask = (torch.from_numpy(ids > 0)[None, None] for ids in (labels, mask))
-    scores = hard_scores(pred, mask)
-    row = {name: scores[name.removesuffix("_original")].item() for name in ORIGINAL_SCORES}
-    return row | {f"{name}_original": int(count) for name, count in area_counts(pred, mask).items()}
+    """`ORIGINAL_SCORES` of the lesion of one picture, and its areas in pixels.
+
+    Args:
+        labels: predicted ids, uint8 (height, width).
+        mask: reference ids, uint8 (height, width).
+    """
+    pred = torch.from_numpy(labels > 0)[None, None]
+    lesion = torch.from_numpy(mask > 0)[None, None]
+    scores = hard_scores(pred, lesion)
+    row: dict[str, float] = {}
+    for name in ORIGINAL_SCORES:
+        row[name] = scores[name.removesuffix("_original")].item()
+    for name, count in area_counts(pred, lesion).items():
+        row[f"{name}_original"] = int(count)
+    return row
 
 
 def area_counts(pred: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Lesion pixels of each image in its mask, its prediction and both, int64 (N,), from ids (N, 1, H, W)."""
-    areas = {
-        "lesion_pixels": mask > 0,
-        "pred_pixels": pred > 0,
-        "hit_pixels": (pred > 0) & (mask > 0),
+    """Lesion pixels of each image in its mask, its prediction and both.
+
+    Args:
+        pred: predicted ids, (N, 1, H, W).
+        mask: reference ids, (N, 1, H, W).
+
+    Returns:
+        `lesion_pixels`, `pred_pixels`, `hit_pixels`, each int64 (N,).
+    """
+    lesion = mask.flatten(1) > 0
+    found = pred.flatten(1) > 0
+    return {
+        "lesion_pixels": lesion.sum(1),
+        "pred_pixels": found.sum(1),
+        "hit_pixels": (found & lesion).sum(1),
     }
-    return {name: area.flatten(1).sum(1) for name, area in areas.items()}
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Mean, median and 95 % interval of each column of scores over the images that have it; see `summarise_values`."""
+    """`summarise_values` of each column of a table of scores."""
     return {name: summarise_values(table[name]) for name in table}
 
 
 def pooled_iou(table: pd.DataFrame, suffix: str = "") -> float | None:
-    """Summed intersections over summed unions of the images of a table; None where the lesion is in no map.
+    """Summed intersections over summed unions of the images of a table.
 
     Args:
         table: see `Evaluation.run`.
-        suffix: of the columns of areas; `_original` are those at the pictures' original sizes.
+        suffix: of the columns of areas; `_original` for those at the original sizes.
+
+    Returns:
+        None where no map has a lesion.
     """
-    lesion, pred, hit = (
-        table[f"{name}_pixels{suffix}"].sum() for name in ("lesion", "pred", "hit")
-    )
+    lesion = table[f"lesion_pixels{suffix}"].sum()
+    pred = table[f"pred_pixels{suffix}"].sum()
+    hit = table[f"hit_pixels{suffix}"].sum()
     union = lesion + pred - hit
     return float(hit / union) if union else None
 
@@ -275,15 +349,20 @@ def pooled_iou(table: pd.DataFrame, suffix: str = "") -> float | None:
 def summarise_values(scores: pd.Series) -> dict[str, Any]:
     """Mean, median and 95 % interval of a score over images.
 
-    NaN scores (see `ovseg.metrics`) are left out; `images` says how many are behind the mean. The interval is the
-    bootstrap's percentile interval of the mean, resampling images (9,999 times, seeded); null for fewer than two.
+    Args:
+        scores: of each image; NaN (see `ovseg.metrics`) is left out.
+
+    Returns:
+        `mean`, `median`, `ci95`, and `images`, the number of images that have a score. The interval
+        is the bootstrap's percentile interval of the mean over images, None for fewer than two.
     """
     values = scores.dropna().to_numpy()
-    summary = {"mean": None, "median": None, "ci95": None, "images": len(values)}
-    if len(values):
-        summary.update(mean=float(values.mean()), median=float(np.median(values)))
-    summary["ci95"] = mean_interval(values)
-    return summary
+    return {
+        "mean": float(values.mean()) if len(values) else None,
+        "median": float(np.median(values)) if len(values) else None,
+        "ci95": mean_interval(values),
+        "images": len(values),
+    }
 
 
 def summarise_categories(
@@ -296,25 +375,29 @@ def summarise_categories(
         categories: names of ids 1, 2, ... of a run for categories; empty for one class.
 
     Returns:
-        For each category: `name`, `images` that show it, `dice`, `iou` and `iou_pooled` of the lesion in these images,
-        whatever was predicted as its category. For a run for categories also `recognised`, how many of these images
-        are predicted as mostly that category, and `category_dice`, `category_iou`: the category against all else, over
-        the images that have it in mask or prediction, so that a false one counts as 0 (`Evaluation.run` adds
-        `category_iou_pooled`).
+        For each category: `name`, `images` that show it, and `dice`, `iou` and `iou_pooled` of the
+        lesion in these images, whatever category was predicted. For a run for categories also
+        `recognised`, the number of these images that are predicted as mostly that category, and
+        `category_dice` and `category_iou`: the category against all else, over the images that have
+        it in mask or prediction, so that a false one counts as 0. `Evaluation.run` adds
+        `category_iou_pooled`.
     """
-    found = table["category"].unique()
+    others = set(table["category"].unique()) - set(categories)
     rows = []
-    for name in [*categories, *sorted(set(found) - set(categories))]:
+    for name in [*categories, *sorted(others)]:
         part = table[table["category"] == name]
-        row = {"name": name, "images": len(part)}
-        row |= {score: summarise_values(part[score]) for score in ("dice", "iou")}
-        row["iou_pooled"] = pooled_iou(part)
+        row = {
+            "name": name,
+            "images": len(part),
+            "dice": summarise_values(part["dice"]),
+            "iou": summarise_values(part["iou"]),
+            "iou_pooled": pooled_iou(part),
+        }
         if categories:
             row["recognised"] = int((part["pred_category"] == name).sum())
         if name in categories:
-            number = categories.index(name) + 1
-            row |= {
-                f"category_{s}": summarise_values(table[f"{s}_{number}"]) for s in ("dice", "iou")
-            }
+            category = categories.index(name) + 1
+            row["category_dice"] = summarise_values(table[f"dice_{category}"])
+            row["category_iou"] = summarise_values(table[f"iou_{category}"])
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""An evaluation as files: tables for machines, pictures and a terminal table for people."""
+"""An evaluation as files: tables for programs, pictures and tables on the terminal for people."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import PairDataset
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import Postprocessing, to_dict
-from ovseg.metrics import HARD_SCORES, ORIGINAL_SCORES, SCORES
+from ovseg.metrics import SCORES
 
 
 def evaluate(
@@ -56,11 +56,14 @@ def evaluate(
 def report_evaluation(
     evaluation: Evaluation, output: Path, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Evaluate and write `evaluation.csv`, `per_image.csv`, `summary.json`, `dice.png` and `cases.png`.
+    """Evaluate, and write the result.
 
-    Where the categories of the images are known, also `dice_categories.png`; and of a run for categories
-    `confusion.png`, the category of each image against the predicted one. A result of the same checkpoint on the same
-    data with the same post-processing is replaced; another one only with `overwrite`.
+    Writes `evaluation.csv`, `per_image.csv`, `summary.json`, `dice.png` and `cases.png`. Where the
+    categories of the images are known, also `dice_categories.png`; for a run for categories also
+    `confusion.png`, the category of each image against the predicted one.
+
+    A result of the same checkpoint on the same data with the same post-processing is replaced;
+    another result only with `overwrite`.
 
     Args:
         evaluation: what to run.
@@ -77,15 +80,13 @@ def report_evaluation(
     with atomic_dir(output, overwrite or same, "summary.json", inputs=evaluation.paths) as folder:
         table, summary = evaluation.run()
         baseline = pd.DataFrame([{name: summary["scores"][name] for name in ("loss", "dice_coef")}])
+        title = "Dice"
         if summary["leakage"]:
             baseline["leakage"] = True
+            title = "Dice (leakage)"
         baseline.to_csv(folder / "evaluation.csv", index=False)
         table.to_csv(folder / "per_image.csv", index=False)
-        draw_histogram(
-            table["dice"].to_numpy(),
-            "Dice (leakage)" if summary["leakage"] else "Dice",
-            folder / "dice.png",
-        )
+        draw_histogram(table["dice"].to_numpy(), title, folder / "dice.png")
         write_image(folder / "cases.png", _draw_cases(evaluation, table))
         if "category" in table:
             _draw_categories(table, summary["per_category"], folder)
@@ -94,140 +95,144 @@ def report_evaluation(
 
 
 def _is_same(output: Path, description: dict[str, Any]) -> bool:
+    """Whether a folder holds an evaluation with this description, see `Evaluation.describe`."""
     try:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size", "postprocessing")
     if not isinstance(earlier, dict):
         return False
-    earlier = {
-        "postprocessing": to_dict(Postprocessing()),
-        **earlier,
-    }  # what was the only one before there were post-processing settings
+    # Summaries of before there was post-processing are those of none.
+    earlier.setdefault("postprocessing", to_dict(Postprocessing()))
+    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size", "postprocessing")
     return all(earlier.get(name) == description[name] for name in names)
 
 
 def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Path) -> None:
     names = [row["name"] for row in rows]
-    groups = {
-        name: table.loc[table["category"] == name, "dice"].dropna().to_numpy() for name in names
-    }
-    draw_boxes(
-        groups,
-        "Dice of the lesion per image, by the image's category",
-        folder / "dice_categories.png",
-    )
+    groups = {}
+    for name in names:
+        dice = table.loc[table["category"] == name, "dice"]
+        groups[name] = dice.dropna().to_numpy()
+    title = "Dice of the lesion per image, by the image's category"
+    draw_boxes(groups, title, folder / "dice_categories.png")
     if "pred_category" in table:
         names += sorted(set(table["pred_category"]) - set(names))
-        counts = pd.crosstab(table["category"], table["pred_category"]).reindex(
-            index=names, columns=names
-        )
-        draw_confusion(counts.fillna(0).astype(int), folder / "confusion.png")
+        counts = pd.crosstab(table["category"], table["pred_category"])
+        counts = counts.reindex(index=names, columns=names).fillna(0).astype(int)
+        draw_confusion(counts, folder / "confusion.png")
 
 
 def _draw_cases(evaluation: Evaluation, table: pd.DataFrame, count: int = 4) -> np.ndarray:
-    """Image, reference and prediction of the worst, the middle and the best cases by Dice, a column each."""
+    """The worst, the middle and the best cases by Dice, a column each."""
+    # Images where both maps are empty have no Dice and count as perfect.
     order = table["dice"].fillna(1).sort_values(kind="stable").index.to_list()
     count = min(count, len(order))
     middle = max(0, (len(order) - count) // 2)
+    worst_cases = order[:count]
+    middle_cases = order[middle : middle + count]
+    best_cases = order[-count:]
     dataset = evaluation.datamodule.dataset(evaluation.split)
-    columns = [order[:count], order[middle : middle + count], order[-count:]]
-    cases = [
-        _case(evaluation, dataset, table, i) for row in zip(*columns, strict=True) for i in row
-    ]
-    return contact_sheet(cases, 3, evaluation.datamodule.categories)
+    pictures = []
+    for row in zip(worst_cases, middle_cases, best_cases, strict=True):
+        for index in row:
+            pictures.append(_draw_case(evaluation, dataset, table, index))
+    return contact_sheet(pictures, 3, evaluation.datamodule.categories)
 
 
-def _case(
+def _draw_case(
     evaluation: Evaluation, dataset: PairDataset, table: pd.DataFrame, index: int
 ) -> np.ndarray:
+    """Image, reference and prediction of one image of the split."""
     item = dataset[index]
-    logits = evaluation.logits(
-        item["image"][None].to(evaluation.device), evaluation.postprocessing.flips
-    )
-    pred = evaluation.postprocess([item["stem"]], logits)[0][0, 0].cpu().numpy()
-    title = f"{item['stem']}  Dice {table['dice'][index]:.3f}"
-    image, mask = item["image"].permute(1, 2, 0).numpy(), item["mask"][0].numpy()
-    return case_row(image, mask, pred, title, side=200, classes=evaluation.task.classes)
-
-
-def print_leakage(summary: dict[str, Any]) -> None:
-    """What `ovseg.experiments.leakage.measure_leakage` found, as a table on the terminal."""
-    dice = ", ".join(f"{name} {value:.4f}" for name, value in summary["dice"].items())
-    share = (
-        f"{100 * summary['related_share']:.0f} % of random test images have a relative in training"
-    )
-    rows = []
-    for name, found in summary["differences"].items():
-        interval = "" if found["ci95"] is None else "{:+.4f} .. {:+.4f}".format(*found["ci95"])
-        mean = "none" if found["mean"] is None else f"{found['mean']:+.4f}"
-        rows.append((name, mean, interval, str(found["count"])))
-    print_table(
-        ("difference of Dice", "mean", "95 % interval", "of"),
-        rows,
-        f"mean test Dice: {dice}. {share}.",
+    batch = item["image"][None].to(evaluation.device)
+    logits = evaluation.logits(batch, evaluation.postprocessing.flips)
+    labels, _ = evaluation.postprocess([item["stem"]], logits)
+    return case_row(
+        image=item["image"].permute(1, 2, 0).numpy(),
+        mask=item["mask"][0].numpy(),
+        pred=labels[0, 0].cpu().numpy(),
+        title=f"{item['stem']}  Dice {table['dice'][index]:.3f}",
+        side=200,
+        classes=evaluation.task.classes,
     )
 
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary as tables on the terminal."""
-    title = f"{summary['split']}: {summary['images']} images of {summary['data']}, {summary['checkpoint']}, epoch "
+    title = (
+        f"{summary['split']}: {summary['images']} images of {summary['data']}, "
+        f"{summary['checkpoint']}, epoch {summary['epoch']}"
+    )
     if summary["leakage"]:
         title = f"LEAKAGE, near-duplicates in two splits: {title}"
+    postprocessing = Postprocessing(**summary["postprocessing"])
+    if postprocessing.changes:
+        title = f"{title}, {postprocessing}"
+
     rows = []
     for name, value in summary["scores"].items():
-        if name in (*HARD_SCORES, *ORIGINAL_SCORES):
+        label = _label(name)
+        if isinstance(value, dict):
             rows.append(
                 (
-                    f"{_label(name)} per image",
-                    *_mean_and_interval(value),
+                    f"{label} per image",
+                    _text(value["mean"]),
+                    _interval(value["ci95"]),
                     _text(value["median"]),
                     str(value["images"]),
                 )
             )
         else:
-            rows.append((_label(name), _text(value), "", "", ""))
-    postprocessing = Postprocessing(**summary["postprocessing"])
-    title = f"{title}{summary['epoch']}" + (f", {postprocessing}" if postprocessing.changes else "")
+            rows.append((label, _text(value), "", "", ""))
     print_table(("score", "value", "95 % interval", "median", "images"), rows, title)
     if "per_category" in summary:
         _print_categories(summary["per_category"])
 
 
 def _print_categories(rows: list[dict[str, Any]]) -> None:
-    """The lesion in the images of each category; for a run for categories also how well the category itself is met."""
+    """A table of the categories; a run for categories has more columns than one for one class."""
+    lines: list[tuple[str, ...]] = []
     if "recognised" not in rows[0]:
+        for row in rows:
+            dice = row["dice"]
+            lines.append(
+                (
+                    row["name"],
+                    str(row["images"]),
+                    _text(dice["mean"]),
+                    _interval(dice["ci95"]),
+                    _text(row["iou_pooled"]),
+                )
+            )
         head = ("category", "images", "Dice", "95 % interval", "IoU pooled")
-        lines = [
-            (r["name"], str(r["images"]), *_mean_and_interval(r["dice"]), _text(r["iou_pooled"]))
-            for r in rows
-        ]
         print_table(head, lines, "by category of the image")
         return
-    head, lines = (
-        ("category", "images", "lesion Dice", "recognised", "category Dice", "over", "IoU pooled"),
-        [],
-    )
     for row in rows:
-        dice = row.get("category_dice", {"mean": None, "images": ""})
-        own = (_text(dice["mean"]), str(dice["images"]), _text(row.get("category_iou_pooled")))
+        of_category = row.get("category_dice", {"mean": None, "images": ""})
         lines.append(
             (
                 row["name"],
                 str(row["images"]),
                 _text(row["dice"]["mean"]),
                 str(row["recognised"]),
-                *own,
+                _text(of_category["mean"]),
+                str(of_category["images"]),
+                _text(row.get("category_iou_pooled")),
             )
         )
-    print_table(head, lines, "by category")
-
-
-def _mean_and_interval(value: dict[str, Any]) -> tuple[str, str]:
-    return _text(value["mean"]), "" if value["ci95"] is None else "{:.4f} .. {:.4f}".format(
-        *value["ci95"]
+    print_table(
+        ("category", "images", "lesion Dice", "recognised", "category Dice", "over", "IoU pooled"),
+        lines,
+        "by category",
     )
+
+
+def _interval(ci95: list[float] | None) -> str:
+    if ci95 is None:
+        return ""
+    low, high = ci95
+    return f"{low:.4f} .. {high:.4f}"
 
 
 def _text(value: float | None) -> str:
@@ -235,6 +240,8 @@ def _text(value: float | None) -> str:
 
 
 def _label(name: str) -> str:
-    """A score's label, of a score at the original size too."""
+    """The label of a score, or of a score at the original size."""
     label = SCORES[name.removesuffix("_original")].label
-    return f"{label}, original size," if name.endswith("_original") else label
+    if name.endswith("_original"):
+        return f"{label}, original size,"
+    return label

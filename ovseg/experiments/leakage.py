@@ -28,7 +28,7 @@ import pandas as pd
 import torch
 from scipy.stats import t as student
 
-from ovseg.core.console import progress_bar
+from ovseg.core.console import print_table, progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_json, write_table
@@ -399,3 +399,22 @@ def _interval_over_images(values: pd.Series) -> dict[str, Any]:
         "ci95": mean_interval(by_stem),
         "count": len(by_stem),
     }
+
+
+def print_leakage(summary: dict[str, Any]) -> None:
+    """What `measure_leakage` found, as a table on the terminal."""
+    rows = []
+    for name, found in summary["differences"].items():
+        mean = "none" if found["mean"] is None else f"{found['mean']:+.4f}"
+        interval = ""
+        if found["ci95"] is not None:
+            low, high = found["ci95"]
+            interval = f"{low:+.4f} .. {high:+.4f}"
+        rows.append((name, mean, interval, str(found["count"])))
+    dice = ", ".join(f"{name} {value:.4f}" for name, value in summary["dice"].items())
+    share = 100 * summary["related_share"]
+    title = (
+        f"mean test Dice: {dice}. {share:.0f} % of random test images have a near-duplicate in "
+        "training."
+    )
+    print_table(("difference of Dice", "mean", "95 % interval", "of"), rows, title)

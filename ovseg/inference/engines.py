@@ -29,8 +29,9 @@ class EngineKind:
     """An entry of `ENGINES`.
 
     Attributes:
-        build: makes the engine from a network in evaluation mode and pictures, uint8 (N, 3, H, W), of
-            the size to come on the network's device; raises InputError where a package is missing.
+        build: makes the engine from a network in evaluation mode and pictures, uint8 (N, 3, H, W),
+            of the size to come on the network's device; raises InputError where a package is
+            missing.
         cpu_only: it can't run on another device.
     """
 
@@ -46,7 +47,8 @@ class Trial:
         name: key of `ENGINES`.
         engine: None where it can't be used; `problem` says why.
         seconds: of the fastest batch; infinite where it can't be used.
-        difference: largest difference of a probability from torch's; None where it could not be built.
+        difference: largest difference of a probability from torch's; None where it could not be
+            built.
         problem: why it can't be used, else empty.
     """
 
@@ -81,8 +83,8 @@ def choose_engine(name: str, network: torch.nn.Module, image: Tensor) -> Engine:
         image: a few real pictures of the size to come, uint8 (N, 3, H, W), on the network's device.
 
     Raises:
-        InputError: the name is unknown, a package is missing, the engine does not run on this device,
-            or its probabilities are not torch's.
+        InputError: the name is unknown, a package is missing, the engine does not run on this
+            device, or its probabilities are not torch's.
     """
     if name == "auto":
         best, trials = calibrate(network, image)
@@ -114,8 +116,8 @@ def calibrate(
 
     Args:
         network: in evaluation mode.
-        image: a few real pictures, uint8 (N, 3, H, W), on the network's device; logits of noise prove
-            less.
+        image: a few real pictures, uint8 (N, 3, H, W), on the network's device; logits of noise
+            prove less.
         repeats: timed runs of each engine after one warm-up; the fastest counts.
 
     Returns:

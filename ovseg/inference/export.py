@@ -31,8 +31,8 @@ class ExportFormat:
 
     Attributes:
         file_name: of the network in the export's folder.
-        write: writes it from the network, pictures uint8 (N, 3, S, S), the path, and texts to keep in
-            the file; raises InputError where a package is missing.
+        write: writes it from the network, pictures uint8 (N, 3, S, S), the path, and texts to keep
+            in the file; raises InputError where a package is missing.
         open: opens the file as an engine on the CPU, to be compared with torch.
     """
 
@@ -52,12 +52,12 @@ def export_run(
     format: str = "onnx",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a run's network and `model.json`, after comparing the file's probabilities with torch's.
+    """Write a run's network and `model.json`, and compare the network's probabilities with torch's.
 
-    The network takes plain pixels, uint8 (N, 3, S, S), of pictures placed in a square as `fit` says,
-    and gives logits. `model.json`, which the file's metadata repeat, says how these become the labels
-    that `ovseg infer` writes: sizes, categories, and the run's post-processing (flips, threshold,
-    clean-up).
+    The network takes plain pixels, uint8 (N, 3, S, S), of pictures placed in a square as `fit`
+    says, and gives logits. `model.json`, which the file's metadata repeat, says how these become
+    the labels that `ovseg infer` writes: sizes, categories, and the run's post-processing (flips,
+    threshold, clean-up).
 
     Args:
         run: run folder or checkpoint.
@@ -69,8 +69,8 @@ def export_run(
         The content of `model.json`.
 
     Raises:
-        InputError: run, format or output can't be used, the run is an ensemble, a package is missing,
-            or the file's probabilities are not torch's.
+        InputError: run, format or output can't be used, the run is an ensemble, a package is
+            missing, or the file's probabilities are not torch's.
     """
     chosen: ExportFormat = choose("format", format, EXPORT_FORMATS)
     run = Path(run)

@@ -19,8 +19,8 @@ def export_onnx(
 
     Args:
         network: in evaluation mode, on the CPU.
-        image: plain pixels, uint8 (N, 3, H, W); the file takes pictures of this height and width only,
-            but batches of any size.
+        image: plain pixels, uint8 (N, 3, H, W); the file takes pictures of this height and width
+            only, but batches of any size.
         path: the file to write; its input is `image`, its output `logits`.
         metadata: kept in the file's properties.
 
@@ -48,6 +48,7 @@ def export_onnx(
             external_data=False,
             verbose=False,
         )
+    assert program is not None  # as with dynamo=True
     # torch notes a stack trace with paths of this machine at each node.
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()

@@ -41,8 +41,8 @@ class Prediction:
     """The result for one picture, at the picture's own size.
 
     Attributes:
-        labels: uint8 (H, W), 1 where there is lesion, or ids of categories; 0 is the background. The
-            run's post-processing is applied.
+        labels: uint8 (H, W), 1 where there is lesion, or ids of categories; 0 is the background.
+            The run's post-processing is applied.
         probs: probability of lesion, float32 (H, W) in 0..1, without threshold and clean-up. With
             categories it is 1 - the background's probability: where two categories compete, it may
             be above 0.5 in a pixel that is labelled 0.
@@ -147,7 +147,8 @@ class Predictor:
 
         Args:
             path: see `ovseg.core.checkpoints.find_checkpoints`.
-            device: `auto`, or a name such as `cpu` or `cuda`; see `ovseg.core.device.choose_device`.
+            device: `auto`, or a name such as `cpu` or `cuda`; see
+                `ovseg.core.device.choose_device`.
             postprocessing: apply the post-processing that the run folder holds, if any (see
                 `ovseg.inference.postprocessing.read_postprocessing`); else the threshold is 0.5.
 
@@ -199,8 +200,8 @@ class Predictor:
         them there.
 
         Args:
-            images: one picture, or an iterable of pictures; sizes may differ. A picture is a path, or
-                an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+            images: one picture, or an iterable of pictures; sizes may differ. A picture is a path,
+                or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
             batch_size: how many pictures of an iterable the networks take at a time.
 
         Returns:
@@ -209,9 +210,10 @@ class Predictor:
         Raises:
             InputError: a picture can't be read, or an array has another shape or dtype.
         """
-        is_path = isinstance(images, str | Path)
-        is_picture = isinstance(images, np.ndarray) and images.ndim < 4
-        if is_path or is_picture:
+        if isinstance(images, str | Path):
+            return self._predict_batch([load_picture(images)])[0]
+        # An array of four dimensions is a stack of pictures.
+        if isinstance(images, np.ndarray) and images.ndim < 4:
             return self._predict_batch([load_picture(images)])[0]
 
         check_batch_size(batch_size)
@@ -302,8 +304,8 @@ def infer_folder(
         run: run folder, checkpoint, or the folder of an ensemble.
         images: folder of pictures.
         output: folder to make; it appears when all masks are written.
-        overlays: also write `overlays/<stem>.png`, the labels over the picture; for categories with a
-            legend below it.
+        overlays: also write `overlays/<stem>.png`, the labels over the picture; for categories with
+            a legend below it.
         probabilities: also write `probabilities/<stem>.png`, the probability of lesion (see
             `Prediction`) in 16 bits, 65535 is 1.
         batch_size: pictures at a time.

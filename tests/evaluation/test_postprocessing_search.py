@@ -14,11 +14,11 @@ from ovseg.core.errors import InputError
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import (
     GAIN,
+    find_simplest,
     list_candidates,
     print_search,
     search_postprocessing,
     seen_flips,
-    simplest,
     try_candidates,
 )
 from ovseg.inference.postprocessing import Postprocessing, to_dict
@@ -86,11 +86,12 @@ def test_simpler_wins_where_the_gain_is_small():
         Postprocessing(threshold=0.4),
         Postprocessing(threshold=0.4, fill_holes=True),
     ]
-    assert simplest(candidates, [0.8, 0.8005, 0.8009]) == 0
-    assert simplest(candidates, [0.8, 0.8105, 0.811]) == 1
-    assert simplest(candidates, [0.8, 0.805, 0.811]) == 2
+    assert find_simplest(candidates, [0.8, 0.8005, 0.8009]) == 0
+    assert find_simplest(candidates, [0.8, 0.8105, 0.811]) == 1
+    assert find_simplest(candidates, [0.8, 0.805, 0.811]) == 2
     assert (
-        simplest([Postprocessing(threshold=0.3), Postprocessing(threshold=0.4)], [0.8, 0.8001]) == 1
+        find_simplest([Postprocessing(threshold=0.3), Postprocessing(threshold=0.4)], [0.8, 0.8001])
+        == 1
     )
 
 
@@ -135,7 +136,7 @@ def test_augmentation_that_is_gone_is_said(tmp_path, caplog):
 
 def test_test_split_is_refused(run, capsys):
     assert run_tune(run, "--split", "test") == 2
-    assert "post-processing chosen on the test images spoils them" in capsys.readouterr().err
+    assert "test scores would no longer be those of unseen images" in capsys.readouterr().err
     assert not (run / "postprocessing.json").exists()
 
 
