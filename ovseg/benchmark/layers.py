@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovseg.benchmark.peers import Workload, build_own_network, make_batch
 from ovseg.core.device import choose_device
-from ovseg.models.layers import DilatedConv2d, FastUpsample2d
+from ovseg.models.convolutions import DilatedConv2d, FastUpsample2d
 
 TIME_LIMIT = 10.0  # seconds for a layer and algorithm: some take minutes
 # Name -> algorithm of ovseg's layers, and memory format.

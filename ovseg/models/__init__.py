@@ -7,7 +7,7 @@ from ovseg.models.attention_unet import AttentionUNet
 from ovseg.models.deeplabv3plus import DeepLabV3Plus
 from ovseg.models.efficient_unet import EfficientUNet
 from ovseg.models.multires_unet import MultiResUNet
-from ovseg.models.pretrained import SmpNetwork
+from ovseg.models.smp import SmpNetwork
 from ovseg.models.swin_unet import SwinUNet
 from ovseg.models.unet import FlexibleUNet
 from ovseg.models.unet3plus import UNet3Plus

