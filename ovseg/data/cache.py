@@ -1,9 +1,10 @@
-"""Decoded and placed pairs of a split in one memory-mapped file, so that an epoch costs a copy instead of decoding.
+"""Decoded pairs of a split in one memory-mapped file, so that an epoch need not decode.
 
-The file holds one record a pair, uint8 (4, S, S): the image's planes and the mask, the layout of a batch. A footer,
-JSON and its length, says from which files (names, sizes, times) and with which settings the records were made, and
-has a checksum of each. So a file that is stale, damaged or cut short is known as such, and a valid one proves that its
-pairs were decoded and verified. Files appear under their name only when whole; a process that has an older one open
+The file holds one record a pair, uint8 (4, S, S): the image's planes and the mask, as a batch has
+them. A footer, JSON followed by its length, says from which files (names, sizes, times) and with
+which settings the records were made, and holds a checksum of each record. A file that is stale,
+damaged or truncated is recognised by it, and a valid file proves that its pairs were decoded and
+verified. A file appears under its name only when it is whole; a process that has an older one open
 keeps it.
 """
 
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,187 +33,248 @@ from ovseg.core.files import atomic_path, content_digest
 from ovseg.data.geometry import place
 from ovseg.data.pairs import Pair
 
-MAGIC = b"ovseg-1\n"
+# Places image, uint8 (H, W, 3), and mask, uint8 (H, W), of the pair of an index, and stores them.
 Store = Callable[[int, np.ndarray, np.ndarray], None]
-ABANDONED = (
-    3600  # seconds without a write after which a temporary file belongs to no living process
-)
+
+MAGIC = b"ovseg-1\n"
+# Seconds without a write after which a temporary file belongs to no running process.
+ABANDONED = 3600
 
 
 class PairCache:
-    """The records of a valid cache file, read-only; it can be sent to another process, which maps the file itself."""
+    """The records of a valid cache file, read-only.
 
-    def __init__(self, path: Path, footer: dict):
-        self.path, self.footer = path, footer
-        self.records = self._map()
+    It can be sent to another process, which maps the file itself.
 
-    def _map(self) -> np.ndarray:
-        count, size = len(self.footer["checksums"]), self.footer["settings"]["image_size"]
+    Args:
+        path: the cache file.
+        footer: see `read_footer`.
+    """
+
+    def __init__(self, path: Path, footer: dict[str, Any]):
+        self.path = path
+        self.footer = footer
+        self.records = self._map_records()
+
+    def _map_records(self) -> np.ndarray:
+        count = len(self.footer["checksums"])
+        size = self.footer["settings"]["image_size"]
         return np.memmap(self.path, np.uint8, "r", shape=(count, 4, size, size))
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "footer": self.footer}
 
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self.footer = state["footer"]
         if read_footer(self.path) != self.footer:
             raise InputError(
-                f"{self.path} was replaced while it was in use: the dataset has changed. Start again."
+                f"{self.path} was replaced while it was in use: the dataset has changed. "
+                "Start again."
             )
-        self.records = self._map()
+        self.records = self._map_records()
 
     @property
     def empty(self) -> list[str]:
         """Stems of the pairs whose mask is empty."""
         return self.footer["empty"]
 
-    def intact(self) -> bool:
-        """Whether every record still has the checksum that it was written with; reads the whole file once."""
-        with ThreadPoolExecutor(4) as pool:  # zlib lets go of the GIL
-            return list(pool.map(zlib.crc32, self.records)) == self.footer["checksums"]
+    def is_intact(self) -> bool:
+        """Whether every record still has its checksum; reads the whole file once."""
+        # Threads help, because zlib releases the GIL.
+        with ThreadPoolExecutor(4) as pool:
+            checksums = list(pool.map(zlib.crc32, self.records))
+        return checksums == self.footer["checksums"]
 
 
 class PickedCache:
-    """Records of pairs that lie in several caches, as if they were one cache."""
+    """Records of pairs that lie in several caches, as if they were one cache.
 
-    def __init__(self, caches: list[PairCache], places: list[tuple[int, int]]):
-        self.caches, self.places = caches, places
-        self.records = self
+    Args:
+        caches: the caches.
+        rows: for each pair, the index of its cache and its row there.
+    """
+
+    def __init__(self, caches: list[PairCache], rows: list[tuple[int, int]]):
+        self.caches = caches
+        self.rows = rows
+
+    @property
+    def records(self) -> "PickedCache":
+        """What is indexed like the records of a `PairCache`."""
+        return self
 
     def __getitem__(self, index: int) -> np.ndarray:
-        cache, row = self.places[index]
+        cache, row = self.rows[index]
         return self.caches[cache].records[row]
 
 
 class SplitCaches:
-    """The cache files of a dataset's splits in one folder; none, where `folder` is None or can't be written.
+    """The cache files of a dataset's splits in one folder.
 
     Args:
-        folder: it is made when the first file is.
+        folder: it is made when the first file is; None for no cache.
         settings: `image_size`, `fit` and whatever else the records follow from, as JSON has it.
     """
 
-    def __init__(self, folder: Path | None, settings: dict):
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path | None, settings: dict[str, Any]):
+        self.folder = folder
+        self.settings = settings
 
     def open(self, split: str, pairs: list[Pair]) -> PairCache | None:
-        """The valid cache of a split, if any."""
-        return open_cache(*self._file(split, pairs)) if self.folder else None
+        """The valid cache of a split; None where there is none."""
+        if self.folder is None:
+            return None
+        return open_cache(self._path(self.folder, split), describe(pairs, self.settings))
 
     def pick(
         self, trees: dict[str, list[Pair]], pairs: list[Pair]
     ) -> PairCache | PickedCache | None:
-        """The records of some pairs, from the valid caches of the splits that they lie in; None where one has none.
+        """The records of some pairs, from the valid caches of the splits that they lie in.
 
-        So folds, which mix splits, share the splits' files.
+        Folds, which mix splits, share the splits' files in this way.
 
         Args:
             trees: all pairs of each of these splits.
             pairs: those wanted, in this order.
+
+        Returns:
+            None where one of the splits has no valid cache.
         """
-        caches = [self.open(split, members) for split, members in trees.items()]
-        if None in caches:
-            return None
+        caches = []
+        for split, members in trees.items():
+            cache = self.open(split, members)
+            if cache is None:
+                return None
+            caches.append(cache)
         if list(trees.values()) == [pairs]:
             return caches[0]
-        places = {
-            pair: (n, row)
-            for n, members in enumerate(trees.values())
-            for row, pair in enumerate(members)
-        }
-        return PickedCache(caches, [places[pair] for pair in pairs])
+        rows = {}
+        for number, members in enumerate(trees.values()):
+            for row, pair in enumerate(members):
+                rows[pair] = (number, row)
+        return PickedCache(caches, [rows[pair] for pair in pairs])
 
     def verify(
         self, split: str, pairs: list[Pair], check: Callable[[Store | None], list[str]], build: bool
     ) -> list[str]:
-        """Stems of the empty masks: from a valid cache, or by decoding, in which pass the cache is built if asked.
+        """Stems of the empty masks of a split, from a valid cache or by decoding.
 
-        Where neither works, nothing of this folder is used from then on, and a message says so.
+        Decoding also builds the cache if asked. Where the folder can't be written, a message says
+        so, and no cache is used from then on.
 
         Args:
             split: name of the split.
             pairs: its pairs.
-            check: decodes and verifies the pairs, hands each to the function it is given, returns the empty ones.
+            check: decodes and verifies the pairs, hands each to the function that it is given, and
+                returns the empty ones.
             build: whether to write a cache.
         """
         cached = self.open(split, pairs)
-        if cached and cached.intact():
+        if cached is not None and cached.is_intact():
             return cached.empty
-        if build and self.folder:
+        if build and self.folder is not None:
             try:
-                return build_cache(*self._file(split, pairs), check)
+                path = self._path(self.folder, split)
+                return build_cache(path, describe(pairs, self.settings), check)
             except OSError as error:
                 rank_zero_info(
-                    f"There is no cache in {self.folder} ({error.strerror}), so every epoch decodes its pictures "
-                    "again. Set data.cache to a folder with room, or to false."
+                    f"There is no cache in {self.folder} ({error.strerror}), so every epoch "
+                    "decodes its pictures again. Set data.cache to a folder with room, or to "
+                    "false."
                 )
         self.folder = None
         return check(None)
 
-    def _file(self, split: str, pairs: list[Pair]) -> tuple[Path, dict]:
-        """Path and description; the name follows from the settings, so trainings that differ in them coexist."""
-        key = content_digest(self.settings)
-        return self.folder / f"{split}-{key[:12]}.pairs", describe(pairs, self.settings)
+    def _path(self, folder: Path, split: str) -> Path:
+        """The file of a split; other settings have another name, so both can be kept."""
+        return folder / f"{split}-{content_digest(self.settings)[:12]}.pairs"
 
 
-def describe(pairs: list[Pair], settings: dict) -> dict:
-    """What records are made from: settings, versions of the code that decodes and resizes, and every file's state."""
-    files = [_state(path) for pair in pairs for path in (pair.image_path, pair.mask_path)]
-    versions = [__version__, PIL.__version__, cv2.__version__]
-    boxes = [pair.box and list(astuple(pair.box)) for pair in pairs]
-    stems = [pair.stem for pair in pairs]
+def describe(pairs: list[Pair], settings: dict[str, Any]) -> dict[str, Any]:
+    """What records are made from, as JSON has it.
+
+    These are the settings, the versions of the code that decodes and resizes, and the state of
+    every file.
+    """
+    files = []
+    boxes = []
+    for pair in pairs:
+        files += [_describe_file(pair.image_path), _describe_file(pair.mask_path)]
+        boxes.append(None if pair.box is None else list(astuple(pair.box)))
     return {
         "settings": settings,
-        "stems": stems,
+        "stems": [pair.stem for pair in pairs],
         "files": files,
         "boxes": boxes,
-        "versions": versions,
+        "versions": [__version__, PIL.__version__, cv2.__version__],
     }
 
 
-def _state(path: Path) -> list:
-    """Name, size and time of change of a file; a file that can't be reached is for its reader to name."""
+def _describe_file(path: Path | None) -> list[str | int] | None:
+    """Name, size and time of change of a file.
+
+    For a file that can't be reached it is the reason; whoever reads the file reports it.
+    """
+    if path is None:
+        return None
     try:
-        stat = path.stat()
+        status = path.stat()
     except OSError as error:
         return [path.name, str(error)]
-    return [path.name, stat.st_size, stat.st_mtime_ns]
+    return [path.name, status.st_size, status.st_mtime_ns]
 
 
-def read_footer(path: Path) -> dict | None:
-    """The footer of a cache file and where it starts; None where there is no file or its end is no footer."""
+def read_footer(path: Path) -> dict[str, Any] | None:
+    """The footer of a cache file, with `start`, the byte at which it starts.
+
+    Returns:
+        None where there is no file, or its end is no footer.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(-len(MAGIC) - 8, os.SEEK_END)
-            length, magic = int.from_bytes(file.read(8), "little"), file.read()
+            length = int.from_bytes(file.read(8), "little")
+            if file.read() != MAGIC:
+                return None
             start = file.seek(-len(MAGIC) - 8 - length, os.SEEK_END)
-            return json.loads(file.read(length)) | {"start": start} if magic == MAGIC else None
+            footer = json.loads(file.read(length))
+            return {**footer, "start": start}
     except (OSError, ValueError, OverflowError, TypeError):
         return None
 
 
-def open_cache(path: Path, description: dict) -> PairCache | None:
-    """The cache of exactly these pairs and settings, or None: missing, stale, or cut short.
+def open_cache(path: Path, description: dict[str, Any]) -> PairCache | None:
+    """The cache of exactly these pairs and settings.
 
     Args:
         path: the cache file.
         description: see `describe`.
+
+    Returns:
+        None where the file is missing, stale or truncated.
     """
-    footer, size = read_footer(path), description["settings"]["image_size"]
-    expected = description | {"start": len(description["stems"]) * 4 * size * size}
-    if footer is None or any(footer.get(name) != value for name, value in expected.items()):
+    footer = read_footer(path)
+    if footer is None:
         return None
+    size = description["settings"]["image_size"]
+    expected = {**description, "start": len(description["stems"]) * 4 * size * size}
+    for name, value in expected.items():
+        if footer.get(name) != value:
+            return None
     return PairCache(path, footer)
 
 
-def build_cache(path: Path, description: dict, fill: Callable[[Store], list[str]]) -> list[str]:
+def build_cache(
+    path: Path, description: dict[str, Any], fill: Callable[[Store], list[str]]
+) -> list[str]:
     """Build a cache file; it appears when it is whole, and replaces an older one.
 
     Args:
         path: the cache file.
         description: see `describe`.
-        fill: is given a function that places and stores image (H, W, 3) and mask (H, W) of the pair of an index,
-            which threads may call; it stores every pair and returns the stems of those whose mask is empty.
+        fill: is given a `Store`, which threads may call; it stores every pair and returns the stems
+            of those whose mask is empty.
 
     Returns:
         What `fill` returned.
@@ -219,40 +282,43 @@ def build_cache(path: Path, description: dict, fill: Callable[[Store], list[str]
     Raises:
         OSError: the folder can't be written, or its disk has no room.
     """
-    count, size, fit = (
-        len(description["stems"]),
-        description["settings"]["image_size"],
-        description["settings"]["fit"],
-    )
-    record = 4 * size * size
+    count = len(description["stems"])
+    size = description["settings"]["image_size"]
+    fit = description["settings"]["fit"]
+    record_bytes = 4 * size * size
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
-    if shutil.disk_usage(path.parent).free < 1.05 * count * record:
-        raise OSError(errno.ENOSPC, f"its disk has less than {count * record >> 20} MB to spare")
-    checksums, lock = [0] * count, threading.Lock()
+    _remove_abandoned(path.parent)
+    if shutil.disk_usage(path.parent).free < 1.05 * count * record_bytes:
+        megabytes = count * record_bytes >> 20
+        raise OSError(errno.ENOSPC, f"its disk has less than {megabytes} MB to spare")
+
+    checksums = [0] * count
+    lock = threading.Lock()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
 
         def store(index: int, image: np.ndarray, mask: np.ndarray) -> None:
-            image, mask = place(image, size, fit), place(mask, size, fit)
-            planes = np.ascontiguousarray(np.concatenate([image.transpose(2, 0, 1), mask[None]]))
-            checksums[index] = zlib.crc32(planes)
-            with (
-                lock
-            ):  # written, not mapped: on a full disk a write fails, a mapping kills the process
-                file.seek(index * record)
-                file.write(planes)
+            planes = place(image, size, fit).transpose(2, 0, 1)
+            labels = place(mask, size, fit)
+            record = np.concatenate([planes, labels[None]]).tobytes()
+            checksums[index] = zlib.crc32(record)
+            # Written and not mapped: on a full disk a write fails, a mapping kills the process.
+            with lock:
+                file.seek(index * record_bytes)
+                file.write(record)
 
         empty = fill(store)
-        footer = json.dumps(description | {"checksums": checksums, "empty": empty}).encode()
-        file.seek(count * record)
+        content = {**description, "checksums": checksums, "empty": empty}
+        footer = json.dumps(content).encode()
+        file.seek(count * record_bytes)
         file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)
         file.flush()
-        os.fsync(file.fileno())  # or a crash could leave the name with a hole behind it
+        # Otherwise a crash could leave the name with missing content.
+        os.fsync(file.fileno())
     return empty
 
 
-def _sweep(folder: Path) -> None:
-    """Delete what a killed process left half written."""
+def _remove_abandoned(folder: Path) -> None:
+    """Delete the temporary files of processes that were killed."""
     for path in folder.glob(".*.tmp.pairs"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > ABANDONED:

@@ -1,8 +1,9 @@
 """Batches of pairs for training and evaluation.
 
-The batch contract, everywhere in ovseg: a dict of `image` uint8 (N, 3, H, W), RGB 0..255; `mask` uint8 (N, 1, H, W),
-0 or 1, or category ids where `classes` is above 1; `stem` list of N str, empty for a repeated pair that is not to be
-counted. Scaling to the network's range is the network's own first layer.
+The batch contract, everywhere in ovseg: a dict of `image` uint8 (N, 3, H, W), RGB 0..255; `mask`
+uint8 (N, 1, H, W), 0 or 1, or category ids where `classes` is above 1; `stem` list of N str, empty
+for a repeated pair that is not to be counted. Scaling to the network's range is the network's own
+first layer.
 """
 
 from collections.abc import Iterable
@@ -28,11 +29,29 @@ from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.data.samplers import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
 from ovseg.data.tree import SPLITS, DatasetTree
 
+# An index of a pair, or with the seed of its augmentation; -1 stands for no pair.
+Key = int | tuple[int, int]
+
+# Arguments of the data module from which the records of a cache follow.
+CACHE_SETTINGS = ("image_size", "fit", "mask_threshold", "exclude", "classes")
+# Snapshots read this many pictures of `mini_test` at most, so as many are checked beforehand.
+MAX_MINI_TEST = 64
+
 
 class PairDataset(Dataset):
-    """Pairs as dicts of tensors, placed in a square of `image_size`; item (index, seed) is augmented with that seed.
+    """Pairs as dicts of tensors, placed in a square of `image_size`.
 
-    A loader takes whole batches of it (`__getitems__`), so a cached image is copied once, into its batch.
+    Item (index, seed) is augmented with that seed. A loader takes whole batches of it
+    (`__getitems__`), so a cached image is copied once, into its batch.
+
+    Args:
+        pairs: the pairs.
+        image_size: side of the square, pixels.
+        fit: see `OvarianTumorDataModule`.
+        mask_threshold: see `OvarianTumorDataModule`.
+        augmentation: see `OvarianTumorDataModule`.
+        classes: see `OvarianTumorDataModule`.
+        cache: the records of these pairs; None to decode the pairs.
     """
 
     def __init__(
@@ -45,83 +64,93 @@ class PairDataset(Dataset):
         classes: int = 1,
         cache: PairCache | PickedCache | None = None,
     ):
-        self.pairs, self.image_size, self.fit, self.mask_threshold = (
-            pairs,
-            image_size,
-            fit,
-            mask_threshold,
-        )
-        self.classes, self.transform, self.cache = classes, build_transform(augmentation), cache
+        self.pairs = pairs
+        self.image_size = image_size
+        self.fit = fit
+        self.mask_threshold = mask_threshold
+        self.classes = classes
+        self.transform = build_transform(augmentation)
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict:
-        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """One pair: `image` uint8 (3, S, S), `mask` uint8 (1, S, S), `stem`."""
+        batch = self.__getitems__([key])
+        return {name: values[0] for name, values in batch.items()}
 
-    def __getitems__(self, keys: list[int | tuple[int, int]]) -> dict:
+    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
         """A batch."""
         images, masks = empty_batch(len(keys), self.image_size)
-        indices = [key[0] if isinstance(key, tuple) else key for key in keys]
+        stems = []
         for row, key in enumerate(keys):
-            seed = key[1] if isinstance(key, tuple) else 0
-            self._write(indices[row], seed, images.numpy()[row], masks.numpy()[row, 0])
-        return {
-            "image": images,
-            "mask": masks,
-            "stem": [self.pairs[i].stem if i >= 0 else "" for i in indices],
-        }
+            if isinstance(key, tuple):
+                index, seed = key
+            else:
+                index = key
+                seed = 0
+            self._write(index, seed, images.numpy()[row], masks.numpy()[row, 0])
+            stems.append(self.pairs[index].stem if index >= 0 else "")
+        return {"image": images, "mask": masks, "stem": stems}
 
     def _write(self, index: int, seed: int, planes: np.ndarray, labels: np.ndarray) -> None:
         """Put an image into its planes (3, S, S) of a batch, and its mask into `labels` (S, S)."""
-        if self.cache and self.transform is None:
+        if self.cache is not None and self.transform is None:
             record = self.cache.records[index]
-            planes[:], labels[:] = record[:3], record[3]
+            planes[:] = record[:3]
+            labels[:] = record[3]
             return
         image, mask = self.load(index)
         if self.transform is not None:
             image, mask = augment(self.transform, image, mask, seed)
-        cv2.split(image, list(planes))  # in place, and several times as fast as numpy's transpose
+        # It writes into the batch, and is several times as fast as numpy's transpose.
+        cv2.split(image, list(planes))
         labels[:] = mask
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Placed image (S, S, 3) and mask (S, S), from the cache where there is one."""
-        if self.cache:
+        if self.cache is not None:
             *planes, mask = self.cache.records[index]
-            return cv2.merge(planes), np.array(mask)  # copies: the records are read-only
-        pair = self.pairs[index]
-        pictures = read_pair(pair, self.mask_threshold, self.classes)
-        return tuple(place(picture, self.image_size, self.fit) for picture in pictures)
+            # Copies, because the records are read-only.
+            return cv2.merge(planes), np.array(mask)
+        image, mask = read_pair(self.pairs[index], self.mask_threshold, self.classes)
+        return place(image, self.image_size, self.fit), place(mask, self.image_size, self.fit)
 
 
 class OvarianTumorDataModule(LightningDataModule):
     """The dataset tree `root/{train,valid,test}/{images,masks}`, pairs matched by stem.
 
-    It is what `prepare_data` writes, and the TensorFlow baseline's own layout (JPEG masks, any picture format). Every
-    pair is decoded and checked once before the first epoch. With `classes` above 1 the category maps in `categories`,
-    which `prepare_data` writes too, take the place of `masks`.
+    It is what `ovseg prepare_data` writes, and the TensorFlow baseline's own layout (JPEG masks,
+    any picture format). Every pair is decoded and checked once before the first epoch. With
+    `classes` above 1 the category maps in `categories`, which `prepare_data` writes too, are used
+    instead of `masks`.
 
     Args:
         root: the dataset's folder.
         image_size: side of the square that images and masks are placed in, pixels, 16..8192.
         batch_size: images a batch and process.
-        num_workers: loader processes; 0 loads in the main process, as do splits that are cached and not augmented.
-        augmentation: for training: a name of `ovseg.data.augment.pipelines.PIPELINES` or an albumentations YAML/JSON file.
+        num_workers: loader processes; 0 loads in the main process, as do splits that are cached and
+            not augmented.
+        augmentation: for training: a name of `ovseg.data.augment.pipelines.PIPELINES` or an
+            albumentations YAML/JSON file.
         shuffle: new order of the training images in each epoch (the baseline has none).
-        drop_last: leave out a short last training batch; batch normalisation fails on a batch of one pixel.
+        drop_last: leave out a short last training batch; batch normalisation fails on a batch of
+            one pixel.
         seed: order and augmentation follow from (seed, epoch, image).
-        fit: how a picture that is not square fills the square: `letterbox` or `stretch`. From a dataset that was
-            prepared with letterbox, stretch takes each picture without its border.
+        fit: how a picture that is not square fills the square: `letterbox` or `stretch`. From a
+            dataset that was prepared with letterbox, stretch takes each picture without its border.
         mask_threshold: grey values above it are lesion, 0..254.
         exclude: stems to leave out of every split.
         mini_test: folder of images for the snapshots of every epoch; by default images of `test`.
         phantoms: where `root` does not exist, write this many synthetic pairs there; 0 never does.
-        classes: 1 for lesion and background; the number of categories and background for category ids as masks. The
-            command line gives the network as many.
-        cache: keep the decoded pairs (4 bytes a pixel of a pair: 1 MB at 512) in `root/.cache`, or in the named folder;
-            built with the verification, which a later start then need not repeat.
-        fold: validate with this fold of a dataset prepared with `--folds`, 0, 1, ..., and train on all other images of
-            train and valid; test stays as it is.
+        classes: 1 for lesion and background; the number of categories and background for category
+            ids as masks. The command line gives the network as many.
+        cache: keep the decoded pairs (4 bytes a pixel of a pair: 1 MB at 512) in `root/.cache`, or
+            in the named folder. The cache is built with the verification, which a later start then
+            need not repeat.
+        fold: validate with this fold of a dataset prepared with `--folds`, 0, 1, ..., and train on
+            all other images of train and valid; test stays as it is.
 
     Raises:
         InputError: a value out of range, an unknown `augmentation` or `fit`.
@@ -155,44 +184,44 @@ class OvarianTumorDataModule(LightningDataModule):
         _check_range("seed", seed, 0, 2**32 - 1)
         _check_range("classes", classes, 1, 256)
         choose("fit", fit, FITS)
-        build_transform(augmentation)
+        build_transform(augmentation)  # checks the name, or the file
         self.root = Path(root)
         self.tree = DatasetTree(self.root, exclude, classes, fold, fit)
+        settings = {name: self.hparams[name] for name in CACHE_SETTINGS}
+        self._caches = SplitCaches(_cache_folder(self.root, cache), settings)
         self._verified = False
-        folder = (
-            self.root / ".cache"
-            if isinstance(cache, bool)
-            else Path(cache) / self.root.resolve().name
-        )
-        settings = {
-            name: self.hparams[name]
-            for name in ("image_size", "fit", "mask_threshold", "exclude", "classes")
-        }
-        self._caches = SplitCaches(folder if cache else None, settings)
 
     def prepare_data(self) -> None:
-        """Write the phantoms where asked for, then verify every pair of every split; runs once a machine.
+        """Write the phantoms if asked, then verify every pair of every split.
+
+        Lightning calls it once a machine.
 
         Raises:
-            InputError: the tree is missing or incomplete, or pairs can't be used (see `verify_pairs`).
+            InputError: the tree is missing or incomplete, or pairs can't be used (see
+                `verify_pairs`).
         """
         if self._verified:
             return
-        if self.hparams.phantoms and not self.root.exists():
+        if self.hparams["phantoms"] and not self.root.exists():
             write_phantoms(
-                self.root, self.hparams.phantoms, self.hparams.image_size, self.hparams.seed
+                self.root,
+                self.hparams["phantoms"],
+                self.hparams["image_size"],
+                self.hparams["seed"],
             )
         self.verify(SPLITS, keep=True)
         self.tree.check_exclude()
-        for pair in self.mini_test_pairs(count=64) if self.hparams.mini_test else ():
-            read_image(pair.image_path)
-        _ = self.dataset("train", self.hparams.augmentation)[
-            0, 0
-        ]  # an augmentation that fails does so here
+        if self.hparams["mini_test"]:
+            for pair in self.mini_test_pairs(MAX_MINI_TEST):
+                read_image(pair.image_path)
+        # An augmentation that fails should do so here.
+        self.dataset("train", self.hparams["augmentation"])[0, 0]
         self._verified = True
 
     def verify(self, splits: Iterable[str], keep: bool = False) -> None:
-        """Decode and check every pair of some splits, or find them in a valid cache; empty masks are counted and named.
+        """Decode and check every pair of some splits, or find them in a valid cache.
+
+        Empty masks are counted and named.
 
         Args:
             splits: names of splits.
@@ -201,19 +230,19 @@ class OvarianTumorDataModule(LightningDataModule):
         Raises:
             InputError: see `prepare_data`.
         """
-        check_manifest(self.root, self.hparams.fit, self.hparams.classes)
-        folders = {
-            name: pairs
-            for split in splits
-            if self.pairs(split)
-            for name, pairs in self.tree.folders(split).items()
-        }
+        mask_threshold = self.hparams["mask_threshold"]
+        classes = self.hparams["classes"]
+        check_manifest(self.root, self.hparams["fit"], classes)
+        folders = {}
+        for split in splits:
+            if self.pairs(split):
+                folders.update(self.tree.folders(split))
         if self.leakage:
             rank_zero_info(
                 f"leakage: near-duplicates of one examination are in two splits of {self.root}."
             )
         for name, pairs in folders.items():
-            check = partial(verify_pairs, pairs, self.hparams.mask_threshold, self.hparams.classes)
+            check = partial(verify_pairs, pairs, mask_threshold, classes)
             empty = self._caches.verify(name, pairs, check, keep)
             if empty:
                 rank_zero_info(
@@ -222,111 +251,137 @@ class OvarianTumorDataModule(LightningDataModule):
 
     @property
     def leakage(self) -> bool:
-        """The dataset was prepared with near-duplicates in two splits, so its scores are too good."""
+        """Whether the dataset was prepared with near-duplicates in two splits.
+
+        Its scores are then too good.
+        """
         return bool(read_manifest(self.root).get("leakage"))
 
     @property
     def categories(self) -> list[str]:
-        """Names of ids 1, 2, ...; empty for one class. Raises InputError where the dataset does not fit `classes`."""
-        return category_names(self.root, self.hparams.classes)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the names of the categories, for those who have it alone, and what is held out."""
-        categories = {"categories": self.categories} if self.hparams.classes > 1 else {}
-        return (
-            categories
-            if self.hparams.fold is None
-            else {**categories, "held_out": self.tree.held_out()}
-        )
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Check that ids mean here what they meant in training, and that the same images are held out.
+        """Names of ids 1, 2, ...; empty for one class.
 
         Raises:
-            InputError: the dataset has other categories than the checkpoint, or its fold holds other images.
+            InputError: the dataset does not fit `classes`.
         """
-        if state_dict.get("categories", self.categories) != self.categories:
+        return category_names(self.root, self.hparams["classes"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the names of the categories, and what the fold holds out."""
+        state: dict[str, Any] = {}
+        if self.hparams["classes"] > 1:
+            state["categories"] = self.categories
+        if self.hparams["fold"] is not None:
+            state["held_out"] = self.tree.held_out()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check that ids mean what they meant in training, and that the same images are held out.
+
+        Raises:
+            InputError: the dataset has other categories than the checkpoint, or its fold holds
+                other images.
+        """
+        categories = self.categories
+        trained_for = state_dict.get("categories", categories)
+        if trained_for != categories:
             raise InputError(
-                f"The checkpoint was trained for {first_five(state_dict['categories'])}, but the categories of "
-                f"{self.root} are {first_five(self.categories)}. Use a dataset with the same categories."
+                f"The checkpoint was trained for {first_five(trained_for)}, but the categories of "
+                f"{self.root} are {first_five(categories)}. Use a dataset with the same categories."
             )
         if "held_out" in state_dict and state_dict["held_out"] != self.tree.held_out():
             raise InputError(
-                f"Fold {self.hparams.fold} of {self.root} holds other images than when the checkpoint was trained, so "
-                "it may have seen them. Use the dataset of that time, or train anew."
+                f"Fold {self.hparams['fold']} of {self.root} holds other images than when the "
+                "checkpoint was trained, so it may have seen them. Use the dataset of that time, "
+                "or train again."
             )
 
     def pairs(self, split: str) -> list[Pair]:
-        """The pairs of `train`, `valid` or `test`, in natural order of their stems; see `DatasetTree.pairs`."""
+        """The pairs of `train`, `valid` or `test`, in natural order; see `DatasetTree.pairs`."""
         return self.tree.pairs(split)
 
     def mini_test_pairs(self, count: int) -> list[Pair]:
-        """The `count` pictures that snapshots show; those of the folder `mini_test` have no mask."""
-        if self.hparams.mini_test:
-            return [
-                Pair(stem, path, None)
-                for stem, path in list_images(Path(self.hparams.mini_test)).items()
-            ][:count]
-        return self.pairs("test")[:count]
+        """The first `count` pictures for snapshots; those of a folder `mini_test` have no mask."""
+        folder = self.hparams["mini_test"]
+        if not folder:
+            return self.pairs("test")[:count]
+        pairs = [Pair(stem, path, None) for stem, path in list_images(Path(folder)).items()]
+        return pairs[:count]
 
     def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
         """The dataset of a split."""
-        settings = self.hparams
         pairs = self.pairs(split)
-        options = (
-            settings.image_size,
-            settings.fit,
-            settings.mask_threshold,
+        return PairDataset(
+            pairs,
+            self.hparams["image_size"],
+            self.hparams["fit"],
+            self.hparams["mask_threshold"],
             augmentation,
-            settings.classes,
+            self.hparams["classes"],
+            self._caches.pick(self.tree.folders(split), pairs),
         )
-        return PairDataset(pairs, *options, self._caches.pick(self.tree.folders(split), pairs))
 
     def train_dataloader(self) -> DataLoader:
-        dataset = self.dataset("train", self.hparams.augmentation)
+        """Every training image once, in the order of the epoch.
+
+        Raises:
+            InputError: no batch is left without the short last one.
+        """
+        dataset = self.dataset("train", self.hparams["augmentation"])
+        batch_size = self.hparams["batch_size"]
+        drop_last = self.hparams["drop_last"]
         replicas, rank = self._world()
-        options = {
-            "shuffle": self.hparams.shuffle,
-            "seed": self.hparams.seed,
-            "drop_last": self.hparams.drop_last,
-        }
-        sampler = TrainSampler(dataset, replicas, rank, **options)
-        if self.trainer:  # workers fetch their first batches before Lightning says which epoch a resume begins with
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        if self.hparams.drop_last and len(sampler) < self.hparams.batch_size:
+        sampler = TrainSampler(
+            dataset,
+            replicas,
+            rank,
+            shuffle=self.hparams["shuffle"],
+            seed=self.hparams["seed"],
+            drop_last=drop_last,
+        )
+        if self.trainer:
+            # Workers load their first batches before Lightning tells the sampler the epoch with
+            # which a resumed run begins.
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
+        if drop_last and len(sampler) < batch_size:
             raise InputError(
-                f"{len(sampler)} training images do not fill one batch of {self.hparams.batch_size}, and "
+                f"{len(sampler)} training images do not fill one batch of {batch_size}, and "
                 "data.drop_last leaves out short batches. Lower data.batch_size."
             )
-        return self._loader(dataset, sampler, self.hparams.drop_last)
+        return self._loader(dataset, sampler, drop_last)
 
     def val_dataloader(self) -> DataLoader:
+        """Every image of `valid`."""
         return self.eval_dataloader("valid")
 
     def test_dataloader(self) -> DataLoader:
+        """Every image of `test`."""
         return self.eval_dataloader("test")
 
     def eval_dataloader(self, split: str) -> DataLoader:
         """Every image of a split once, in order, whatever the number of processes."""
         dataset = self.dataset(split)
-        return self._loader(
-            dataset, WholeBatchSampler(dataset, self.hparams.batch_size, *self._world())
-        )
+        replicas, rank = self._world()
+        sampler = WholeBatchSampler(dataset, self.hparams["batch_size"], replicas, rank)
+        return self._loader(dataset, sampler)
 
     def _world(self) -> tuple[int, int]:
-        """Number of processes and this one's rank."""
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        """Number of processes, and the rank of this one."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
 
     def _loader(
         self, dataset: PairDataset, sampler: DistributedSampler, drop_last: bool = False
     ) -> DataLoader:
-        copied = (
-            dataset.cache and dataset.transform is None
-        )  # quicker than the way from another process
-        workers = 0 if copied else self.hparams.num_workers
+        workers = self.hparams["num_workers"]
+        if dataset.cache is not None and dataset.transform is None:
+            # Copying a record is quicker than sending it from another process.
+            workers = 0
         return DataLoader(
             dataset,
-            self.hparams.batch_size,
+            self.hparams["batch_size"],
             sampler=sampler,
             drop_last=drop_last,
             collate_fn=as_is,
@@ -334,8 +389,19 @@ class OvarianTumorDataModule(LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=init_worker,
-            generator=torch.Generator(),  # its own, or each iterator would draw from the numbers that dropout gets
+            # Its own, because each iterator would otherwise draw from the numbers that dropout
+            # gets.
+            generator=torch.Generator(),
         )
+
+
+def _cache_folder(root: Path, cache: bool | str) -> Path | None:
+    """The folder of a dataset's cache files; None for no cache."""
+    if not cache:
+        return None
+    if isinstance(cache, bool):
+        return root / ".cache"
+    return Path(cache) / root.resolve().name
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

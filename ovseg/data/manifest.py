@@ -97,9 +97,9 @@ def _find_item_problem(item: object, categories: int) -> str:
 
 
 def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
-    """Stem -> manifest entry of each picture that was placed in a square (`height`, `width`, `box`).
+    """Stem -> manifest entry of each picture that was placed in a square.
 
-    Empty for a tree of pictures as they are: the baseline's layout, phantoms.
+    An entry has `height`, `width` and `box`. Empty for a tree of pictures as they are: the baseline's layout, phantoms.
     """
     items = read_manifest(root).get("items", [])
     return {item["stem"]: item for item in items if "box" in item}
@@ -203,8 +203,8 @@ def category_names(root: Path, classes: int) -> list[str]:
     names = read_manifest(root).get("categories", [])
     if not names:
         raise InputError(
-            f"data.classes is {classes}, but {root} has no {FILE_NAME} that names categories. Prepare "
-            "the dataset again, from colour annotations, or set data.classes: 1."
+            f"data.classes is {classes}, but {root} has no {FILE_NAME} that names categories. "
+            "Prepare the dataset again, from colour annotations, or set data.classes: 1."
         )
     if len(names) != classes - 1:
         raise InputError(

@@ -34,7 +34,7 @@ class WholeBatchSampler(DistributedSampler):
 
     def __init__(self, dataset: Dataset, batch_size: int, num_replicas: int, rank: int):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        count = len(dataset)
+        count = len(dataset)  # type: ignore[arg-type]  # one with indices has a length
 
         self.indices: list[int] = []
         for start in range(rank * batch_size, count, num_replicas * batch_size):
