@@ -1,7 +1,7 @@
 """Segmentation of ovarian tumours in ultrasound images.
 
-`from ovseg import Predictor, OvarianTumorDataModule, SegmentationTask, build_model, evaluate` works,
-and imports torch only then: `import ovseg` alone is instant.
+Predictor, OvarianTumorDataModule, SegmentationTask, build_model and evaluate can be imported from
+here. torch is imported only then: `import ovseg` alone is instant.
 """
 
 import importlib

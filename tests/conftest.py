@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # the hub reads it when it is imported; else each refusal is retried for 25 seconds
-)
+# The hub reads it when it is imported; otherwise it retries each refusal for 25 seconds.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import pytest
@@ -77,30 +76,33 @@ def phantom_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def make_run(phantom_root):
-    """A function that trains a tiny network for some steps and keeps it as a run folder's last.ckpt.
+def make_run(phantom_root) -> Callable[..., Path]:
+    """A function that trains a tiny network for 20 steps and keeps it as a run folder.
 
-    Of one class its last bias is then set so that a tenth of what it sees is lesion: some components, with holes.
+    The last bias of a network of one class is then set so that a tenth of what it sees is lesion,
+    with some components and holes.
     """
 
     def make(folder: Path, root: Path = phantom_root, seed: int = 0, **data) -> Path:
         torch.manual_seed(seed)
         arch_args = {"base_filters": 4, "base_kernel": 3, "num_layers": 3, "dilation": 1}
-        options = {"arch_args": arch_args, "optimizer_args": {"lr": 0.003}}
+        loss = "bce_dice_loss"
         if data.get("classes", 1) > 1:
-            options |= {
-                "arch_args": {**arch_args, "classes": data["classes"]},
-                "loss": "ce_dice_loss",
-            }
-        datamodule = OvarianTumorDataModule(
-            str(root),
-            **{"image_size": 32, "batch_size": 4, "num_workers": 0, "cache": False, **data},
-        )
-        task = SegmentationTask(**options)
+            arch_args["classes"] = data["classes"]
+            loss = "ce_dice_loss"
+        task = SegmentationTask(arch_args=arch_args, loss=loss, optimizer_args={"lr": 0.003})
+        settings = {"image_size": 32, "batch_size": 4, "num_workers": 0, "cache": False, **data}
+        datamodule = OvarianTumorDataModule(str(root), **settings)
         trainer = Trainer(
-            max_steps=20, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
-            default_root_dir=folder, limit_val_batches=0, enable_model_summary=False,
-        )  # fmt: skip
+            max_steps=20,
+            accelerator="cpu",
+            limit_val_batches=0,
+            default_root_dir=folder,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
         trainer.fit(task, datamodule)
         if task.classes == 1:
             images = next(iter(datamodule.eval_dataloader("valid")))["image"]
@@ -115,7 +117,7 @@ def make_run(phantom_root):
 
 @pytest.fixture(scope="session")
 def fold_root(tmp_path_factory) -> Path:
-    """The same 20 phantoms, train and valid dealt to three folds. Not to be changed."""
+    """The same 20 phantoms, train and valid divided into three folds. Not to be changed."""
     root = tmp_path_factory.mktemp("data") / "folds"
     write_phantoms(root, 20, size=64, seed=3, folds=3)
     return root

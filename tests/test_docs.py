@@ -1,4 +1,4 @@
-"""The README and docs/: their links, commands, names and examples are right, and nothing is stale."""
+"""Links, commands, names and examples of the README and docs/ are right."""
 
 import contextlib
 import importlib

@@ -99,7 +99,8 @@ def _find_item_problem(item: object, categories: int) -> str:
 def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
     """Stem -> manifest entry of each picture that was placed in a square.
 
-    An entry has `height`, `width` and `box`. Empty for a tree of pictures as they are: the baseline's layout, phantoms.
+    An entry has `height`, `width` and `box`. Empty for a tree of pictures as they are: the
+    baseline's layout, phantoms.
     """
     items = read_manifest(root).get("items", [])
     return {item["stem"]: item for item in items if "box" in item}

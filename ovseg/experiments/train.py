@@ -38,13 +38,18 @@ from ovseg.training.checkpoint_io import WholeCheckpointIO
 from ovseg.training.checks import check_checkpoint, check_monitors, check_schedule, share_classes
 from ovseg.training.config import (
     Setting,
+    check_values,
     explain,
     explain_failure,
     explain_refusal,
     read_settings,
+    was_raised_by,
 )
 from ovseg.training.ema import AveragedWeights
 from ovseg.training.task import SegmentationTask
+
+# Sections of a configuration, and the classes whose arguments are their keys.
+SECTIONS = {"model": SegmentationTask, "data": OvarianTumorDataModule, "trainer": Trainer}
 
 
 class TrainCLI(LightningCLI):
@@ -98,10 +103,11 @@ class TrainCLI(LightningCLI):
         known_keys = list(parser.get_defaults(skip_validation=True).keys())
         arguments = cast(list[str], args)  # `build_cli` passes no other kind
         self.settings = read_settings(arguments, known_keys)
+        check_values(self.settings, SECTIONS)
         try:
             super().parse_arguments(parser, args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
-            raise explain(error, self.settings) from error
+            raise explain(error, parser, self.settings, SECTIONS) from error
 
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
@@ -125,8 +131,8 @@ class TrainCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            if "class_path" in str(error):
-                raise explain(error, self.settings) from error
+            if was_raised_by(error, "jsonargparse"):
+                raise explain(error, self.parser, self.settings, SECTIONS) from error
             raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

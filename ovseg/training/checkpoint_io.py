@@ -12,10 +12,11 @@ from ovseg.core.files import atomic_path
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its path, flushes it to the disk and renames it; the old file stays until then.
+    """Writes a checkpoint beside its path, flushes it to the disk and renames it.
 
-    Lightning's own writes to the folder for temporary files and moves the file from there, which is a copy where that
-    folder is on another file system: a kill or a full disk then leaves a truncated checkpoint.
+    The old file stays until then. Lightning's own plugin writes to the folder for temporary files
+    and moves the file from there. Where that folder is on another file system the move is a copy,
+    and a kill or a full disk leaves a truncated checkpoint.
     """
 
     def save_checkpoint(
@@ -31,21 +32,22 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch wraps some errors of the file in a RuntimeError
-            reason = _reason(error)
+        # torch raises a RuntimeError from some errors of the file.
+        except (OSError, RuntimeError) as error:
+            reason = _find_reason(error)
             if reason is None:
                 raise
             raise InputError(
-                f"Cannot write the checkpoint {path}: {reason}. An earlier one of that name is kept. Make room or "
-                "choose another --runs_dir, then resume from the run's last.ckpt."
+                f"Cannot write the checkpoint {path}: {reason}. An earlier one of that name is "
+                "kept. Make room or choose another --runs_dir, then resume from the run's "
+                "last.ckpt."
             ) from error
 
 
-def _reason(error: BaseException | None) -> str | None:
+def _find_reason(error: BaseException | None) -> str | None:
     """The operating system's words for an error, or for the one that it was raised from."""
-    while error is not None and not isinstance(error, OSError):
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror
         error = error.__cause__ or error.__context__
-    return None if error is None else error.strerror
+    return None

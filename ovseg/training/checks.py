@@ -1,4 +1,7 @@
-"""What `train` refuses before work starts: settings that would fail after hours, do nothing, or be ignored."""
+"""What `train` refuses before work starts.
+
+These are settings that would fail after hours, do nothing, or be ignored.
+"""
 
 from typing import Any
 
@@ -12,35 +15,64 @@ from ovseg.training.ema import decay_of
 from ovseg.training.schedules import SCHEDULERS
 from ovseg.training.task import SegmentationTask
 
+# Arguments of the task that a resume takes from the checkpoint.
+RESUMED = (
+    "arch",
+    "arch_args",
+    "optimizer",
+    "optimizer_args",
+    "scheduler",
+    "scheduler_args",
+    "loss",
+    "encoder_lr_factor",
+    "freeze_encoder_epochs",
+)
+
 
 def share_classes(config: Any) -> None:
-    """`data.classes` is said once: the network gets as many, and the run's config.yaml shows both."""
-    classes, arch_args = config.data.classes, config.model.arch_args or {}
+    """Give the network as many classes as `data.classes` says.
+
+    Args:
+        config: the whole configuration; it is changed, so that the run's config.yaml shows both.
+
+    Raises:
+        InputError: the two are given and differ.
+    """
+    classes = config.data.classes
+    arch_args = config.model.arch_args or {}
     given = arch_args.get("classes", classes)
     if given != classes:
         raise InputError(
-            f"model.arch_args.classes is {given}, but data.classes is {classes}. Set data.classes alone: "
-            "the network follows it."
+            f"model.arch_args.classes is {given}, but data.classes is {classes}. Set only "
+            "data.classes: the network follows it."
         )
     if classes > 1:
         config.model.arch_args = {**arch_args, "classes": classes}
 
 
 def check_monitors(config: Any) -> None:
-    """Monitored names must be logged, and validation must run at every epoch's end."""
+    """Check that monitored names are logged, and that every epoch ends with a validation.
+
+    Args:
+        config: the whole configuration; early stopping's mode is set.
+
+    Raises:
+        InputError: a name that is not logged, no validation each epoch, or nothing to train.
+    """
     config.early_stopping.mode = monitor_mode(config.early_stopping.monitor)
-    monitor_mode(config.best_checkpoint.monitor)
-    monitor_mode(config.model.monitor)
     for name in ("early_stopping", "best_checkpoint", "model"):
-        if LOGGED_SCORES[config[name].monitor].of_categories and config.data.classes == 1:
+        monitor = config[name].monitor
+        monitor_mode(monitor)
+        if LOGGED_SCORES[monitor].of_categories and config.data.classes == 1:
             raise InputError(
-                f"{name}.monitor is {config[name].monitor}, which is logged only where data.classes is above 1. "
-                "Set it to val_dice."
+                f"{name}.monitor is {monitor}, which is logged only where data.classes is above "
+                "1. Set it to val_dice."
             )
     for name in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         if config.trainer[name] == 0:
             raise InputError(f"trainer.{name} is 0, so nothing would be trained. Raise it.")
-    if config.trainer.limit_val_batches == 0 or (config.trainer.check_val_every_n_epoch or 0) != 1:
+    every_epoch = config.trainer.check_val_every_n_epoch == 1
+    if not every_epoch or config.trainer.limit_val_batches == 0:
         raise InputError(
             "Best checkpoint, early stopping and schedule need a validation every epoch: leave "
             "trainer.check_val_every_n_epoch at 1 and trainer.limit_val_batches above 0."
@@ -48,85 +80,112 @@ def check_monitors(config: Any) -> None:
 
 
 def check_schedule(config: Any) -> None:
-    """A rate that can't fall, for training stops before, is a dead option, which configurations of others have."""
-    patience, epochs, scheduler = (
-        config.early_stopping.patience,
-        config.trainer.max_epochs,
-        config.model.scheduler,
-    )
+    """Check the schedule against the length of the training and early stopping.
+
+    Warn if early stopping ends training before a plateau schedule can lower the learning rate;
+    configurations of other people have that.
+
+    Raises:
+        InputError: patience below 0, or a warm-up or a frozen encoder as long as the training.
+    """
+    patience = config.early_stopping.patience
+    max_epochs = config.trainer.max_epochs
     if patience < 0:
         raise InputError(f"early_stopping.patience is {patience}, expected 0 or more.")
     frozen = config.model.freeze_encoder_epochs
-    if frozen and epochs is not None and 0 < epochs <= frozen:
+    if frozen and _ends_within(max_epochs, frozen):
         raise InputError(
-            f"model.freeze_encoder_epochs is {frozen} of trainer.max_epochs {epochs}, so the encoder would never "
-            "train. Lower it."
+            f"model.freeze_encoder_epochs is {frozen} of trainer.max_epochs {max_epochs}, so the "
+            "encoder would never train. Lower it."
         )
+    scheduler = config.model.scheduler
     if scheduler not in SCHEDULERS:
-        return  # none, or the task's own error lists the choices
+        return  # none; or the error of the task, which lists the choices
     arguments = fill_defaults(SCHEDULERS[scheduler], config.model.scheduler_args)
-    wanted, warmup = arguments.get("patience"), arguments.get("warmup_epochs")
-    if isinstance(warmup, int | float) and epochs is not None and 0 < epochs <= warmup:
+    warmup = arguments.get("warmup_epochs")
+    if isinstance(warmup, int | float) and _ends_within(max_epochs, warmup):
         raise InputError(
-            f"model.scheduler_args.warmup_epochs is {warmup} of trainer.max_epochs {epochs}, so the rate would only "
-            "rise. Lower it."
+            f"model.scheduler_args.warmup_epochs is {warmup} of trainer.max_epochs {max_epochs}, "
+            "so the rate would only rise. Lower it."
         )
-    later = scheduler == "plateau"  # torch's waits one epoch longer than Keras'
-    if isinstance(wanted, int) and patience <= wanted + later:
+    waits = arguments.get("patience")
+    if not isinstance(waits, int):
+        return
+    # torch's plateau waits one epoch longer than Keras'.
+    lowers_at = waits + 1 if scheduler == "plateau" else waits
+    if patience <= lowers_at:
         rank_zero_info(
-            f"early_stopping.patience {patience} ends training before the schedule's "
-            f"patience {wanted} can lower the rate. Raise early_stopping.patience above {wanted + later} if it "
+            f"early_stopping.patience {patience} ends training before the schedule's patience "
+            f"{waits} can lower the rate. Raise early_stopping.patience above {lowers_at} if it "
             "should."
         )
 
 
+def _ends_within(max_epochs: int | None, epochs: float) -> bool:
+    """Whether training ends within so many epochs; None and -1 are no end."""
+    return max_epochs is not None and 0 < max_epochs <= epochs
+
+
 def check_checkpoint(config: Any, checkpoint: dict[str, Any]) -> None:
-    """A resume goes on with the network, optimiser and schedule of the checkpoint, at the end of an epoch."""
-    path, here = config.ckpt_path, config.model
-    there = fill_defaults(SegmentationTask, checkpoint["hyper_parameters"])
-    names = (
-        "arch",
-        "arch_args",
-        "optimizer",
-        "optimizer_args",
-        "scheduler",
-        "scheduler_args",
-        "loss",
-    )
-    for name in (*names, "encoder_lr_factor", "freeze_encoder_epochs"):
-        ours, theirs = here[name], there[name]
-        if name == "arch_args" and here["arch"] in ARCHITECTURES:
-            ours, theirs = (
-                fill_defaults(ARCHITECTURES[here["arch"]], value) for value in (ours, theirs)
-            )
-            ours["encoder_weights"] = theirs["encoder_weights"] = None
-        if (ours or {}) != (theirs or {}):
+    """Check that a resume continues with the checkpoint's network, optimiser, schedule and fold.
+
+    Args:
+        config: the whole configuration.
+        checkpoint: that of `config.ckpt_path`.
+
+    Raises:
+        InputError: they differ, or the checkpoint is not of the end of an epoch, or the training is
+            complete.
+    """
+    path = config.ckpt_path
+    remedy = "Resume with the run's own config.yaml."
+    trained = fill_defaults(SegmentationTask, checkpoint["hyper_parameters"])
+    for name in RESUMED:
+        given = config.model[name]
+        if not _is_same(config.model.arch, name, given, trained[name]):
             raise InputError(
-                f"{path} was trained with model.{name} {there[name]}, but the configuration has {here[name]}, "
-                "which a resume would ignore. Resume with the run's own config.yaml."
+                f"{path} was trained with model.{name} {trained[name]}, but the configuration has "
+                f"{given}, which a resume would ignore. {remedy}"
             )
     fold = checkpoint["datamodule_hyper_parameters"].get("fold")
     if fold != config.data.fold:
         raise InputError(
-            f"{path} was trained with data.fold {fold}, but the configuration has {config.data.fold}, whose "
-            "validation images it may have seen. Resume with the run's own config.yaml."
+            f"{path} was trained with data.fold {fold}, but the configuration has "
+            f"{config.data.fold}, whose validation images it may have seen. {remedy}"
         )
-    if decay_of(checkpoint) != config.ema.decay:
+    decay = decay_of(checkpoint)
+    if decay != config.ema.decay:
         raise InputError(
-            f"{path} was trained with ema.decay {decay_of(checkpoint)}, but the configuration has "
-            f"{config.ema.decay}. Resume with the run's own config.yaml."
+            f"{path} was trained with ema.decay {decay}, but the configuration has "
+            f"{config.ema.decay}. {remedy}"
         )
     _check_progress(path, config.trainer.max_epochs, checkpoint)
 
 
+def _is_same(arch: str, name: str, given: Any, trained: Any) -> bool:
+    """Whether two values of an argument of the task mean the same.
+
+    Arguments of an architecture that are not given have their defaults; where the encoder's weights
+    came from does not matter any more.
+    """
+    if name == "arch_args" and arch in ARCHITECTURES:
+        given = fill_defaults(ARCHITECTURES[arch], given)
+        trained = fill_defaults(ARCHITECTURES[arch], trained)
+        given["encoder_weights"] = None
+        trained["encoder_weights"] = None
+    return (given or {}) == (trained or {})
+
+
 def _check_progress(path: str, max_epochs: int | None, checkpoint: dict[str, Any]) -> None:
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    if max_epochs is not None and 0 < max_epochs <= done:
+    fit_loop = checkpoint["loops"]["fit_loop"]
+    done = fit_loop["epoch_progress"]["current"]["processed"]
+    if _ends_within(max_epochs, done):
         raise InputError(
-            f"{path} has done {done} epochs of trainer.max_epochs {max_epochs}. Raise it to go on."
+            f"{path} has done {done} epochs of trainer.max_epochs {max_epochs}. Raise it to "
+            "continue."
         )
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if progress["current"]["ready"] and not progress["is_last_batch"]:
+    batches = fit_loop["epoch_loop.batch_progress"]
+    if batches["current"]["ready"] and not batches["is_last_batch"]:
         raise InputError(
             f"{path} was stopped inside an epoch, which cannot be finished. Resume from last.ckpt."
         )

@@ -1,4 +1,4 @@
-"""Optimisers by name, Keras' own arithmetic among them, and what each of their groups of parameters gets."""
+"""Optimisers by name, Keras' own arithmetic among them, and their groups of parameters."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,16 +13,16 @@ from ovseg.core.registry import check_arguments, choose
 class KerasAdam(torch.optim.Adam):
     """Adam as Keras computes it: epsilon is added before the bias correction.
 
-    Keras' step is lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). It is torch's with eps / sqrt(1 - b2^t) in place
-    of eps, so torch's own (fused) kernels do the work. With torch's rule eight steps of the baseline's small network
-    end 0.03 away in probability.
+    Keras' step is lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). It is torch's step with eps /
+    sqrt(1 - b2^t) instead of eps, so torch's own (fused) kernels compute it. With torch's rule
+    eight steps of the baseline's small network end 0.03 away in probability.
 
     Args:
         params: as torch's Adam.
         lr: learning rate.
         betas: as torch's Adam.
         eps: Keras' epsilon.
-        fused: torch's one-kernel implementation.
+        fused: torch's implementation in one kernel.
     """
 
     def __init__(
@@ -33,22 +33,22 @@ class KerasAdam(torch.optim.Adam):
         eps: float = 1e-7,
         fused: bool = True,
     ):
-        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, fused=fused)
-        self._step_supports_amp_scaling = (
-            False  # or Lightning refuses to clip under mixed precision
-        )
+        first, second = betas  # a list in a YAML file
+        super().__init__(params, lr=lr, betas=(first, second), eps=eps, fused=fused)
+        # A flag of torch's fused optimisers (checked with 2.14). With it Lightning refuses to clip
+        # gradients under mixed precision, because such an optimiser would unscale them itself.
+        self._step_supports_amp_scaling = False
 
     def step(self, closure: Callable | None = None) -> Any:
-        """One step; the closure, where given, computes the gradients first, as in torch."""
+        """Do one step; the closure, where given, computes the gradients first, as in torch."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         keras_eps = [group["eps"] for group in self.param_groups]
         for group in self.param_groups:
-            states = (self.state[p] for p in group["params"] if p in self.state)
-            done = next((float(state["step"]) for state in states if "step" in state), 0.0)
-            group["eps"] /= (1 - group["betas"][1] ** (done + 1)) ** 0.5
+            step = self._count_steps(group) + 1
+            group["eps"] /= (1 - group["betas"][1] ** step) ** 0.5
         try:
             super().step()
         finally:
@@ -56,8 +56,16 @@ class KerasAdam(torch.optim.Adam):
                 group["eps"] = eps
         return loss
 
+    def _count_steps(self, group: dict[str, Any]) -> float:
+        """How many steps the parameters of a group have done."""
+        for parameter in group["params"]:
+            state = self.state.get(parameter, {})
+            if "step" in state:
+                return float(state["step"])
+        return 0.0
 
-OPTIMIZERS: dict[str, Callable] = {
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "keras_adam": KerasAdam,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -69,7 +77,7 @@ def build_optimizer(name: str, params: Iterable, **arguments: Any) -> torch.opti
     """An optimiser by name; its arguments are those of its constructor (`lr`, ...).
 
     Raises:
-        InputError: unknown name or argument, or a value that the optimiser refuses.
+        InputError: an unknown name or argument, or a value that the optimiser refuses.
     """
     kind = choose("optimizer", name, OPTIMIZERS)
     check_arguments(f"optimizer {name}", kind, arguments, given=1)
@@ -82,8 +90,9 @@ def build_optimizer(name: str, params: Iterable, **arguments: Any) -> torch.opti
 def find_encoder(network: nn.Module) -> nn.Module | None:
     """The encoder of a network, or of the network that it wraps; None where it has none."""
     for owner in (network, getattr(network, "network", None)):
-        if isinstance(getattr(owner, "encoder", None), nn.Module):
-            return owner.encoder
+        encoder = getattr(owner, "encoder", None)
+        if isinstance(encoder, nn.Module):
+            return encoder
     return None
 
 
@@ -92,47 +101,58 @@ def optimize_network(
     name: str,
     arguments: dict[str, Any],
     encoder_lr_factor: float = 1.0,
-    apart: bool = False,
+    separate_encoder: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimiser of a whole network, in groups where its parameters are not treated alike.
+    """An optimiser of a whole network.
 
-    Weight decay is for the weights of layers: norms and biases (one dimension or none) are left out, for pulling a
-    norm's scale or an offset to 0 is no regularisation. Without decay and with one rate there is one group, as ever.
+    Weight decay is for the weights of layers. Norms and biases (one dimension or none) are left
+    out, because pulling a norm's scale or an offset to 0 is no regularisation. Parameters that are
+    not treated alike are in groups; without decay and with one learning rate there is one group.
+
+    timm's `param_groups_weight_decay` makes the same two groups, but in another order: the states
+    of optimisers in earlier checkpoints would be those of other parameters.
 
     Args:
         network: what to train.
         name: see `OPTIMIZERS`.
         arguments: of the optimiser.
         encoder_lr_factor: the encoder's learning rate is `lr` times this.
-        apart: the encoder has groups of its own also at a factor of 1, for it does not always train.
+        separate_encoder: the encoder has groups of its own even with a factor of 1, because it is
+            not always trained.
 
     Raises:
-        InputError: as `build_optimizer`, or a factor that no network or not this one can have.
+        InputError: as `build_optimizer`; or the factor is not above 0, or the network has no
+            encoder.
     """
-    optimizer, encoder = (
-        build_optimizer(name, network.parameters(), **arguments),
-        find_encoder(network),
-    )
+    optimizer = build_optimizer(name, network.parameters(), **arguments)
     if encoder_lr_factor <= 0:
         raise InputError(f"model.encoder_lr_factor is {encoder_lr_factor}, expected above 0.")
-    apart = apart or encoder_lr_factor != 1
-    if apart and encoder is None:
-        raise InputError(
-            "model.encoder_lr_factor and model.freeze_encoder_epochs are for networks with an encoder, which "
-            f"{type(network).__name__} has not. Leave them at 1 and 0."
-        )
-    lr, decay = optimizer.defaults["lr"], optimizer.defaults.get("weight_decay", 0.0)
-    inside = {id(parameter) for parameter in encoder.parameters()} if apart else set()
+    of_encoder: set[int] = set()
+    if separate_encoder or encoder_lr_factor != 1:
+        encoder = find_encoder(network)
+        if encoder is None:
+            raise InputError(
+                "model.encoder_lr_factor and model.freeze_encoder_epochs are for networks with an "
+                f"encoder, which {type(network).__name__} does not have. Leave them at 1 and 0."
+            )
+        of_encoder = {id(parameter) for parameter in encoder.parameters()}
+
+    decays = bool(optimizer.defaults.get("weight_decay", 0.0))
+    # (in the encoder, without decay) -> parameters
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
-        groups.setdefault(
-            (id(parameter) in inside, bool(decay) and parameter.ndim <= 1), []
-        ).append(parameter)
+        key = (id(parameter) in of_encoder, decays and parameter.ndim <= 1)
+        groups.setdefault(key, []).append(parameter)
     if len(groups) == 1:
         return optimizer
-    settings = [
-        {"params": groups[key], "lr": lr * encoder_lr_factor if key[0] else lr}
-        | ({"weight_decay": 0.0} if key[1] else {})
-        for key in sorted(groups)
-    ]
+
+    settings = []
+    for key in sorted(groups):
+        in_encoder, without_decay = key
+        group: dict[str, Any] = {"params": groups[key], "lr": optimizer.defaults["lr"]}
+        if in_encoder:
+            group["lr"] *= encoder_lr_factor
+        if without_decay:
+            group["weight_decay"] = 0.0
+        settings.append(group)
     return build_optimizer(name, settings, **arguments)

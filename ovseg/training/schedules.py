@@ -1,11 +1,13 @@
-"""Schedules of the learning rate by name: stepped at an epoch's end on a watched value, or at every optimiser step.
+"""Schedules of the learning rate by name.
 
-A group of parameters keeps its own rate: every schedule multiplies what the group began with.
+Some are stepped at the end of an epoch on a watched value, others at every optimiser step. A group
+of parameters keeps its own rate: every schedule multiplies the rate with which the group began.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
@@ -16,7 +18,9 @@ from ovseg.core.registry import check_arguments, choose
 
 @dataclass(frozen=True)
 class Length:
-    """How long a training is, in optimiser steps: gradient accumulation makes several batches one step.
+    """How long a training is, in optimiser steps.
+
+    With gradient accumulation several batches are one step.
 
     Attributes:
         steps: of the whole training.
@@ -27,7 +31,7 @@ class Length:
     epoch: int
 
 
-ANY_LENGTH = Length(10**9, 1)  # to try a schedule's arguments before the length is known
+ANY_LENGTH = Length(10**9, 1)  # to check a schedule's arguments before the length is known
 
 
 def keras_plateau(
@@ -38,15 +42,16 @@ def keras_plateau(
     min_delta: float = 1e-4,
     min_lr: float = 0.0,
 ) -> ReduceLROnPlateau:
-    """Keras' ReduceLROnPlateau: the rate falls at the `patience`-th epoch without a gain of `min_delta`.
+    """Keras' ReduceLROnPlateau.
 
-    torch's waits one epoch longer for the same number, and compares relatively by default.
+    The rate falls at the `patience`-th epoch without a gain of `min_delta`. torch's own waits one
+    epoch longer for the same number, and compares relatively by default.
     """
     if patience < 1:
         raise ValueError(f"patience is {patience}, expected at least 1")
     return ReduceLROnPlateau(
         optimizer,
-        mode=mode,
+        mode=mode,  # type: ignore[arg-type]
         factor=factor,
         patience=patience - 1,
         threshold=min_delta,
@@ -66,39 +71,48 @@ def plateau(
     cooldown: int = 0,
     min_lr: float = 0.0,
 ) -> ReduceLROnPlateau:
-    """torch's own: the rate falls at the epoch after `patience` epochs without a gain, relative by default."""
+    """torch's ReduceLROnPlateau.
+
+    The rate falls at the epoch after `patience` epochs without a gain, which is relative by
+    default.
+    """
     if patience < 0:
         raise ValueError(f"patience is {patience}, expected at least 0")
     return ReduceLROnPlateau(
-        optimizer, mode, factor, patience, threshold, threshold_mode, cooldown, min_lr
+        optimizer,
+        mode,  # type: ignore[arg-type]
+        factor,
+        patience,
+        threshold,
+        threshold_mode,  # type: ignore[arg-type]
+        cooldown,
+        min_lr,
     )
 
 
 def cosine(
     optimizer: Optimizer, length: Length, warmup_epochs: float = 0.0, min_factor: float = 0.0
 ) -> LRScheduler:
-    """A linear rise to the rate over `warmup_epochs`, then half a cosine down to `min_factor` of it.
+    """A linear rise to the rate over `warmup_epochs`, then half a cosine to `min_factor` of it.
 
     Source: I. Loshchilov, F. Hutter, SGDR, ICLR 2017, without restarts.
     """
     warmup = round(warmup_epochs * length.epoch)
     if not 0 <= warmup < length.steps:
-        raise ValueError(
-            f"warmup_epochs {warmup_epochs} is not inside the {length.steps / length.epoch:g} epochs"
-        )
+        epochs = length.steps / length.epoch
+        raise ValueError(f"warmup_epochs {warmup_epochs} is not inside the {epochs:g} epochs")
     if not 0 <= min_factor <= 1:
         raise ValueError(f"min_factor is {min_factor}, expected 0..1")
 
-    def factor(step: int) -> float:
+    def compute_factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        done = min((step - warmup) / (length.steps - warmup), 1.0)
-        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * done)) / 2
+        progress = min((step - warmup) / (length.steps - warmup), 1.0)
+        return min_factor + (1 - min_factor) * (1 + math.cos(math.pi * progress)) / 2
 
-    schedule = LambdaLR(optimizer, factor)
-    schedule.total_steps = (
-        length.steps
-    )  # travels in the checkpoint, as OneCycleLR's does: see `check_length`
+    schedule: Any = LambdaLR(optimizer, compute_factor)
+    # Part of the checkpoint, as OneCycleLR's is: see `check_length`.
+    schedule.total_steps = length.steps
     return schedule
 
 
@@ -115,15 +129,25 @@ def one_cycle(
     """
     if div_factor <= 0 or final_div_factor <= 0:
         raise ValueError("div_factor and final_div_factor are expected above 0")
-    rates = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(
-        optimizer, rates, length.steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor,
+        optimizer,
+        [group["lr"] for group in optimizer.param_groups],
+        length.steps,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
         cycle_momentum=False,
-    )  # fmt: skip
+    )
 
 
-STEPWISE: dict[str, Callable] = {"cosine": cosine, "one_cycle": one_cycle}
-SCHEDULERS: dict[str, Callable] = {"keras_plateau": keras_plateau, "plateau": plateau, **STEPWISE}
+# Schedules that step with the optimiser and need the length of the training.
+STEPWISE: dict[str, Callable[..., LRScheduler]] = {"cosine": cosine, "one_cycle": one_cycle}
+# All schedules; those not above step once an epoch on a watched value.
+SCHEDULERS: dict[str, Callable[..., LRScheduler]] = {
+    "keras_plateau": keras_plateau,
+    "plateau": plateau,
+    **STEPWISE,
+}
 
 
 def build_scheduler(
@@ -137,32 +161,38 @@ def build_scheduler(
     """A schedule by name with its arguments.
 
     Args:
-        name: of `SCHEDULERS`; those of `STEPWISE` step with the optimiser, the others once an epoch on a value.
+        name: of `SCHEDULERS`.
         optimizer: whose rates are changed.
         mode: whether the watched value is best low (`min`) or high (`max`).
         length: of the training, for those of `STEPWISE`.
         arguments: of the schedule.
 
     Raises:
-        InputError: unknown name or argument, or a value that the schedule refuses.
+        InputError: an unknown name or argument, or a value that the schedule refuses.
     """
     kind = choose("scheduler", name, SCHEDULERS)
     check_arguments(f"scheduler {name}", kind, arguments, given=2)
+    second = length if name in STEPWISE else mode
     try:
-        return kind(optimizer, length if name in STEPWISE else mode, **arguments)
+        return kind(optimizer, second, **arguments)
     except (ValueError, TypeError) as error:
         raise InputError(f"scheduler {name} refuses {arguments}: {error}") from error
 
 
 def check_length(schedule: LRScheduler, steps: float) -> None:
-    """Refuse to go on with a schedule that was made for another length.
+    """Refuse a resume with a schedule that was made for another length.
+
+    Args:
+        schedule: as the checkpoint has it.
+        steps: of this training.
 
     Raises:
-        InputError: a step-wise schedule of a checkpoint has other than `steps` steps.
+        InputError: a stepwise schedule has another number of steps.
     """
     planned = getattr(schedule, "total_steps", steps)
     if planned != steps:
         raise InputError(
-            f"The checkpoint's schedule was made for {planned} optimiser steps, but this training has {steps}. Resume "
-            "with its trainer.max_epochs, trainer.accumulate_grad_batches, data.batch_size and number of devices."
+            f"The checkpoint's schedule was made for {planned} optimiser steps, but this training "
+            f"has {steps}. Resume with its trainer.max_epochs, trainer.accumulate_grad_batches, "
+            "data.batch_size and number of devices."
         )

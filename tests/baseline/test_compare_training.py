@@ -77,7 +77,7 @@ def test_epochs_of_too_few_steps_are_an_error(experiment, tmp_path, monkeypatch)
 
 def test_mistake_on_the_command_line_is_one_line(config, tmp_path, capsys, run_command):
     output = tmp_path / "out"
-    given = ("--config", config, "--output", output, "--arch-args", "num_layers")
+    given = ("--config", config, "--output", output, "--arch_args", "num_layers")
     assert run_command("compare_baseline", *given) == 2
     assert "takes KEY=VALUE" in capsys.readouterr().err
     assert not output.exists()

@@ -13,7 +13,7 @@ without_cache = shutil.ignore_patterns(".cache")
 
 @pytest.fixture
 def make_data() -> Callable[..., OvarianTumorDataModule]:
-    """A function that makes the data module of a dataset: 48 x 48 pixels, batches of 4, no workers."""
+    """A function that makes a data module: 48 x 48 pixels, batches of 4, no workers."""
 
     def make(root: Path, **options: object) -> OvarianTumorDataModule:
         settings = {"image_size": 48, "batch_size": 4, "num_workers": 0, **options}

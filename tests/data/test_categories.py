@@ -1,4 +1,4 @@
-"""Runs for several classes, end to end on phantoms (four categories), and the scores of one class by category."""
+"""Runs for four categories end to end on phantoms, and the scores of one class by category."""
 
 import json
 import math

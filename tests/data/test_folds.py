@@ -1,4 +1,4 @@
-"""`data.fold`: who is trained on and who is held out, the shared caches, and what refuses to mix folds."""
+"""`data.fold`: which images are held out, the shared caches, and what refuses to mix folds."""
 
 import pickle
 import shutil

@@ -1,4 +1,4 @@
-"""Flips, threshold and clean-up: hand-worked labels, and one post-processing for evaluate and infer alike."""
+"""Flips, threshold and clean-up: hand-worked labels, and the file of a run folder."""
 
 import json
 import math

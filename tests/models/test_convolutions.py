@@ -12,7 +12,8 @@ from ovseg.models.convolutions import (
     split_grids,
 )
 
-# kernel, dilation, height, width: sizes that the dilation divides and ones it does not, a map smaller than the kernel
+# kernel, dilation, height, width: sizes that the dilation divides and ones it does not, a map
+# smaller than the kernel
 SHAPES = [
     (9, 3, 27, 27),
     (9, 3, 29, 31),
@@ -81,8 +82,12 @@ def test_upsampling_is_that_of_torch(memory_format):
 
 def test_grids_are_interleaved_and_filled_with_zeros():
     grids = split_grids(torch.arange(1.0, 16).view(1, 1, 3, 5), 2)
-    assert grids[:, 0].tolist() == [[[1, 3, 5], [11, 13, 15]], [[2, 4, 0], [12, 14, 0]], [[6, 8, 10], [0, 0, 0]],
-                                    [[7, 9, 0], [0, 0, 0]]]  # fmt: skip
+    assert grids[:, 0].tolist() == [
+        [[1, 3, 5], [11, 13, 15]],
+        [[2, 4, 0], [12, 14, 0]],
+        [[6, 8, 10], [0, 0, 0]],
+        [[7, 9, 0], [0, 0, 0]],
+    ]
 
 
 @pytest.mark.parametrize(("kernel", "dilation", "side"), [(9, 3, 24), (3, 1, 4), (3, 1, 24)])

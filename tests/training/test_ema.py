@@ -1,4 +1,4 @@
-"""Averaged weights: what uses them, what a checkpoint holds, and that a resume goes on as if nothing had been."""
+"""Averaged weights: what uses them, what a checkpoint holds, and an exact resume."""
 
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from ovseg.training import callbacks
 from ovseg.training.callbacks import BreakTraining, EpochSnapshots
 from ovseg.training.ema import AveragedWeights, averaged, decay_of
 from ovseg.training.task import SegmentationTask
-from support import train
 
 NETWORK = {
     "base_filters": 2,
@@ -28,7 +27,7 @@ TRAINER = {"max_epochs": 4, "accelerator": "cpu", "num_sanity_val_steps": 0}
 
 @pytest.fixture
 def tiny(tmp_path, phantom_root, monkeypatch):
-    """A folder to work in, with tiny.yaml: average, cosine, an encoder that is frozen at first and slower then."""
+    """A folder with tiny.yaml: average, cosine, an encoder that is frozen, then slower."""
     model = {
         "arch_args": NETWORK,
         "optimizer": "adamw",
@@ -138,13 +137,15 @@ class Follow(Callback):
 
 def test_validation_snapshots_and_test_use_the_average(phantom_root, tmp_path, monkeypatch):
     follow = Follow()
-    predict = EpochSnapshots._predict
+    forward = SegmentationTask.forward
 
-    def look(self, trainer, pl_module, image):
-        follow.look("snapshot", pl_module)
-        return predict(self, trainer, pl_module, image)
+    def watch_snapshots(task, image):
+        # Snapshots are made outside validation and training steps, in evaluation mode.
+        if not task.training and task.trainer.state.stage == "train":
+            follow.look("snapshot", task)
+        return forward(task, image)
 
-    monkeypatch.setattr(EpochSnapshots, "_predict", look)
+    monkeypatch.setattr(SegmentationTask, "forward", watch_snapshots)
     monkeypatch.chdir(tmp_path)
     trainer, task = fit(phantom_root, tmp_path, follow, EpochSnapshots(1))
     trainer.test(task, trainer.datamodule, verbose=False)
@@ -159,7 +160,7 @@ def test_validation_snapshots_and_test_use_the_average(phantom_root, tmp_path, m
     assert follow.seen == places
 
 
-def test_checkpoint_holds_and_loads_the_average(tiny):
+def test_checkpoint_holds_and_loads_the_average(tiny, train):
     assert train("--trainer.max_epochs", "2") == 0
     run = tiny / "runs" / "tiny" / "version_0"
     for name in ("best", "last"):
@@ -177,7 +178,7 @@ def test_checkpoint_holds_and_loads_the_average(tiny):
 
 
 def test_resume_with_average_cosine_and_frozen_encoder_equals_an_uninterrupted_run(
-    tiny, monkeypatch
+    tiny, monkeypatch, train
 ):
     assert train() == 0
     with monkeypatch.context() as patch:
@@ -208,7 +209,7 @@ def test_resume_with_average_cosine_and_frozen_encoder_equals_an_uninterrupted_r
     assert max(group["lr"] for group in groups[0]) < 0.002  # the cosine's end
 
 
-def test_resume_refuses_another_average_or_length(tiny, capsys):
+def test_resume_refuses_another_average_or_length(tiny, capsys, train):
     assert train("--trainer.max_epochs", "2", "--trainer.limit_train_batches", "2") == 0
     last = [
         "--ckpt_path",
@@ -248,7 +249,7 @@ def test_resume_refuses_another_average_or_length(tiny, capsys):
         (["--model.monitor", "luck"], "Unknown monitor 'luck'"),
     ],
 )
-def test_mistake_is_one_line_and_leaves_nothing(tiny, capsys, arguments, message):
+def test_mistake_is_one_line_and_leaves_nothing(tiny, capsys, arguments, message, train):
     assert train(*arguments) == 2
     assert message in capsys.readouterr().err and not (tiny / "runs").exists()
 

@@ -160,7 +160,9 @@ def test_encoder_has_a_rate_of_its_own():
 def test_encoder_settings_that_make_no_sense_are_errors():
     with pytest.raises(InputError, match="model.encoder_lr_factor is 0, expected above 0"):
         optimize_network(small_network(), "adam", {}, encoder_lr_factor=0)
-    with pytest.raises(InputError, match="are for networks with an encoder, which Linear has not"):
+    with pytest.raises(
+        InputError, match="are for networks with an encoder, which Linear does not have"
+    ):
         optimize_network(torch.nn.Linear(1, 1), "adam", {}, encoder_lr_factor=0.1)
     with pytest.raises(InputError, match="are for networks with an encoder"):
-        optimize_network(torch.nn.Linear(1, 1), "adam", {}, apart=True)
+        optimize_network(torch.nn.Linear(1, 1), "adam", {}, separate_encoder=True)

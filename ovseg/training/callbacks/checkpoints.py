@@ -1,0 +1,109 @@
+"""Which checkpoints a run keeps."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from ovseg.core.files import atomic_path
+from ovseg.core.runs import RunFolder
+from ovseg.metrics import monitor_mode
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/best.ckpt`, the epoch with the best monitored value.
+
+    A resumed run has a folder of its own; the best checkpoint so far is copied into it, with its
+    score.
+
+    Args:
+        monitor: logged name; a loss is best low, a score high.
+    """
+
+    def __init__(self, monitor: str = "val_loss"):
+        super().__init__(
+            filename="best",
+            monitor=monitor,
+            mode=monitor_mode(monitor),
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.resumed_run = RunFolder(Path())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy the best checkpoint so far from the run that is resumed."""
+        new = Path(self.dirpath or ".") / "best.ckpt"
+        old = Path(state_dict["best_model_path"])
+        if not old.is_file():
+            # The run has been moved.
+            old = self.resumed_run.checkpoint("best")
+        if not old.is_file():
+            rank_zero_info(
+                f"The best checkpoint so far, {old}, is missing: only epochs from here on can "
+                "become the best."
+            )
+            return
+        if old != new:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(new) as temporary:
+                shutil.copyfile(old, temporary)
+        state = {
+            **state_dict,
+            "best_k_models": {str(new): state_dict["best_model_score"]},
+            "kth_best_model_path": str(new),
+            "best_model_path": str(new),
+            "dirpath": self.dirpath,
+            "last_model_path": "",
+        }
+        super().load_state_dict(state)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps `checkpoints/last.ckpt`, the last complete epoch.
+
+    A resume from it equals an uninterrupted run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing from a checkpoint: the resumed run writes its own file."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep a complete epoch.
+
+        One that max_time or max_steps ended early is not kept, because a resume could not finish
+        it.
+        """
+        if trainer.is_last_batch:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write nothing: the last complete epoch is kept already."""
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """On Ctrl-C or SIGTERM keep the unfinished epoch's weights as `interrupted.ckpt`.
+
+        It is for evaluate and infer. With several processes only `last.ckpt` is kept.
+        """
+        if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
+            return
+        if trainer.fast_dev_run or trainer.sanity_checking:  # type: ignore[attr-defined]
+            return
+        run = RunFolder(Path(self.dirpath or ".").parent)
+        if trainer.world_size == 1:
+            trainer.save_checkpoint(run.checkpoint("interrupted"))
+        last = run.checkpoint("last")
+        remedy = "No epoch is complete yet"
+        if last.is_file():
+            remedy = f"Resume with --ckpt_path {last}"
+        rank_zero_info(f"Stopped in epoch {trainer.current_epoch + 1}. {remedy}.")
