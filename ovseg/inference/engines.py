@@ -17,6 +17,7 @@ from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
 from ovseg.inference.onnx import export_onnx
+from ovseg.inference.postprocessing import to_probs
 
 # From plain pixels, uint8 (N, 3, H, W), to logits, (N, classes, H, W), for any N.
 Engine = Callable[[Tensor], Tensor]
@@ -161,9 +162,15 @@ def print_trials(trials: list[Trial], chosen: str) -> None:
     """Print what `calibrate` found as a table on the terminal."""
     rows = []
     for trial in trials:
-        seconds = "" if trial.engine is None else f"{trial.seconds:.3f}"
-        difference = "" if trial.difference is None else f"{trial.difference:.1e}"
-        remark = trial.problem or ("chosen" if trial.name == chosen else "")
+        seconds = ""
+        difference = ""
+        remark = trial.problem
+        if trial.engine is not None:
+            seconds = f"{trial.seconds:.3f}"
+        if trial.difference is not None:
+            difference = f"{trial.difference:.1e}"
+        if trial.name == chosen and not trial.problem:
+            remark = "chosen"
         rows.append((trial.name, seconds, difference, remark))
     print_table(("engine", "s a batch", "difference", ""), rows, "engines on this machine")
 
@@ -173,17 +180,13 @@ def largest_difference(logits: Tensor, reference: Tensor) -> float:
 
     NaN where either holds NaN.
     """
-    return (_probs(logits) - _probs(reference)).abs().max().item()
+    difference = to_probs(logits) - to_probs(reference)
+    return difference.abs().max().item()
 
 
 def is_close(difference: float) -> bool:
     """Whether a difference of probabilities is at most `TOLERANCE`; NaN is not."""
     return difference <= TOLERANCE
-
-
-def _probs(logits: Tensor) -> Tensor:
-    logits = logits.float()
-    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
 def _build_torch(network: torch.nn.Module, image: Tensor) -> Engine:

@@ -173,6 +173,18 @@ def average_flips(
     return mean_logits(logits)
 
 
+def to_probs(logits: Tensor) -> Tensor:
+    """Probabilities of logits (N, classes, H, W), float32 of the same shape.
+
+    Of one class it is the lesion's; of more classes, the first of which is the background, they sum
+    to 1 in each pixel.
+    """
+    logits = logits.float()
+    if logits.shape[1] == 1:
+        return logits.sigmoid()
+    return logits.softmax(1)
+
+
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """Logits whose probabilities are the mean of the probabilities of some logits.
 

@@ -27,7 +27,12 @@ from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import check_bordered
 from ovseg.data.pairs import list_images, read_image
 from ovseg.inference.engines import ENGINES, Engine, choose_engine
-from ovseg.inference.postprocessing import Postprocessing, average_flips, read_postprocessing
+from ovseg.inference.postprocessing import (
+    Postprocessing,
+    average_flips,
+    read_postprocessing,
+    to_probs,
+)
 from ovseg.training.task import SegmentationTask
 
 # A picture: the path of a file, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
@@ -233,7 +238,9 @@ class Predictor:
         predictions = []
         for index in range(len(images)):
             probs = np.mean([found[index] for found in probs_of_members], axis=0)
-            lesion_probs = probs[0] if len(probs) == 1 else 1 - probs[0]
+            lesion_probs = probs[0]
+            if len(probs) > 1:
+                lesion_probs = 1 - probs[0]
             labels = self.postprocessing.labels(probs)
             predictions.append(Prediction(labels, lesion_probs, self.categories))
         return predictions
@@ -263,14 +270,8 @@ def load_picture(picture: Picture) -> np.ndarray:
 
 
 def class_probs(logits: torch.Tensor) -> np.ndarray:
-    """Probabilities, float32 of the shape of the logits, (N, classes, H, W).
-
-    Of one class it is the lesion's; of more classes, the first of which is the background, they sum
-    to 1 in each pixel.
-    """
-    logits = logits.float()
-    probs = logits.softmax(1) if logits.shape[1] > 1 else logits.sigmoid()
-    return probs.cpu().numpy()
+    """`ovseg.inference.postprocessing.to_probs` as an array."""
+    return to_probs(logits).cpu().numpy()
 
 
 def restore_probs(probs: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
@@ -373,7 +374,9 @@ def _read_images(paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], list[st
 def _write_mask(path: Path, prediction: Prediction) -> None:
     """Write ids of categories as they are, and a lesion as 255."""
     labels = prediction.labels
-    write_image(path, labels if prediction.categories else labels * np.uint8(255))
+    if not prediction.categories:
+        labels = labels * np.uint8(255)
+    write_image(path, labels)
 
 
 def _overlay_with_legend(image: np.ndarray, prediction: Prediction) -> np.ndarray:

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ovseg.core.checkpoints import (
     Member,
@@ -95,6 +96,12 @@ def test_broken_checkpoint_is_an_error(tmp_path, content):
 def test_missing_checkpoint_is_an_error(tmp_path):
     with pytest.raises(InputError, match="There is no checkpoint .*gone.ckpt"):
         read_checkpoint(tmp_path / "gone.ckpt")
+
+
+def test_checkpoint_of_another_program_is_an_error(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match="other.ckpt is not a whole checkpoint of ovseg"):
+        read_checkpoint(tmp_path / "other.ckpt")
 
 
 def test_digest_of_several_is_of_their_digests(tmp_path):
