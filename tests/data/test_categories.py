@@ -228,7 +228,7 @@ def test_evaluating_on_other_categories_is_an_error(run, phantom_root, tmp_path,
         (["--data.classes", "9"], "has 4 categories. Set data.classes: 5"),
         (
             ["--model.arch_args.classes", "9"],
-            "model.arch_args.classes is 9, but data.classes is 5. Set data.classes",
+            "model.arch_args.classes is 9, but data.classes is 5. Set only data.classes",
         ),
         (["--data.root", "gone"], "gone has no manifest.json that names categories"),
     ],
