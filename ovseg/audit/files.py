@@ -10,7 +10,6 @@ nor scale are not found.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,19 @@ import cv2
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.data.pairs import SUFFIXES, mask_problem, natural_key, open_picture, read_image
+from ovseg.data.manifest import FILE_NAME, read_manifest
+from ovseg.data.pairs import (
+    SUFFIXES,
+    is_jpeg,
+    mask_problem,
+    natural_key,
+    open_picture,
+    read_image,
+)
 from ovseg.data.prepare.duplicates import Fingerprint, crop_letterbox, fingerprint
 from ovseg.data.prepare.otu2d import CATEGORIES
+from ovseg.data.tree import SPLITS
 
-SPLITS = ("train", "valid", "test")
 BROKEN = {  # kinds of faults; a tree with one of them cannot be trained on as it is
     "missing folder": "the layout needs images and masks of train, valid and test",
     "unreadable": "not a whole 8-bit picture",
@@ -153,22 +160,17 @@ def _list_folder(root: Path, folder: str) -> tuple[dict[str, str], list[Problem]
     return found, problems
 
 
-def read_manifest(root: Path, entries: Sequence[Entry]) -> tuple[dict[str, Any], list[Problem]]:
+def compare_manifest(root: Path, entries: Sequence[Entry]) -> tuple[dict[str, Any], list[Problem]]:
     """The tree's manifest, and the images that only the manifest or only the tree has.
 
     Returns:
         The manifest, {} where there is none or it cannot be read; and the problems.
     """
-    path = root / "manifest.json"
-    if not path.exists():
-        return {}, []
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        items = manifest.get("items", ())
-        listed = {f"{item['split']}/{item['stem']}" for item in items}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"{type(error).__name__}: {error}"
-        return {}, [Problem("unreadable", "manifest.json", message)]
+        manifest = read_manifest(root)
+    except InputError as error:
+        return {}, [Problem("unreadable", FILE_NAME, str(error))]
+    listed = {f"{item['split']}/{item['stem']}" for item in manifest.get("items", [])}
     if not listed:
         return manifest, []
     present = {entry.name for entry in entries}
@@ -224,11 +226,11 @@ def _examine_mask(root: Path, entry: Entry, threshold: int) -> list[Problem]:
     if entry.mask is None:
         return []
     try:
-        grey = np.array(open_picture(root / entry.mask).convert("L"))
+        picture = open_picture(root / entry.mask)
     except InputError as error:
         return [Problem("unreadable", entry.mask, str(error))]
-    lossy = Path(entry.mask).suffix.lower() in (".jpg", ".jpeg")
-    message = mask_problem(grey, threshold, lossy)
+    grey = np.array(picture.convert("L"))
+    message = mask_problem(grey, threshold, lossy=is_jpeg(picture))
     if message:
         return [Problem("no binary mask", entry.mask, message)]
     if entry.height and grey.shape != (entry.height, entry.width):

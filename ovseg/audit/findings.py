@@ -13,18 +13,18 @@ import numpy as np
 from ovseg.audit.files import (
     BROKEN,
     REMARKS,
-    SPLITS,
     Entry,
     Problem,
+    compare_manifest,
     examine,
     list_tree,
-    read_manifest,
 )
+from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError
-from ovseg.data.pairs import map_with_progress
-from ovseg.data.prepare.duplicates import find_near_duplicates, find_turned_copies
+from ovseg.data.prepare.duplicates import find_near_duplicates, find_rotated_copies
+from ovseg.data.tree import SPLITS
 
-COPIES = ("same file", "same pixels", "near-duplicate", "turned copy")  # strongest first
+COPIES = ("same file", "same pixels", "near-duplicate", "rotated copy")  # strongest first
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,18 @@ class Copy:
         first: one image.
         second: the other.
         similarity: 1 for the same picture, about 0 for different ones.
-        how: how the second must be rotated or flipped to be the first; empty for upright copies.
+        rotation: how the second must be rotated or flipped to be the first; empty for upright
+            copies.
     """
 
     kind: str
     first: Entry
     second: Entry
     similarity: float
-    how: str = ""
+    rotation: str = ""
 
     @property
-    def leaks(self) -> bool:
+    def across_splits(self) -> bool:
         """Whether the two are in different splits."""
         return self.first.split != self.second.split
 
@@ -58,8 +59,8 @@ class Audit:
     Attributes:
         root: dataset folder.
         entries: all images.
-        problems: faults and remarks.
-        copies: leaks first.
+        problems: faults (kinds in `BROKEN`, each of which fails the audit) and remarks.
+        copies: those across splits first.
         exact_only: whether only file contents and pixels were compared.
     """
 
@@ -77,7 +78,7 @@ class Audit:
     @property
     def leaks(self) -> list[Copy]:
         """The copies across splits."""
-        return [copy for copy in self.copies if copy.leaks]
+        return [copy for copy in self.copies if copy.across_splits]
 
     @property
     def passed(self) -> bool:
@@ -105,16 +106,17 @@ def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
         raise InputError(
             f"{root} holds no image in train/images, valid/images or test/images. Check the path."
         )
-    manifest, manifest_problems = read_manifest(root, entries)
+    manifest, manifest_problems = compare_manifest(root, entries)
     problems += manifest_problems
 
     examine_entry = partial(
         examine, root, threshold=mask_threshold, categories=manifest.get("categories")
     )
+    # Fills in each entry too.
     for found in map_with_progress(examine_entry, entries, "Examining pairs"):
         problems += found
 
-    # Phantoms share a geometry, so that different ones look alike.
+    # Phantoms share a geometry: different ones look alike, so near-duplicates are not looked for.
     exact_only = manifest.get("made_by") == "phantoms"
     return Audit(root, entries, problems, find_copies(entries, exact_only), exact_only)
 
@@ -127,7 +129,7 @@ def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy
         exact_only: compare file contents and pixels only.
 
     Returns:
-        Leaks first, then by kind, most similar first.
+        Those across splits first, then by kind, most similar first.
     """
     readable = []
     fingerprints = []
@@ -136,6 +138,8 @@ def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy
             readable.append(entry)
             fingerprints.append(entry.fingerprint)
 
+    # Indices of two images -> kind, similarity and rotation. The strongest kind is looked for
+    # first, and the first one that is found is kept.
     found: dict[tuple[int, int], tuple[str, float, str]] = {}
     for pair in _equal_pairs([entry.file_sha256 for entry in readable]):
         found.setdefault(pair, ("same file", 1.0, ""))
@@ -145,13 +149,15 @@ def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy
         stems = [entry.stem for entry in readable]
         for i, j, similarity in find_near_duplicates(fingerprints, stems):
             found.setdefault((i, j), ("near-duplicate", similarity, ""))
-        for i, j, similarity, how in find_turned_copies(fingerprints):
-            found.setdefault((i, j), ("turned copy", similarity, how))
+        for i, j, similarity, rotation in find_rotated_copies(fingerprints):
+            found.setdefault((i, j), ("rotated copy", similarity, rotation))
 
     copies = []
-    for (i, j), (kind, similarity, how) in found.items():
-        copies.append(Copy(kind, readable[i], readable[j], similarity, how))
-    copies.sort(key=lambda copy: (not copy.leaks, COPIES.index(copy.kind), -copy.similarity))
+    for (i, j), (kind, similarity, rotation) in found.items():
+        copies.append(Copy(kind, readable[i], readable[j], similarity, rotation))
+    copies.sort(
+        key=lambda copy: (not copy.across_splits, COPIES.index(copy.kind), -copy.similarity)
+    )
     return copies
 
 
@@ -168,8 +174,8 @@ def summarise(audit: Audit) -> dict[str, Any]:
     """Everything that was found, in plain types, for `audit.json`."""
     splits = {}
     for split in SPLITS:
-        splits[split] = _describe([entry for entry in audit.entries if entry.split == split])
-    splits["all"] = _describe(audit.entries)
+        splits[split] = _summarise([entry for entry in audit.entries if entry.split == split])
+    splits["all"] = _summarise(audit.entries)
 
     compared_by: str | list[str] = list(COPIES)
     if audit.exact_only:
@@ -186,37 +192,37 @@ def summarise(audit: Audit) -> dict[str, Any]:
         "problems": [asdict(problem) for problem in audit.problems],
         "leaks": len(audit.leaks),
         "copy_counts": _count_copies(audit.copies),
-        "copies": [_describe_copy(copy) for copy in audit.copies],
-        "images": [_describe_entry(entry) for entry in audit.entries],
+        "copies": [_copy_as_dict(copy) for copy in audit.copies],
+        "images": [_entry_as_dict(entry) for entry in audit.entries],
     }
 
 
 def _count_copies(copies: Sequence[Copy]) -> dict[str, dict[str, int]]:
     counts = {kind: {"across splits": 0, "within a split": 0} for kind in COPIES}
     for copy in copies:
-        where = "across splits" if copy.leaks else "within a split"
+        where = "across splits" if copy.across_splits else "within a split"
         counts[copy.kind][where] += 1
     return counts
 
 
-def _describe_copy(copy: Copy) -> dict[str, Any]:
+def _copy_as_dict(copy: Copy) -> dict[str, Any]:
     return {
         "kind": copy.kind,
         "first": copy.first.image,
         "second": copy.second.image,
         "similarity": copy.similarity,
-        "how": copy.how,
-        "across_splits": copy.leaks,
+        "rotation": copy.rotation,
+        "across_splits": copy.across_splits,
     }
 
 
-def _describe_entry(entry: Entry) -> dict[str, Any]:
+def _entry_as_dict(entry: Entry) -> dict[str, Any]:
     content = dict(vars(entry))
     del content["fingerprint"]
     return content
 
 
-def _describe(entries: Sequence[Entry]) -> dict[str, Any]:
+def _summarise(entries: Sequence[Entry]) -> dict[str, Any]:
     """Counts and distributions of some images."""
     sizes = Counter(f"{entry.width} x {entry.height}" for entry in entries if entry.width)
     categories = Counter(entry.category for entry in entries if entry.category)

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ovseg.audit.files import SPLITS, Entry
+from ovseg.audit.files import Entry
 from ovseg.audit.findings import Audit, Copy
 from ovseg.core.drawing import TRUTH, caption, contact_sheet, outline, shrink_to
 from ovseg.core.files import write_image
 from ovseg.core.plots import draw_bars, draw_distributions
 from ovseg.data.pairs import open_picture, read_image
+from ovseg.data.tree import SPLITS
 
 TILE = 200  # side of a picture on a sheet, pixels
 # Pictures on a sheet at most:
@@ -56,8 +57,8 @@ def draw_sheets(audit: Audit, threshold: int, folder: Path) -> dict[str, str]:
         Title -> name of the file, for the sheets that show something.
     """
     sheets = {}
-    across = [copy for copy in audit.copies if copy.leaks]
-    within = [copy for copy in audit.copies if not copy.leaks]
+    across = [copy for copy in audit.copies if copy.across_splits]
+    within = [copy for copy in audit.copies if not copy.across_splits]
     for name, title, copies in (
         ("leakage.jpg", "Copies across splits", across),
         ("duplicates.jpg", "Copies within a split", within),
@@ -106,7 +107,7 @@ def _tile(root: Path, entry: Entry, text: str) -> np.ndarray:
 def _copy_row(root: Path, copy: Copy) -> np.ndarray:
     """Both images side by side with split, stem and similarity."""
     first = _tile(root, copy.first, f"{copy.first.name}  {copy.similarity:.2f}")
-    second = _tile(root, copy.second, f"{copy.second.name}  {copy.how or copy.kind}")
+    second = _tile(root, copy.second, f"{copy.second.name}  {copy.rotation or copy.kind}")
     return _side_by_side(first, second)
 
 

@@ -14,7 +14,7 @@ from ovseg.baseline.config import explain_baseline_config, read_baseline_config
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_table
-from ovseg.core.runs import RunFolder
+from ovseg.core.runs import BEST, RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.training.task import SegmentationTask
 
@@ -45,11 +45,11 @@ def import_baseline(
     if weights is not None:
         load_keras_weights(task.network, weights)
 
-    with atomic_dir(output, overwrite, marker="import.csv") as folder:
+    with atomic_dir(output, overwrite, marker=RunFolder(output).import_table.name) as folder:
         run = RunFolder(folder)
         run.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         table = pd.DataFrame(rows, columns=["key", "value", "becomes"])
-        write_table(folder / "import.csv", table)
+        write_table(run.import_table, table)
         if weights is not None:
             _save_checkpoint(task, data, run)
     return rows
@@ -93,7 +93,7 @@ def _save_checkpoint(task: SegmentationTask, data: OvarianTumorDataModule, run: 
     )
     data.prepare_data = _read_nothing  # type: ignore[method-assign]
     trainer.fit(task, data)
-    trainer.save_checkpoint(run.checkpoint("best"))
+    trainer.save_checkpoint(run.checkpoint(BEST))
 
 
 def _read_nothing() -> None:

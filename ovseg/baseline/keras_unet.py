@@ -154,6 +154,7 @@ class KerasTraining:
 
 def keras_training_step(
     network: dict[str, Any],
+    weights: Path | None,
     optimizer: dict[str, float],
     threads: int,
     image: np.ndarray,
@@ -163,6 +164,7 @@ def keras_training_step(
 
     Args:
         network: arguments of `build_keras_unet`.
+        weights: a Keras file, or None to keep the weights that Keras draws.
         optimizer: `lr`, `eps` and `clip_value` of Adam.
         threads: CPU threads.
         image: uint8, (N, H, W, 3).
@@ -170,6 +172,8 @@ def keras_training_step(
     """
     _start(0, threads)
     model = build_keras_unet(**network)
+    if weights is not None:
+        model.load_weights(weights)
     model.compile(_build_adam(optimizer), bce_dice_loss)
     pixels = image.astype(np.float32)
     reference = mask.astype(np.float32)

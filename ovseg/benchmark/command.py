@@ -22,7 +22,7 @@ from ovseg.core.files import check_output_dir
 from ovseg.core.processes import run_alone
 from ovseg.core.registry import choose
 from ovseg.models import ARCHITECTURES
-from ovseg.training.config import read_experiment
+from ovseg.training.settings import read_experiment
 
 WHAT = ("train", "infer", "layers", "data")
 

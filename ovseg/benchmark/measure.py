@@ -27,20 +27,11 @@ from ovseg.benchmark.peers import (
 from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
 from ovseg.core.processes import own_process, peak_memory
-from ovseg.core.versions import installed_versions
+from ovseg.core.versions import module_versions
 from ovseg.training.task import allow_tf32
 
 SIZES = (128, 256, 384, 512, 768, 1024)  # image sizes of `scaling_points`
 BATCH_SIZES = (1, 2, 4, 8)
-PACKAGES = (
-    "torch",
-    "tensorflow-cpu",
-    "keras",
-    "segmentation-models-pytorch",
-    "monai",
-    "onnxruntime",
-    "openvino",
-)
 
 # Starts a process with some environment variables; `own_process`, or another executor in tests.
 StartProcess = Callable[[Mapping[str, str]], AbstractContextManager[Executor]]
@@ -284,6 +275,9 @@ def describe_machine(work: Workload) -> dict[str, Any]:
     load = None
     if hasattr(os, "getloadavg"):  # not on Windows
         load = os.getloadavg()
+    modules = ["torch"]
+    for peer in PEERS.values():
+        modules += peer.packages
     settings = asdict(work)
     if work.weights is not None:
         settings["weights"] = str(work.weights)
@@ -293,7 +287,7 @@ def describe_machine(work: Workload) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpu": gpu,
         "load at the end": load,
-        "versions": installed_versions(PACKAGES),
+        "versions": module_versions(modules),
         "work": settings,
     }
 

@@ -21,13 +21,14 @@ from ovseg.baseline.keras_settings import keras_unet_arguments
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError, first_five
-from ovseg.core.registry import choose
+from ovseg.core.registry import choose, fill_defaults
 from ovseg.inference.engines import build_engine
+from ovseg.inference.postprocessing import to_probs
 from ovseg.models import ARCHITECTURES, build_model
 from ovseg.models.layers import InputScale
 from ovseg.training.losses import build_loss
-from ovseg.training.optim import find_encoder, optimize_network
-from ovseg.training.task import allow_tf32
+from ovseg.training.optim import OPTIMIZERS, find_encoder, optimize_network
+from ovseg.training.task import SegmentationTask, allow_tf32
 
 MODES = ("train", "infer")
 PRECISIONS = {"32": None, "tf32": None, "bf16": torch.bfloat16, "16": torch.float16}
@@ -64,13 +65,23 @@ class Workload:
     weights: Path | None = None
 
     @property
+    def classes(self) -> int:
+        """Channels of the logits: 1, or the background and all categories."""
+        return self.arch_args.get("classes", 1)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The arguments of the task: those of the configuration, and the others' defaults."""
+        return fill_defaults(SegmentationTask, self.model)
+
+    @property
     def arch_args(self) -> dict[str, Any]:
         """The arguments of the architecture, a new dict."""
         return dict(self.model.get("arch_args") or {})
 
 
 # Does the work once. A training step returns its loss, an inference returns probabilities, float32
-# (N, H, W).
+# (N, classes, H, W).
 Step = Callable[[], Any]
 
 
@@ -82,14 +93,14 @@ class Peer:
         build_step: a function from a workload to a step.
         modes: what it can do, of `MODES`.
         devices: types of torch devices that it runs on; empty for all.
-        packages: what it needs besides ovseg's requirements.
+        packages: the modules that it needs besides torch; a report has their versions.
         extra: ovseg's extra that installs the packages.
         default_on: where it is measured unless peers are named, of `cpu` and `gpu` (any other
             device).
         same_network: whether it computes the configuration's network, so that its arithmetic and
             probabilities can be compared.
-        huge_pages: whether it has the huge pages that ovseg asks torch for; the others have torch's
-            default.
+        huge_pages: whether its process has THP_MEM_ALLOC_ENABLE=1, as ovseg sets it; the others
+            have torch's default.
         check: raises InputError where the work is not for this peer.
         save_weights: writes initial weights that all peers of the same network start from.
     """
@@ -164,11 +175,11 @@ def make_batch(work: Workload) -> tuple[Tensor, Tensor]:
 def count_flops(work: Workload) -> int:
     """Floating-point operations of the work's direct algorithm, one multiply-add counted as two.
 
-    The backward pass of a network with grouped convolutions is taken as twice the forward pass:
-    torch's counter takes their weight gradients for dense ones.
+    The backward pass of a network with grouped convolutions is taken as twice the forward pass,
+    because torch's counter counts their weight gradients as if the convolutions were dense.
     """
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network = build_plain_network(replace(work, weights=None))
+        network = build_plain_network(replace(work, weights=None))  # none can be loaded there
         image = torch.zeros(work.batch_size, 3, work.image_size, work.image_size)
         logits = network(image)
         grouped = any(getattr(module, "groups", 1) > 1 for module in network.modules())
@@ -230,14 +241,19 @@ def _check_monai(work: Workload) -> None:
 
 def build_training_optimizer(network: nn.Module, work: Workload) -> torch.optim.Optimizer:
     """The optimiser that the task would build; a network without encoder has one learning rate."""
+    training = work.training
     encoder_lr_factor = 1.0
-    own_groups = False
+    separate_encoder = False
     if find_encoder(network) is not None:
-        encoder_lr_factor = work.model.get("encoder_lr_factor", 1.0)
-        own_groups = work.model.get("freeze_encoder_epochs", 0) > 0
-    name = work.model.get("optimizer", "adam")
-    arguments = work.model.get("optimizer_args") or {}
-    return optimize_network(network, name, arguments, encoder_lr_factor, own_groups)
+        encoder_lr_factor = training["encoder_lr_factor"]
+        separate_encoder = training["freeze_encoder_epochs"] > 0
+    return optimize_network(
+        network,
+        training["optimizer"],
+        training["optimizer_args"] or {},
+        encoder_lr_factor,
+        separate_encoder,
+    )
 
 
 def _build_torch_step(
@@ -273,7 +289,7 @@ def _build_torch_step(
 def _build_training_step(
     network: nn.Module, image: Tensor, mask: Tensor, work: Workload, compile_mode: str | None
 ) -> Step:
-    loss_function = build_loss(work.model.get("loss", "bce_dice_loss"))
+    loss_function = build_loss(work.training["loss"], work.classes)
     optimizer = build_training_optimizer(network, work)
     scaler = torch.amp.GradScaler(image.device.type, enabled=work.precision == "16")
     forward: Callable[[Tensor], Tensor] = network
@@ -304,7 +320,7 @@ def _build_inference_step(network: nn.Module, image: Tensor, work: Workload, eng
     def step() -> np.ndarray:
         with _autocast(work):
             logits = forward(image)
-            return logits.float().sigmoid()[:, 0].cpu().numpy()
+            return to_probs(logits.float()).cpu().numpy()
 
     return step
 
@@ -326,6 +342,24 @@ def _check_keras(work: Workload) -> None:
             f"--peers tensorflow is the flexible_unet, not {work.model['arch']}. Leave it out."
         )
     _keras_network(work)
+    other = []
+    if work.training["loss"] != "bce_dice_loss":
+        other.append(f"loss {work.training['loss']}")
+    if work.training["optimizer"] not in ("adam", "keras_adam"):
+        other.append(f"optimizer {work.training['optimizer']}")
+    if work.precision != "32":
+        other.append(f"precision {work.precision}")
+    if work.mode == "train" and other:
+        raise InputError(
+            f"--peers tensorflow trains with bce_dice_loss and Adam in float32, not with "
+            f"{first_five(other)}. Leave it out."
+        )
+
+
+def _keras_optimizer(work: Workload) -> dict[str, Any]:
+    """Learning rate, epsilon and clipping of Adam; by default the first two are Keras'."""
+    arguments = fill_defaults(OPTIMIZERS["keras_adam"], work.training["optimizer_args"])
+    return {"lr": arguments["lr"], "eps": arguments["eps"], "clip_value": work.clip_value}
 
 
 def _save_keras_weights(work: Workload, path: Path) -> None:
@@ -342,15 +376,16 @@ def _build_keras_step(work: Workload) -> Step:
     pixels = image.permute(0, 2, 3, 1).numpy()
     if work.mode == "infer":
         predict = keras_inference(_keras_network(work), work.weights, work.threads, pixels)
-        return lambda: predict()[..., 0]
-    given = work.model.get("optimizer_args") or {}
-    optimizer = {
-        "lr": given.get("lr", 1e-3),
-        "eps": given.get("eps", 1e-7),
-        "clip_value": work.clip_value,
-    }
+        return lambda: predict().transpose(0, 3, 1, 2)
     reference = mask.permute(0, 2, 3, 1).numpy()
-    return keras_training_step(_keras_network(work), optimizer, work.threads, pixels, reference)
+    return keras_training_step(
+        _keras_network(work),
+        work.weights,
+        _keras_optimizer(work),
+        work.threads,
+        pixels,
+        reference,
+    )
 
 
 PEERS = {
@@ -358,7 +393,7 @@ PEERS = {
     "tensorflow": Peer(
         _build_keras_step,
         devices=("cpu",),
-        packages=("tensorflow",),
+        packages=("tensorflow", "keras"),
         extra="tensorflow",
         default_on=("cpu",),
         check=_check_keras,
@@ -410,6 +445,7 @@ PEERS = {
     # Another network: segmentation-models-pytorch's U-Net with a ResNet-34.
     "smp": Peer(
         partial(_build_torch_step, _build_smp_unet),
+        packages=("segmentation_models_pytorch",),
         same_network=False,
     ),
     # Another network: MONAI's UNet, 8 levels of 16 to 2,048 channels.

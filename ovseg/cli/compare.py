@@ -66,7 +66,7 @@ def compare_baseline(
     if predictions is not None:
         return _compare_masks(predictions, ours, masks, output, threshold, overwrite)
     from ovseg.baseline.compare_training import compare_training
-    from ovseg.training.config import read_experiment
+    from ovseg.training.settings import read_experiment
 
     experiment = read_experiment(find_config(config), data, arch_args or [], lr)
     table = compare_training(experiment, output, steps, image_size, overwrite, epochs)

@@ -32,7 +32,7 @@ def prepare_data(
         seed: seed of the split
         overwrite: replace an earlier dataset
     """
-    from ovseg.data.prepare.otu2d import prepare_dataset
+    from ovseg.data.prepare.dataset import prepare_dataset
     from ovseg.data.tree import SPLITS
 
     manifest = prepare_dataset(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.files import file_digest
 from ovseg.core.runs import RunFolder
 
 # Arguments of the data module that decide how an image becomes a square.
@@ -119,10 +120,7 @@ def checkpoint_digest(*paths: Path) -> str:
 
     Of several files it is the SHA-256 of their digests, in order and separated by spaces.
     """
-    digests = []
-    for path in paths:
-        with open(path, "rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [file_digest(path) for path in paths]
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
@@ -150,6 +148,11 @@ class Member:
     held_out: str | None
 
 
+def epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """How many epochs a training had done when it wrote a checkpoint, see `read_checkpoint`."""
+    return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+
+
 def read_member(path: Path) -> Member:
     """One checkpoint, see `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
@@ -160,7 +163,7 @@ def read_member(path: Path) -> Member:
         data=checkpoint["datamodule_hyper_parameters"],
         classes=arch_args.get("classes", 1),
         categories=state.get("categories", []),
-        epoch=checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"],
+        epoch=epochs_done(checkpoint),
         held_out=state.get("held_out"),
     )
 

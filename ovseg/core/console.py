@@ -1,7 +1,9 @@
 """Progress bars and tables of the commands."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +12,10 @@ from tqdm import tqdm
 
 EVERY_SECONDS = 30.0  # between the lines in a log file
 TABLE_WIDTH = 110  # columns of the terminal
+THREADS = 4  # of `map_with_progress`
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def progress_bar(items: Iterable | None, title: str, total: int | None = None) -> tqdm:
@@ -34,6 +40,18 @@ def progress_bar(items: Iterable | None, title: str, total: int | None = None) -
         mininterval=EVERY_SECONDS,
         file=_LineWriter(),
     )
+
+
+def map_with_progress(
+    function: Callable[[Item], Result], items: Sequence[Item], title: str
+) -> list[Result]:
+    """Apply `function` in `THREADS` threads, with a progress bar.
+
+    It is for work on files: Pillow and hashlib release the interpreter's lock.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = pool.map(function, items)
+        return list(progress_bar(results, title, len(items)))
 
 
 class _LineWriter:

@@ -52,6 +52,12 @@ def write_table(path: Path, table: "DataFrame") -> None:
         table.to_csv(temporary, index=False)
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def content_digest(content: object) -> str:
     """SHA-256 of what JSON can hold, in hexadecimal; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,9 @@
-"""The folder of a run: the one place that knows the names in it."""
+"""The folder of a run: the one place that knows the names in it.
 
-import os
+An evaluation's own files are named in `ovseg.evaluation.report`.
+"""
+
+import re
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,7 +11,10 @@ from pathlib import Path
 
 from ovseg.core.errors import InputError
 
-CHECKPOINTS = ("best", "last", "interrupted")  # in the order of preference
+BEST = "best"
+LAST = "last"
+INTERRUPTED = "interrupted"
+CHECKPOINTS = (BEST, LAST, INTERRUPTED)  # in the order of preference
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class RunFolder:
         Raises:
             InputError: the folder can't be written.
         """
-        numbers = [run.version for run in cls.list_versions(parent)]
+        numbers = [_version_number(run.path) for run in cls.list_versions(parent)]
         number = max(numbers, default=-1) + 1
         while True:
             run = cls(parent / f"version_{number}")
@@ -50,23 +56,31 @@ class RunFolder:
     @classmethod
     def list_versions(cls, parent: Path) -> list["RunFolder"]:
         """The folders `version_<n>` in `parent`, lowest number first."""
-        runs = [cls(path) for path in parent.glob("version_*") if path.name[8:].isdigit()]
-        return sorted(runs, key=lambda run: run.version)
+        paths = [path for path in parent.glob("version_*") if _version_number(path) >= 0]
+        return [cls(path) for path in sorted(paths, key=_version_number)]
+
+    @classmethod
+    def of_checkpoint(cls, path: Path) -> "RunFolder":
+        """The run that a checkpoint lies in, by its path: `<run>/checkpoints/<name>.ckpt`.
+
+        Of a checkpoint that was copied elsewhere it is a folder that is no run.
+        """
+        return cls(path.parent.parent)
 
     @property
-    def version(self) -> int:
-        """The number n of a folder `version_<n>`."""
-        return int(self.path.name.removeprefix("version_"))
-
-    @property
-    def name(self) -> str:
+    def config_name(self) -> str:
         """The name of the configuration.
 
         It is the name of the folder that holds the versions, or of the folder itself where it is
         not called `version_<n>`.
         """
         folder = self.path.absolute()
-        return folder.parent.name if folder.name.startswith("version_") else folder.name
+        return folder.parent.name if _version_number(folder) >= 0 else folder.name
+
+    @classmethod
+    def first(cls, parent: Path) -> "RunFolder":
+        """The folder that `claim` makes in an empty `parent`."""
+        return cls(parent / "version_0")
 
     @property
     def config(self) -> Path:
@@ -86,6 +100,9 @@ class RunFolder:
         """Whether training has kept any checkpoint."""
         return any(self.checkpoints.glob("*.ckpt"))
 
+    # The baseline's names, kept for its users: train_losses, train_metrics, epoch_change_infer and
+    # break_training.
+
     def curves(self, kind: str, suffix: str) -> Path:
         """The curves of `kind` "losses" or "metrics", as ".csv" or ".png"."""
         return self.path / f"train_{kind}{suffix}"
@@ -102,12 +119,18 @@ class RunFolder:
 
     @property
     def postprocessing(self) -> Path:
+        """The post-processing chosen on validation, see `ovseg.inference.postprocessing`."""
         return self.path / "postprocessing.json"
 
     @property
     def ensemble(self) -> Path:
         """The file that makes a folder an ensemble; see `ovseg.core.checkpoints`."""
         return self.path / "ensemble.json"
+
+    @property
+    def import_table(self) -> Path:
+        """What became of each key of the baseline's configuration that the run was made from."""
+        return self.path / "import.csv"
 
     @property
     def export(self) -> Path:
@@ -118,9 +141,9 @@ class RunFolder:
         """The folder of a split's scores: `evaluation` for test, else `evaluation_<split>`.
 
         Raises:
-            InputError: this is a file, so the folder of the result must be named.
+            InputError: this is a file (a checkpoint), so the folder of the result must be named.
         """
-        if not self.path.is_dir():
+        if self.path.is_file():
             raise InputError(
                 f"{self.path} is not a run folder, so it has no place for the result. "
                 "Add --output FOLDER."
@@ -137,20 +160,26 @@ class RunFolder:
             path = self.checkpoint(name)
             if path.is_file():
                 return path
-        found = "no checkpoints/best.ckpt or last.ckpt" if self.path.is_dir() else "not there"
-        raise InputError(
-            f"{self.path}: {found}. Name a run folder such as runs/unet/version_0, or a .ckpt."
-        )
+        problem = f"There is no folder {self.path}."
+        if self.path.is_dir():
+            names = ", ".join(f"{name}.ckpt" for name in CHECKPOINTS)
+            problem = f"{self.path} has no checkpoint (checkpoints/ with one of {names})."
+        raise InputError(f"{problem} Name a run folder such as runs/unet/version_0, or a .ckpt.")
 
-    def release(self) -> None:
-        """Remove the folder of a run that kept no checkpoint, and its parents if they are empty."""
+    def remove_if_unused(self) -> None:
+        """Remove the folder of a run that kept no checkpoint.
+
+        The configuration's folder, and the folder of all runs, go with it where they are empty.
+        """
         if self.has_checkpoint:
             return
         shutil.rmtree(self.path, ignore_errors=True)
         with suppress(OSError):
-            os.removedirs(self.path.parent)
+            self.path.parent.rmdir()
+            self.path.parent.parent.rmdir()
 
 
-def run_of_checkpoint(path: Path) -> RunFolder:
-    """The run that a checkpoint lies in, by its path."""
-    return RunFolder(Path(path).parent.parent)
+def _version_number(path: Path) -> int:
+    """The number n of a folder `version_<n>`; -1 for a folder of another name."""
+    match = re.fullmatch(r"version_([0-9]+)", path.name)
+    return int(match[1]) if match else -1

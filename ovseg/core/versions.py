@@ -4,6 +4,15 @@ import importlib.metadata
 from collections.abc import Iterable
 
 
+def module_versions(modules: Iterable[str]) -> dict[str, str]:
+    """Name on PyPI -> version of the installed packages that the modules are imported from."""
+    distributions = importlib.metadata.packages_distributions()
+    packages: list[str] = []
+    for module in modules:
+        packages += distributions.get(module, [])
+    return installed_versions(packages)
+
+
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Name -> version of those of the packages that are installed, by their names on PyPI."""
     versions = {}

@@ -153,7 +153,7 @@ def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
     return pairs_with_box
 
 
-def check_bordered(images: Path, fit: str) -> None:
+def refuse_borders(images: Path, fit: str) -> None:
     """Refuse letterboxed pictures where a run stretches: it would stretch their borders too.
 
     Args:

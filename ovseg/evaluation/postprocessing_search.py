@@ -19,7 +19,7 @@ from ovseg.core.errors import InputError
 from ovseg.core.files import write_json
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
-from ovseg.data.augment.pipelines import build_transform
+from ovseg.data.augment.pipelines import build_transform, flips_of
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import FLIPS, Postprocessing, to_dict
 from ovseg.inference.predictor import class_probs
@@ -40,13 +40,6 @@ CLEANUPS: tuple[dict[str, Any], ...] = (
     {"min_area": 0.005},
     {"keep_largest": True},
 )
-# Albumentations' transforms that flip, and which flips they make.
-FLIPPING: dict[str, Flips] = {
-    "HorizontalFlip": ("horizontal",),
-    "VerticalFlip": ("vertical",),
-    "D4": ("horizontal", "vertical"),
-    "SquareSymmetry": ("horizontal", "vertical"),
-}
 # A smaller gain does not justify another rule: over a few hundred images it may well be chance.
 GAIN = 0.001
 
@@ -61,7 +54,7 @@ def search_postprocessing(
 ) -> dict[str, Any]:
     """Try post-processing settings on a split, and write the best to `postprocessing.json`.
 
-    The best has the highest mean score at the original sizes; among settings whose scores are
+    The best has the best mean score at the original sizes; among settings whose scores are
     within `GAIN` of it, the simplest is taken. Flips are tried where the run's augmentation has
     them, all together or none. The score is of the images on which the settings were chosen, so it
     is too good: report that of the test split.
@@ -112,8 +105,12 @@ def search_postprocessing(
         raise InputError(f"No image of {split} in {root} has a lesion, so nothing can be chosen.")
     of_images = scores_of_counts(both, pred_only, mask_only, neither)[metric]
     scores = of_images.nanmean(1).tolist()
-    best = find_simplest(candidates, scores)
-    ranking = sorted(range(len(scores)), key=lambda index: -scores[index])
+    if SCORES[metric].best == "min":
+        goodness = [-score for score in scores]
+    else:
+        goodness = scores
+    best = find_simplest(candidates, goodness)
+    ranking = sorted(range(len(scores)), key=lambda index: -goodness[index])
     result = {
         "postprocessing": to_dict(candidates[best]),
         "score": scores[best],
@@ -182,7 +179,7 @@ def _count_pixels(
         yield [both, pred_only, mask_only, mask.size - both - pred_only - mask_only]
 
 
-def find_simplest(candidates: list[Postprocessing], scores: list[float]) -> int:
+def find_simplest(candidates: list[Postprocessing], scores: Sequence[float]) -> int:
     """The index of the candidate with the fewest changes among those within `GAIN` of the best.
 
     Of several with as few changes it is that of the highest score.
@@ -208,18 +205,10 @@ def seen_flips(augmentation: str) -> Flips:
             file is missing, a message says that no flips are tried.
     """
     try:
-        transform = build_transform(augmentation)
+        seen = flips_of(build_transform(augmentation))
     except InputError as error:
         rank_zero_info(f"No flips are tried, since the run's augmentation is unknown: {error}")
         return ()
-    seen: set[str] = set()
-    steps = [transform]
-    while steps:
-        step = steps.pop()
-        if step is None or step.p == 0:
-            continue
-        seen.update(FLIPPING.get(type(step).__name__, ()))
-        steps += getattr(step, "transforms", [])
     return tuple(name for name in FLIPS if name in seen)
 
 

@@ -15,10 +15,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ovseg.core.checkpoints import read_checkpoint
+from ovseg.core.checkpoints import epochs_done, read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.files import content_digest, write_json
-from ovseg.core.runs import RunFolder, run_of_checkpoint
+from ovseg.core.runs import BEST, LAST, RunFolder
 from ovseg.data.manifest import read_folds
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 from ovseg.experiments.child_training import (
@@ -27,6 +27,7 @@ from ovseg.experiments.child_training import (
     write_configuration,
 )
 from ovseg.experiments.out_of_fold import score_folds
+from ovseg.training.callbacks import last_epoch, stopped_early
 
 SETTINGS = "cross_validation.json"
 FINISHED = "finished.json"
@@ -56,14 +57,15 @@ def cross_validate(
     check_not_set("data.fold", config["data"]["fold"])
     check_not_set("ckpt_path", config["ckpt_path"])
     output = Path(output)
-    digest = claim_output(output, describe(config, folds))
+    digest = claim_output(output, comparable_settings(config, folds))
 
     runs = []
     failed = []
     for fold in range(folds):
         run = finished_run(output, fold, digest)
         if run is None:
-            print(f"Fold {fold}, {fold + 1} of {folds}: {output / f'fold_{fold}'}", flush=True)
+            folder = output / f"fold_{fold}"
+            print(f"Fold {fold} (of 0 to {folds - 1}): {folder}", flush=True)
             run = train_fold(config, output, fold, digest)
         if run is None:
             failed.append(f"fold_{fold}")
@@ -91,7 +93,7 @@ def check_not_set(key: str, value: object) -> None:
         )
 
 
-def describe(config: dict[str, Any], folds: int) -> dict[str, Any]:
+def comparable_settings(config: dict[str, Any], folds: int) -> dict[str, Any]:
     """The settings that all results in a folder share: configuration, and the images of each fold.
 
     Raises:
@@ -102,7 +104,7 @@ def describe(config: dict[str, Any], folds: int) -> dict[str, Any]:
     return {
         "folds": folds,
         "folds_sha256": content_digest(rows),
-        "config": {**config, "runs_dir": None},  # which is the folder of the results
+        "config": {**config, "runs_dir": None},  # left out: it is always the folder of the results
     }
 
 
@@ -142,17 +144,19 @@ def finished_run(output: Path, fold: int, digest: str) -> Path | None:
     path = output / f"fold_{fold}" / FINISHED
     if not path.is_file():
         return None
-    finished = json.loads(path.read_text(encoding="utf-8"))
-    if finished["settings_sha256"] != digest:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if record["settings_sha256"] != digest:
         raise InputError(
             f"{path} is of another cross-validation. Delete {path.parent}, or choose another "
             "--output."
         )
-    return path.parent / finished["run"]
+    return path.parent / record["run"]
 
 
 def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> Path | None:
     """Train a fold in a child process, from its last checkpoint if there is one.
+
+    Its configuration is written to `fold_<k>.yaml` before, and `finished.json` after.
 
     Returns:
         The run folder, or None if training failed.
@@ -168,8 +172,8 @@ def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> 
     }
     write_configuration(config_path, fold_config)
 
-    checkpoint, finished = find_last_checkpoint(folder, config["trainer"])
-    if not finished:
+    checkpoint, is_trained = find_last_checkpoint(folder, config["trainer"])
+    if not is_trained:
         with training_process(config_path, checkpoint) as process:
             code = process.wait()
         if code:
@@ -177,12 +181,12 @@ def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> 
             return None
         checkpoint, _ = find_last_checkpoint(folder, config["trainer"])
 
-    if checkpoint is None or not run_of_checkpoint(checkpoint).checkpoint("best").is_file():
+    if checkpoint is None or not RunFolder.of_checkpoint(checkpoint).checkpoint(BEST).is_file():
         print(f"Fold {fold} completed no epoch, so it has no checkpoint.", flush=True)
         return None
-    run = run_of_checkpoint(checkpoint).path
-    write_json(folder / FINISHED, {"run": run.name, "settings_sha256": digest})
-    return run
+    run_path = RunFolder.of_checkpoint(checkpoint).path
+    write_json(folder / FINISHED, {"run": run_path.name, "settings_sha256": digest})
+    return run_path
 
 
 def find_last_checkpoint(folder: Path, trainer: dict[str, Any]) -> tuple[Path | None, bool]:
@@ -200,7 +204,7 @@ def find_last_checkpoint(folder: Path, trainer: dict[str, Any]) -> tuple[Path | 
         The checkpoint, or None if there is none; whether training was finished.
     """
     for run in reversed(RunFolder.list_versions(folder)):
-        path = run.checkpoint("last")
+        path = run.checkpoint(LAST)
         if not path.is_file():
             continue
         try:
@@ -216,11 +220,11 @@ def read_finite_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint of a training that did not diverge, see `read_checkpoint`.
 
     Raises:
-        InputError: it can't be read, or its validation loss is one that `train` fails with.
+        InputError: it can't be read, or its validation loss is infinite or NaN, with which `train`
+            fails.
     """
     checkpoint = read_checkpoint(path)
-    last_row = checkpoint["callbacks"]["HistoryPlots"]["rows"][-1]
-    loss = last_row.get("val_loss", 0.0)
+    loss = last_epoch(checkpoint).get("val_loss", 0.0)
     if not math.isfinite(loss):
         raise InputError(f"{path} is of a training that diverged: val_loss is {loss}.")
     return checkpoint
@@ -228,13 +232,8 @@ def read_finite_checkpoint(path: Path) -> dict[str, Any]:
 
 def is_finished(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
     """Whether all epochs are done, or early stopping has ended the training."""
-    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    epochs = epochs_done(checkpoint)
     max_epochs = trainer["max_epochs"] or 1000  # Lightning's default
     if 0 < max_epochs <= epochs:  # -1 is without end
         return True
-
-    stopped_early = False
-    for name, state in checkpoint["callbacks"].items():
-        if name.startswith("EarlyStopping") and state["wait_count"] >= state["patience"]:
-            stopped_early = True
-    return stopped_early and epochs >= (trainer["min_epochs"] or 0)
+    return stopped_early(checkpoint) and epochs >= (trainer["min_epochs"] or 0)

@@ -331,7 +331,7 @@ def run_trial(
     write_configuration(config_path, trial_config)
     print(f"Trial {trial.number}: {describe_values(trial.params)}", flush=True)
 
-    run = RunFolder(output / config_path.stem / "version_0")
+    run = RunFolder.first(output / config_path.stem)
     with training_process(config_path) as process:
         pruned = watch(process, trial, run, monitor)
         code = process.wait()

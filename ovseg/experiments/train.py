@@ -19,13 +19,14 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
-from ovseg.core.runs import RunFolder, run_of_checkpoint
+from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.tree import SPLITS
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 from ovseg.evaluation.report import print_summary, report_evaluation
 from ovseg.training.callbacks import (
+    EARLY_STOPPING_DEFAULTS,
     BestCheckpoint,
     BreakTraining,
     EpochSeed,
@@ -35,8 +36,10 @@ from ovseg.training.callbacks import (
     LineProgress,
 )
 from ovseg.training.checkpoint_io import WholeCheckpointIO
-from ovseg.training.checks import check_checkpoint, check_monitors, check_schedule, share_classes
-from ovseg.training.config import (
+from ovseg.training.checks import check_monitors, check_schedule, share_classes
+from ovseg.training.ema import AveragedWeights
+from ovseg.training.resume import check_checkpoint
+from ovseg.training.settings import (
     Setting,
     check_values,
     explain,
@@ -45,7 +48,6 @@ from ovseg.training.config import (
     read_settings,
     was_raised_by,
 )
-from ovseg.training.ema import AveragedWeights
 from ovseg.training.task import SegmentationTask
 
 # Sections of a configuration, and the classes whose arguments are their keys.
@@ -88,15 +90,8 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
-        parser.set_defaults(
-            {
-                "early_stopping.monitor": "val_loss",
-                "early_stopping.patience": 10,
-                # A run that max_steps ends early has no validation, so nothing to monitor. The
-                # name itself is checked before training.
-                "early_stopping.strict": False,
-            }
-        )
+        for name, value in EARLY_STOPPING_DEFAULTS.items():
+            parser.set_defaults({f"early_stopping.{name}": value})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look for mistakes before jsonargparse does, which names neither the file nor a remedy."""
@@ -141,7 +136,7 @@ class TrainCLI(LightningCLI):
         rank_zero_only(self.datamodule.prepare_data)()
 
         if self.config.ckpt_path:
-            resumed_run = run_of_checkpoint(Path(self.config.ckpt_path))
+            resumed_run = RunFolder.of_checkpoint(Path(self.config.ckpt_path))
             self.config_init["best_checkpoint"].resumed_run = resumed_run
         kwargs["callbacks"] = self._list_callbacks(settings)
         plugins = _as_list(settings["plugins"])
@@ -196,7 +191,7 @@ class TrainCLI(LightningCLI):
         path = Path(str(self.config.config[-1]))
         run = RunFolder(path.parent)
         if path.name == run.config.name:
-            return run.name
+            return run.config_name
         return path.stem
 
     def fit(self) -> None:
@@ -232,7 +227,7 @@ class TrainCLI(LightningCLI):
 
     def _release_run(self) -> None:
         if self.run_folder is not None:
-            self.run_folder.release()
+            self.run_folder.remove_if_unused()
 
 
 class ConfigurationCLI(TrainCLI):
@@ -266,6 +261,7 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
             "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining()],
         },
         auto_configure_optimizers=False,
+        save_config_kwargs={"config_filename": RunFolder(Path()).config.name},
         # Else checkpoints hold an "_instantiator" that only LightningCLI understands.
         load_from_checkpoint_support=False,
     )

@@ -75,6 +75,11 @@ def build_engine(name: str, network: torch.nn.Module, image: Tensor) -> Engine:
     return kind.build(network, image)
 
 
+def check_engine(name: str) -> None:
+    """Raise InputError unless `name` is `auto` or a key of `ENGINES`."""
+    choose("engine", name, {"auto": None, **ENGINES})
+
+
 def choose_engine(name: str, network: torch.nn.Module, image: Tensor) -> Engine:
     """Build an engine and compare it with torch; `auto` takes the fastest and prints a table.
 

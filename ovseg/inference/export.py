@@ -16,7 +16,7 @@ from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_json
 from ovseg.core.registry import choose
-from ovseg.core.runs import RunFolder, run_of_checkpoint
+from ovseg.core.runs import RunFolder
 from ovseg.inference.engines import TOLERANCE, Engine, is_close, largest_difference, open_onnx
 from ovseg.inference.onnx import export_onnx
 from ovseg.inference.postprocessing import to_dict
@@ -85,7 +85,7 @@ def export_run(
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
 
-    run_folder = RunFolder(run) if run.is_dir() else run_of_checkpoint(run)
+    run_folder = RunFolder(run) if run.is_dir() else RunFolder.of_checkpoint(run)
     with atomic_dir(output or run_folder.export, overwrite, DESCRIPTION_FILE) as folder:
         path = folder / chosen.file_name
         chosen.write(network, image, path, {"ovseg": json.dumps(description)})

@@ -22,11 +22,10 @@ from ovseg.core.device import choose_device
 from ovseg.core.drawing import PALETTE, PRED, legend, paint
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_image, write_json
-from ovseg.core.registry import choose
 from ovseg.data.geometry import place, restore
-from ovseg.data.manifest import check_bordered
+from ovseg.data.manifest import refuse_borders
 from ovseg.data.pairs import list_images, read_image
-from ovseg.inference.engines import ENGINES, Engine, choose_engine
+from ovseg.inference.engines import Engine, check_engine, choose_engine
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
@@ -49,8 +48,8 @@ class Prediction:
         labels: uint8 (H, W), 1 where there is lesion, or ids of categories; 0 is the background.
             The run's post-processing is applied.
         probs: probability of lesion, float32 (H, W) in 0..1, without threshold and clean-up. With
-            categories it is 1 - the background's probability: where two categories compete, it may
-            be above 0.5 in a pixel that is labelled 0.
+            categories it is 1 - the background's probability. A pixel of background 0.4 and two
+            categories of 0.3 each has 0.6 here and the label 0.
         categories: names of the ids 1, 2, ...; empty where the network has one class.
     """
 
@@ -97,10 +96,10 @@ class LoadedNetwork:
     image_size: int
     fit: str
     device: torch.device
-    _engine: Engine | None = None
+    _engine: Engine | None = field(default=None, init=False, repr=False)
 
     @torch.inference_mode()
-    def class_probs(
+    def predict_probs(
         self, images: Sequence[np.ndarray], engine: str, flips: Sequence[str]
     ) -> list[np.ndarray]:
         """Probabilities at the pictures' own sizes, averaged over flips.
@@ -111,7 +110,8 @@ class LoadedNetwork:
             flips: see `ovseg.inference.postprocessing.average_flips`.
 
         Returns:
-            float32 (classes, H, W) for each picture, see `class_probs`.
+            float32 (classes, H, W) in 0..1 for each picture: of one class the sigmoid of its
+            logits, of several their softmax.
         """
         squares = np.stack([place(image, self.image_size, self.fit) for image in images])
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
@@ -135,8 +135,8 @@ class Predictor:
             so each may place pictures in a square of another size.
         categories: names of the ids 1, 2, ...; empty where the networks have one class.
         postprocessing: how probabilities become labels.
-        engine: what runs the networks, `auto` or a name of `ovseg.inference.engines.ENGINES`; it is
-            built for the first pictures, so set it before.
+        engine: what runs the networks, `auto` or a name of `ovseg.inference.engines.ENGINES`. It
+            is built for the first pictures; a later change has no effect.
     """
 
     members: Sequence[LoadedNetwork]
@@ -146,7 +146,11 @@ class Predictor:
 
     @classmethod
     def from_run(
-        cls, path: str | Path, device: str = "auto", postprocessing: bool = True
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        postprocessing: bool = True,
+        engine: str = "torch",
     ) -> "Predictor":
         """Load a run folder, a checkpoint (.ckpt) or the folder of an ensemble.
 
@@ -156,13 +160,15 @@ class Predictor:
                 `ovseg.core.device.choose_device`.
             postprocessing: apply the post-processing that the run folder holds, if any (see
                 `ovseg.inference.postprocessing.read_postprocessing`); else the threshold is 0.5.
+            engine: see `Predictor`.
 
         Raises:
-            InputError: there is no such run or device, a checkpoint is broken, the members of an
-                ensemble differ in their categories, or the post-processing was chosen for another
-                checkpoint.
+            InputError: there is no such run, device or engine, a checkpoint is broken, the members
+                of an ensemble differ in their categories, or the post-processing was chosen for
+                another checkpoint.
         """
         path = Path(path)
+        check_engine(engine)
         chosen_device = choose_device(device)
         checkpoints = read_members(path)
         first = checkpoints[0]
@@ -185,7 +191,7 @@ class Predictor:
                 device=chosen_device,
             )
             members.append(member)
-        return cls(members, first.categories, chosen or Postprocessing())
+        return cls(members, first.categories, chosen or Postprocessing(), engine)
 
     # A str and an array are iterables too, but stand for one picture each.
     @overload
@@ -233,7 +239,7 @@ class Predictor:
         """Predict RGB pictures, uint8 (H, W, 3), that go through the networks together."""
         flips = self.postprocessing.flips
         probs_of_members = [
-            member.class_probs(images, self.engine, flips) for member in self.members
+            member.predict_probs(images, self.engine, flips) for member in self.members
         ]
         predictions = []
         for index in range(len(images)):
@@ -270,7 +276,14 @@ def load_picture(picture: Picture) -> np.ndarray:
 
 
 def class_probs(logits: torch.Tensor) -> np.ndarray:
-    """`ovseg.inference.postprocessing.to_probs` as an array."""
+    """`ovseg.inference.postprocessing.to_probs` as an array on the CPU.
+
+    Args:
+        logits: (N, classes, H, W).
+
+    Returns:
+        float32 in 0..1, same shape: the sigmoid for one class, the softmax for several.
+    """
     return to_probs(logits).cpu().numpy()
 
 
@@ -282,7 +295,7 @@ def restore_probs(probs: np.ndarray, height: int, width: int, fit: str) -> np.nd
 def check_batch_size(batch_size: int) -> None:
     """Raise InputError where a batch size is below 1."""
     if batch_size < 1:
-        raise InputError(f"--batch_size is {batch_size}, expected at least 1.")
+        raise InputError(f"batch_size is {batch_size}, expected at least 1.")
 
 
 def infer_folder(
@@ -323,18 +336,17 @@ def infer_folder(
     """
     paths = list(list_images(images).values())
     check_batch_size(batch_size)
-    choose("engine", engine, {"auto": None, **ENGINES})
+    check_engine(engine)
 
     count = 0
     failures: list[str] = []
     with atomic_dir(output, overwrite, MARKER, inputs=(run, images)) as folder:
         (folder / MARKER).touch()
-        predictor = Predictor.from_run(run, device, postprocessing)
-        predictor.engine = engine
+        predictor = Predictor.from_run(run, device, postprocessing, engine)
         if predictor.postprocessing.changes:
             print(f"Post-processing of the run: {predictor.postprocessing}")
         for fit in {member.fit for member in predictor.members}:
-            check_bordered(images, fit)
+            refuse_borders(images, fit)
         if predictor.categories:
             names = ["background", *predictor.categories]
             write_json(folder / "categories.json", dict(enumerate(names)))
@@ -344,13 +356,13 @@ def infer_folder(
             failures += problems
             predictions = predictor.predict(pictures.values(), batch_size)
             for path, prediction in zip(pictures, predictions, strict=True):
-                _write_mask(folder / f"{path.stem}.png", prediction)
+                name = f"{path.stem}.png"
+                _write_mask(folder / name, prediction)
                 if overlays:
                     overlay = _overlay_with_legend(pictures[path], prediction)
-                    write_image(folder / "overlays" / f"{path.stem}.png", overlay)
+                    write_image(folder / "overlays" / name, overlay)
                 if probabilities:
-                    scaled = np.round(prediction.probs.clip(0, 1) * 65535).astype(np.uint16)
-                    write_image(folder / "probabilities" / f"{path.stem}.png", scaled)
+                    _write_probs(folder / "probabilities" / name, prediction)
                 count += 1
         if count == 0:
             raise InputError(
@@ -377,6 +389,12 @@ def _write_mask(path: Path, prediction: Prediction) -> None:
     if not prediction.categories:
         labels = labels * np.uint8(255)
     write_image(path, labels)
+
+
+def _write_probs(path: Path, prediction: Prediction) -> None:
+    """Write probabilities of lesion in 16 bits."""
+    scaled = np.round(prediction.probs.clip(0, 1) * 65535)
+    write_image(path, scaled.astype(np.uint16))
 
 
 def _overlay_with_legend(image: np.ndarray, prediction: Prediction) -> np.ndarray:

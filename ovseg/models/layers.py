@@ -71,7 +71,7 @@ class InputScale(nn.Module):
 
 
 def pad_to_stride(image: Tensor, stride: int) -> Tensor:
-    """Add black rows below and columns to the right until both sides are multiples of `stride`."""
+    """Add zeros below and to the right until both sides are multiples of `stride`."""
     height, width = image.shape[-2:]
     return F.pad(image, (0, -width % stride, 0, -height % stride))
 

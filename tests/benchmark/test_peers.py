@@ -20,6 +20,10 @@ from ovseg.benchmark.peers import (
 )
 from ovseg.core.errors import InputError
 
+FLEXIBLE = {
+    "arch": "flexible_unet",
+    "arch_args": {"base_filters": 2, "num_layers": 2, "dropout_rate": 0.0},
+}
 PRETRAINED = {
     "arch": "smp",
     "arch_args": {
@@ -78,7 +82,7 @@ def test_graphs_are_compiled_to_be_replayed(monkeypatch, make_work):
 
 def test_inference_gives_probabilities(make_work):
     probs = build_step("ovseg", make_work(batch_size=2))()
-    assert probs.shape == (2, 32, 32)
+    assert probs.shape == (2, 1, 32, 32)
     assert 0 <= probs.min() <= probs.max() <= 1
 
 
@@ -197,3 +201,28 @@ def test_missing_package_says_what_to_install(monkeypatch, make_work):
     monkeypatch.setitem(sys.modules, "monai", None)
     with pytest.raises(InputError, match=r"--peers monai needs monai: pip install 'ovseg.monai.'"):
         check_peer("monai", make_work(image_size=256))
+
+
+def test_network_of_several_categories_is_trained_and_applied(make_work):
+    model = {**FLEXIBLE, "loss": "ce_dice_loss"}
+    model["arch_args"] = {**model["arch_args"], "classes": 4}
+    assert build_step("ovseg", make_work("train", model=model))() > 0
+    probs = build_step("ovseg", make_work(model=model))()
+    assert probs.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "message"),
+    [
+        ({"loss": "focal_loss"}, "32", "not with loss focal_loss"),
+        ({"optimizer": "sgd"}, "32", "not with optimizer sgd"),
+        ({}, "bf16", "not with precision bf16"),
+    ],
+)
+def test_training_that_keras_would_do_otherwise_is_refused(
+    settings, precision, message, make_work, monkeypatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    work = make_work("train", model={**FLEXIBLE, **settings}, precision=precision)
+    with pytest.raises(InputError, match=message):
+        check_peer("tensorflow", work)

@@ -2,15 +2,34 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 
 import docstring_parser
 import pytest
 
+from ovseg.benchmark.command import WHAT
+from ovseg.benchmark.peers import PEERS, PRECISIONS
 from ovseg.cli.main import COMMANDS
+from ovseg.data.geometry import FITS
+from ovseg.data.prepare.dataset import SPLITTERS
+from ovseg.evaluation.postprocessing_search import METRICS
+from ovseg.inference.engines import ENGINES
+from ovseg.inference.export import EXPORT_FORMATS
 from support import REPOSITORY
 
+# Options whose help lists the names of a table.
+TABLES = [
+    ("infer", "engine", ENGINES),
+    ("export", "format", EXPORT_FORMATS),
+    ("postprocess", "metric", METRICS),
+    ("benchmark", "peers", PEERS),
+    ("benchmark", "precision", PRECISIONS),
+    ("benchmark", "what", WHAT),
+    ("prepare_data", "fit", FITS),
+    ("prepare_data", "split", SPLITTERS),
+]
 SCRIPTS = ("train", "evaluate", "infer", "prepare_data", "compare_baseline")
 
 
@@ -32,6 +51,14 @@ def test_every_command_describes_all_its_options(name, run_command, capsys):
     assert described == list(inspect.signature(command).parameters)
     assert run_command(name, "--help") == 0
     assert capsys.readouterr().out.startswith(f"usage: ovseg {name} ")
+
+
+@pytest.mark.parametrize(("command", "option", "table"), TABLES)
+def test_help_of_an_option_lists_the_names_of_its_table(command, option, table):
+    docstring = docstring_parser.parse(inspect.getdoc(COMMANDS[command]))
+    [text] = [entry.description for entry in docstring.params if entry.arg_name == option]
+    words = set(re.findall(r"\w+", text))
+    assert words >= set(table)
 
 
 def test_name_of_a_command_is_that_of_its_function():

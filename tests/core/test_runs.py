@@ -15,7 +15,9 @@ def test_best_checkpoint_is_preferred_to_the_last(tmp_path):
 
 
 def test_folder_without_a_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="no checkpoints/best.ckpt or last.ckpt"):
+    with pytest.raises(
+        InputError, match="has no checkpoint .*best.ckpt, last.ckpt, interrupted.ckpt"
+    ):
         RunFolder(tmp_path).find_checkpoint()
 
 
@@ -30,3 +32,27 @@ def test_scores_of_a_checkpoint_need_an_output(tmp_path):
     checkpoint.touch()
     with pytest.raises(InputError, match="is not a run folder.* Add --output FOLDER"):
         RunFolder(checkpoint).evaluation("test")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("unet/version_3", "unet"),
+        ("unet/version_final", "version_final"),
+        ("unet", "unet"),
+    ],
+)
+def test_name_of_the_configuration_is_that_of_the_folder_of_versions(tmp_path, folder, name):
+    assert RunFolder(tmp_path / folder).config_name == name
+
+
+def test_versions_are_counted_by_number_and_other_folders_are_left_out(tmp_path):
+    for name in ("version_2", "version_10", "version_final", "version_²"):
+        (tmp_path / name).mkdir()
+    versions = [run.path.name for run in RunFolder.list_versions(tmp_path)]
+    assert versions == ["version_2", "version_10"]
+    assert RunFolder.claim(tmp_path).path.name == "version_11"
+
+
+def test_first_folder_is_the_one_that_is_claimed_first(tmp_path):
+    assert RunFolder.first(tmp_path) == RunFolder.claim(tmp_path)

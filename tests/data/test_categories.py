@@ -15,7 +15,8 @@ from pytorch_lightning import Trainer
 from ovseg.cli.main import main
 from ovseg.core.errors import InputError
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.data.prepare.otu2d import CATEGORIES, prepare_dataset
+from ovseg.data.prepare.dataset import prepare_dataset
+from ovseg.data.prepare.otu2d import CATEGORIES
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.evaluation.evaluate import summarise_categories
 from ovseg.inference.predictor import Predictor

@@ -8,12 +8,12 @@ from ovseg.core.errors import InputError
 from ovseg.core.files import write_image, write_json
 from ovseg.data.geometry import place
 from ovseg.data.manifest import (
-    check_bordered,
     check_manifest,
     image_categories,
     prepared_items,
     read_folds,
     read_manifest,
+    refuse_borders,
 )
 from ovseg.data.prepare.phantoms import write_phantoms
 
@@ -138,12 +138,12 @@ def test_box_outside_of_the_picture_is_an_error(tmp_path, make_data):
 
 def test_bordered_pictures_are_not_stretched_by_inference(tmp_path):
     letterboxed(tmp_path)
-    check_bordered(tmp_path / "train" / "images", "letterbox")
-    check_bordered(tmp_path / "elsewhere", "stretch")
+    refuse_borders(tmp_path / "train" / "images", "letterbox")
+    refuse_borders(tmp_path / "elsewhere", "stretch")
 
     message = "with --fit letterbox, but the run places pictures with stretch. Give"
     with pytest.raises(InputError, match=message):
-        check_bordered(tmp_path / "train" / "images", "stretch")
+        refuse_borders(tmp_path / "train" / "images", "stretch")
 
 
 def test_number_of_folds_that_was_not_expected_is_an_error(fold_root):

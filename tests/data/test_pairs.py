@@ -227,3 +227,16 @@ def test_pairs_are_verified_as_category_maps(tree, save_png):
     assert verify_pairs(pairs_of(tree), classes=8) == ["2"]
     with pytest.raises(InputError, match=r"10\.png holds the ids 7"):
         verify_pairs(pairs_of(tree), classes=7)
+
+
+def test_jpeg_mask_of_another_suffix_is_read_as_a_jpeg(tmp_path):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:40, 20:40] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png", format="JPEG")
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask > 0)
+
+
+def test_stems_of_one_number_have_an_order(tmp_path, save_png):
+    for stem in ("1", "01", "001"):
+        save_png(tmp_path / f"{stem}.png", np.zeros((2, 2), np.uint8))
+    assert list(list_images(tmp_path)) == ["001", "01", "1"]

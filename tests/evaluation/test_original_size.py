@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ovseg.data.prepare.otu2d import prepare_dataset
+from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.evaluation.evaluate import Evaluation, pooled_iou
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import albumentations as A
 import numpy as np
@@ -22,6 +23,7 @@ from ovseg.evaluation.postprocessing_search import (
     try_candidates,
 )
 from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.metrics import SCORES
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +209,12 @@ def test_table_names_the_five_best(capsys):
     print_search({**best, "images": 3, "split": "valid", "candidates": candidates})
     printed = capsys.readouterr().out
     assert printed.count("best ") == 5 and "0.4000" in printed and "threshold 0.2" in printed
+
+
+def test_score_that_is_best_low_is_minimised(run, monkeypatch):
+    highest = search_postprocessing(run, device="cpu")["candidates"][0]["score"]
+    lowest_first = replace(SCORES["dice"], best="min")
+    monkeypatch.setitem(SCORES, "dice", lowest_first)
+    ranking = search_postprocessing(run, device="cpu")["candidates"]
+    assert ranking[-1]["score"] == highest
+    assert ranking[0]["score"] == min(candidate["score"] for candidate in ranking)

@@ -21,8 +21,8 @@ from ovseg.core.errors import InputError
 from ovseg.experiments import cross_validation
 from ovseg.experiments.cross_validation import (
     claim_output,
+    comparable_settings,
     cross_validate,
-    describe,
     find_last_checkpoint,
     finished_run,
     is_finished,
@@ -334,7 +334,7 @@ def test_resuming_from_a_checkpoint_is_refused(tmp_path):
 def test_dataset_of_other_folds_is_refused(fold_root, root, folds, message):
     config = {"data": {"root": root or str(fold_root)}}
     with pytest.raises(InputError, match=message):
-        describe(config, folds)
+        comparable_settings(config, folds)
 
 
 def test_folder_of_something_else_is_refused(tmp_path):

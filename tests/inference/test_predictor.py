@@ -110,7 +110,7 @@ def test_path_without_a_picture_is_an_error(predictor, tmp_path):
 
 
 def test_batch_size_of_zero_is_an_error(predictor, pictures):
-    with pytest.raises(InputError, match="--batch_size is 0, expected at least 1"):
+    with pytest.raises(InputError, match="batch_size is 0, expected at least 1"):
         predictor.predict(pictures, batch_size=0)
 
 
@@ -321,10 +321,10 @@ def test_earlier_masks_are_replaced_only_with_overwrite(run, images, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
         ({"device": "quantum"}, "Device 'quantum' cannot be used"),
         ({"images": "gone"}, "There is no folder gone"),
-        ({"run": "gone"}, "gone: not there"),
+        ({"run": "gone"}, "There is no folder gone"),
         ({"run": "gone", "engine": "steam"}, "Unknown engine 'steam'. Choose one of: auto, com"),
     ],
 )

@@ -321,3 +321,9 @@ def test_loss_of_categories_under_autocast_is_float32_and_finite(name, size, val
     assert loss == build_loss(name, 5)(logits.float(), mask)
     assert torch.isfinite(loss)
     assert torch.isfinite(logits.grad).all()
+
+
+def test_similarity_of_images_below_its_window_is_an_error():
+    small = torch.zeros(1, 1, 10, 12)
+    with pytest.raises(InputError, match="at least 11 x 11 pixels, found 10 x 12"):
+        build_loss("ssim_loss")(small, small)

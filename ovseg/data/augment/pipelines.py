@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -35,18 +36,35 @@ def _check_span(name: str, span: Span, low: float, high: float) -> Span:
     """The bounds of an argument as a tuple; an augmentation file gives a list.
 
     Raises:
-        InputError: not two rising numbers within `low` and `high`.
+        InputError: not a smallest and a largest number within `low` and `high`.
     """
     is_pair = isinstance(span, list | tuple) and len(span) == 2
-    if not is_pair or not low <= span[0] <= span[1] <= high:
-        raise InputError(f"{name} is {span}, expected two rising numbers within {low}..{high}.")
-    return span[0], span[1]
+    if is_pair and all(isinstance(bound, int | float) for bound in span):
+        smallest, largest = span
+        if low <= smallest <= largest <= high:
+            return smallest, largest
+    raise InputError(
+        f"{name} is {span}, expected the smallest and the largest number, within {low}..{high}."
+    )
+
+
+def _check_number(name: str, number: float, low: float, high: float) -> float:
+    """A number of an augmentation file.
+
+    Raises:
+        InputError: no number within `low` and `high`.
+    """
+    if not isinstance(number, int | float) or not low <= number <= high:
+        raise InputError(f"{name} is {number}, expected a number within {low}..{high}.")
+    return number
 
 
 class _EchoTransform(A.ImageOnlyTransform):
     """Base of transforms that change the echoes: finds the sector in the image.
 
-    Random numbers come from the generators of Compose: `py_random` and `random_generator`.
+    The sector is that of the image as the steps before have left it. Random numbers come from the
+    generators of Compose, `py_random` and `random_generator`. They are drawn in `apply`, which is
+    called once: only the image changes.
     """
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
@@ -100,14 +118,14 @@ class GainChange(_EchoTransform):
 
     Args:
         decibel: change of the gain, within -60..60.
-        tgc: largest deviation of a slider from that gain, dB.
+        tgc: largest deviation of a slider from that gain, dB, within 0..60.
         p: probability.
     """
 
     def __init__(self, decibel: Span = (-6, 6), tgc: float = 3.0, p: float = 0.5):
         super().__init__(p=p)
         self.decibel = _check_span("decibel", decibel, -60, 60)
-        self.tgc = tgc
+        self.tgc = _check_number("tgc", tgc, 0, 60)
 
     def apply(self, img: np.ndarray, sector: Sector, **_: object) -> np.ndarray:
         gain = self.py_random.uniform(*self.decibel)
@@ -195,21 +213,21 @@ class SectorAffine(A.DualTransform):
     ) -> np.ndarray:
         return ultrasound.rotate_about_apex(img, sector, degrees, scale)
 
-    apply_to_mask = apply  # which reads labels, as they have two dimensions, by nearest neighbour
+    apply_to_mask = apply  # `rotate_about_apex` reads (H, W) by nearest neighbour
 
 
 class DrawCalipers(A.ImageOnlyTransform):
     """Draw one or two measurements and sometimes a label, as sonographers leave them.
 
     Args:
-        on_lesion: probability that the marks are on the lesion's edge rather than anywhere; at 0.5
-            or less a mark gives no hint of a lesion.
+        on_lesion: probability, within 0..1, that the marks are on the lesion's edge rather than
+            anywhere.
         p: probability.
     """
 
     def __init__(self, on_lesion: float = 0.5, p: float = 0.5):
         super().__init__(p=p)
-        self.on_lesion = on_lesion
+        self.on_lesion = _check_number("on_lesion", on_lesion, 0, 1)
 
     def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
         image = data["image"]
@@ -263,6 +281,13 @@ class GaussianNoise(A.ImageOnlyTransform):
         return ultrasound.add_noise(img, seed, deviation)
 
 
+# Transforms that flip, and which of `ovseg.inference.postprocessing.FLIPS` they make.
+FLIPPING: dict[type, tuple[str, ...]] = {
+    A.HorizontalFlip: ("horizontal",),
+    A.VerticalFlip: ("vertical",),
+    A.D4: ("horizontal", "vertical"),
+    A.SquareSymmetry: ("horizontal", "vertical"),
+}
 BLACK_BORDER = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": 0}
 
 # Each function makes the steps of a pipeline, in order: new ones for every Compose, because
@@ -344,7 +369,7 @@ def build_transform(augmentation: str) -> A.Compose | None:
 
     Returns:
         A Compose for `image` uint8 (H, W, 3) and `mask` uint8 (H, W), which reads masks by nearest
-        neighbour; None for `none`.
+        neighbour, whatever a file says; None for `none`.
 
     Raises:
         InputError: unknown name, or a file that is missing or no albumentations pipeline.
@@ -358,6 +383,19 @@ def build_transform(augmentation: str) -> A.Compose | None:
     if not steps:
         return None
     return A.Compose(steps, mask_interpolation=cv2.INTER_NEAREST)
+
+
+def flips_of(transform: A.Compose | None) -> set[str]:
+    """The flips that a pipeline makes, by the names in `FLIPPING`."""
+    flips: set[str] = set()
+    steps: list[Any] = [transform]
+    while steps:
+        step = steps.pop()
+        if step is None or step.p == 0:
+            continue
+        flips.update(FLIPPING.get(type(step), ()))
+        steps += getattr(step, "transforms", [])
+    return flips
 
 
 def _load(path: Path) -> A.Compose:
@@ -379,6 +417,7 @@ def _load(path: Path) -> A.Compose:
         raise InputError(
             f"{path} holds a {type(pipeline).__name__}, expected an albumentations Compose."
         )
+    pipeline.set_mask_interpolation(cv2.INTER_NEAREST)
     return pipeline
 
 
@@ -408,7 +447,7 @@ def augment(
     seed_transform(transform, seed)
     try:
         result = transform(image=image, mask=mask)
-    except ValueError as error:  # albumentations' own errors are ValueErrors
+    except (ValueError, cv2.error) as error:  # of albumentations and of the OpenCV that it calls
         raise InputError(
             f"The augmentation fails on an image of {image.shape[:2]}: {error}"
         ) from error

@@ -39,8 +39,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ovseg.core.console import progress_bar
-from ovseg.data.pairs import list_images, map_with_progress, read_image
+from ovseg.core.console import map_with_progress, progress_bar
+from ovseg.data.pairs import list_images, read_image
 
 # Largest difference of two numbers -> smallest similarity of near-duplicates.
 THRESHOLDS = {2: 0.30, 10: 0.42, math.inf: 0.55}
@@ -54,13 +54,13 @@ DETAIL = 4.0
 WITHOUT_HASH = 0.3
 ROWS = 512  # images compared with all others at a time: bounds the memory
 
-# Smallest correlation of a copy in another orientation; see `find_turned_copies`.
-TURNED = 0.9
+# Smallest correlation of a copy in another orientation; see `find_rotated_copies`.
+ROTATED = 0.9
 # How a copy must be moved to be the original: functions of thumbnails, (N, SIDE, SIDE).
 ORIENTATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "turned by 90": lambda thumbnails: np.rot90(thumbnails, 1, (1, 2)),
-    "turned by 180": lambda thumbnails: np.rot90(thumbnails, 2, (1, 2)),
-    "turned by 270": lambda thumbnails: np.rot90(thumbnails, 3, (1, 2)),
+    "rotated by 90": lambda thumbnails: np.rot90(thumbnails, 1, (1, 2)),
+    "rotated by 180": lambda thumbnails: np.rot90(thumbnails, 2, (1, 2)),
+    "rotated by 270": lambda thumbnails: np.rot90(thumbnails, 3, (1, 2)),
     "mirrored": lambda thumbnails: thumbnails[:, :, ::-1],
     "upside down": lambda thumbnails: thumbnails[:, ::-1],
     "transposed": lambda thumbnails: thumbnails.transpose(0, 2, 1),
@@ -139,7 +139,7 @@ def find_near_duplicates(
     return found
 
 
-def find_turned_copies(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int, float, str]]:
+def find_rotated_copies(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int, float, str]]:
     """Find all pairs of an image and its copy, flipped or rotated by a multiple of 90 degrees.
 
     Only copies are found, not frames of one examination: the whole thumbnails must correlate
@@ -159,11 +159,11 @@ def find_turned_copies(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, i
     names = list(ORIENTATIONS)
 
     found = []
-    for start in progress_bar(range(0, len(upright), ROWS), "Finding turned copies"):
+    for start in progress_bar(range(0, len(upright), ROWS), "Finding rotated copies"):
         rows = vectors[start : start + ROWS]
         correlation = np.stack([rows @ each.T for each in moved])
         best = correlation.max(0)
-        is_copy = (best >= TURNED) & (best > rows @ vectors.T)
+        is_copy = (best >= ROTATED) & (best > rows @ vectors.T)
 
         for row, column in np.argwhere(is_copy):
             i = int(start + row)

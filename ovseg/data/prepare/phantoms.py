@@ -21,6 +21,7 @@ from scipy.ndimage import gaussian_filter1d
 from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_image, write_json
+from ovseg.data.manifest import FILE_NAME
 
 # The polar grid, fine enough that a grain of speckle spans several cells at 512 pixels.
 BEAMS = 256
@@ -29,7 +30,7 @@ DEPTHS = 384
 # What a lesion is inside; ids in category maps are one higher, 0 is background.
 CATEGORIES = ("cyst", "haze", "solid", "mixed")
 
-SPLITS = {"train": 0.7, "valid": 0.15, "test": 0.15}
+FRACTIONS = {"train": 0.7, "valid": 0.15, "test": 0.15}
 MAX_FOLDS = 8  # 10 phantoms leave 8 for train and valid
 
 
@@ -328,13 +329,13 @@ def write_phantoms(
     if folds and not 2 <= folds <= MAX_FOLDS:
         raise InputError(f"--folds is {folds}, expected 2..{MAX_FOLDS}, or 0 for none.")
 
-    train_end = round(count * SPLITS["train"])
-    valid_end = round(count * (SPLITS["train"] + SPLITS["valid"]))
+    train_end = round(count * FRACTIONS["train"])
+    valid_end = round(count * (FRACTIONS["train"] + FRACTIONS["valid"]))
     splits = ["train"] * train_end
     splits += ["valid"] * (valid_end - train_end)
     splits += ["test"] * (count - valid_end)
 
-    with atomic_dir(output, overwrite, marker="manifest.json") as folder:
+    with atomic_dir(output, overwrite, marker=FILE_NAME) as folder:
         items = []
         for number in progress_bar(range(count), "Drawing phantoms"):
             stem = f"phantom_{number}"
@@ -355,4 +356,4 @@ def write_phantoms(
             "categories": CATEGORIES,
             "items": items,
         }
-        write_json(folder / "manifest.json", manifest)
+        write_json(folder / FILE_NAME, manifest)

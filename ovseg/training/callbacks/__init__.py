@@ -1,14 +1,16 @@
 """What happens around training, a file a purpose."""
 
+from ovseg.training.callbacks.break_training import BreakTraining
 from ovseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from ovseg.training.callbacks.curves import CURVES, HistoryPlots
+from ovseg.training.callbacks.curves import CURVES, HistoryPlots, last_epoch
+from ovseg.training.callbacks.early_stopping import EARLY_STOPPING_DEFAULTS, stopped_early
 from ovseg.training.callbacks.progress import LineProgress
 from ovseg.training.callbacks.seed import EpochSeed
 from ovseg.training.callbacks.snapshots import EpochSnapshots
-from ovseg.training.callbacks.stopping import BreakTraining
 
 __all__ = [
     "CURVES",
+    "EARLY_STOPPING_DEFAULTS",
     "BestCheckpoint",
     "BreakTraining",
     "EpochSeed",
@@ -16,4 +18,6 @@ __all__ = [
     "HistoryPlots",
     "LastCheckpoint",
     "LineProgress",
+    "last_epoch",
+    "stopped_early",
 ]

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.core.files import atomic_path
-from ovseg.core.runs import RunFolder
+from ovseg.core.runs import BEST, INTERRUPTED, LAST, RunFolder
 from ovseg.metrics import monitor_mode
 
 
@@ -26,7 +26,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str = "val_loss"):
         super().__init__(
-            filename="best",
+            filename=BEST,
             monitor=monitor,
             mode=monitor_mode(monitor),
             save_on_train_epoch_end=True,
@@ -36,11 +36,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy the best checkpoint so far from the run that is resumed."""
-        new = Path(self.dirpath or ".") / "best.ckpt"
+        new = RunFolder(Path(self.dirpath or ".").parent).checkpoint(BEST)
         old = Path(state_dict["best_model_path"])
         if not old.is_file():
             # The run has been moved.
-            old = self.resumed_run.checkpoint("best")
+            old = self.resumed_run.checkpoint(BEST)
         if not old.is_file():
             rank_zero_info(
                 f"The best checkpoint so far, {old}, is missing: only epochs from here on can "
@@ -69,9 +69,7 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self) -> None:
-        super().__init__(
-            filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-        )
+        super().__init__(filename=LAST, save_on_train_epoch_end=True, enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take nothing from a checkpoint: the resumed run writes its own file."""
@@ -101,8 +99,8 @@ class LastCheckpoint(ModelCheckpoint):
             return
         run = RunFolder(Path(self.dirpath or ".").parent)
         if trainer.world_size == 1:
-            trainer.save_checkpoint(run.checkpoint("interrupted"))
-        last = run.checkpoint("last")
+            trainer.save_checkpoint(run.checkpoint(INTERRUPTED))
+        last = run.checkpoint(LAST)
         remedy = "No epoch is complete yet"
         if last.is_file():
             remedy = f"Resume with --ckpt_path {last}"

@@ -49,6 +49,11 @@ class HistoryPlots(Callback):
             _write(history, run, "metrics", METRICS)
 
 
+def last_epoch(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """What a training had logged of its last epoch when it wrote a checkpoint, by name."""
+    return checkpoint["callbacks"][HistoryPlots.__name__]["rows"][-1]
+
+
 def _write(history: pd.DataFrame, run: RunFolder, kind: str, columns: dict[str, str]) -> None:
     present = [name for name in history if name in columns]
     table = history[["epoch", *present]]

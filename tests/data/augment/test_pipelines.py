@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
 
@@ -132,7 +133,7 @@ def test_pipeline_that_changes_the_size_is_an_error():
 )
 def test_values_out_of_range_are_errors(transform, arguments):
     (name,) = arguments
-    with pytest.raises(InputError, match=f"{name} is .*, expected two rising numbers within"):
+    with pytest.raises(InputError, match=f"{name} is .*, expected the smallest and the larg"):
         transform(**arguments)
 
 
@@ -251,3 +252,25 @@ def test_noise_stays_in_range():
     assert black.max() < 128
     assert white.max() == 255
     assert white.min() > 128
+
+
+def test_mask_stays_binary_whatever_a_file_says(tmp_path):
+    transform = A.Compose([A.Rotate(limit=(30, 30), p=1)], mask_interpolation=cv2.INTER_LINEAR)
+    A.save(transform, tmp_path / "own.yaml", data_format="yaml")
+    image, mask = make_phantom(1, 64)
+    _, rotated = augment(build_transform(str(tmp_path / "own.yaml")), image, mask * 255, 0)
+    assert set(np.unique(rotated)) == {0, 255}
+
+
+@pytest.mark.parametrize(
+    ("transform", "arguments"),
+    [
+        (pipelines.GainChange, {"tgc": -1}),
+        (pipelines.DrawCalipers, {"on_lesion": 30}),
+        (pipelines.Haze, {"depth": ["a", "b"]}),
+    ],
+)
+def test_number_that_makes_no_sense_is_an_error(transform, arguments):
+    [name] = arguments
+    with pytest.raises(InputError, match=f"{name} is "):
+        transform(**arguments)

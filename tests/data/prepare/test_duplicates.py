@@ -10,8 +10,8 @@ from ovseg.data.prepare.duplicates import (
     crop_letterbox,
     find_leakage,
     find_near_duplicates,
+    find_rotated_copies,
     find_tree_leakage,
-    find_turned_copies,
     fingerprint,
     fingerprint_files,
     group_images,
@@ -98,7 +98,7 @@ def test_pairs_are_in_order_and_the_same_every_time():
 
 def test_no_images_have_no_near_duplicates():
     assert find_near_duplicates([], []) == []
-    assert find_turned_copies([]) == []
+    assert find_rotated_copies([]) == []
 
 
 def test_groups_are_what_pairs_connect():
@@ -131,12 +131,12 @@ def test_copy_in_another_orientation_is_found_with_the_way_back(orientation):
     original = make_phantom(3, 128)[0]
     others = [make_phantom(seed, 128)[0] for seed in range(3)]
     # The inverse of a move: the other rotation; a mirror image is its own inverse.
-    inverse = {"turned by 90": "turned by 270", "turned by 270": "turned by 90"}
+    inverse = {"rotated by 90": "rotated by 270", "rotated by 270": "rotated by 90"}
     move = ORIENTATIONS[inverse.get(orientation, orientation)]
     copy = np.stack([move(original[None, ..., channel])[0] for channel in range(3)], -1)
 
     prints = [fingerprint(image) for image in (*others, original, np.ascontiguousarray(copy))]
-    [(first, second, correlation, found)] = find_turned_copies(prints)
+    [(first, second, correlation, found)] = find_rotated_copies(prints)
     assert (first, second, found) == (3, 4, orientation)
     assert correlation > 0.95
 

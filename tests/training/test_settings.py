@@ -14,7 +14,7 @@ import yaml
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.training import callbacks
-from ovseg.training.config import Setting, check_values, explain_failure, read_settings
+from ovseg.training.settings import Setting, check_values, explain_failure, read_settings
 from support import REPOSITORY
 
 KNOWN = [
@@ -262,7 +262,7 @@ def test_run_folder_with_a_checkpoint_is_never_released(tmp_path):
     (folder / "version_0" / "checkpoints" / "last.ckpt").touch()
     (folder / "version_1" / "config.yaml").touch()
     for name in ("version_0", "version_1"):
-        RunFolder(folder / name).release()
+        RunFolder(folder / name).remove_if_unused()
     assert [path.name for path in folder.iterdir()] == ["version_0"]
 
 

@@ -8,8 +8,9 @@ from PIL import Image
 
 from ovseg.core.errors import InputError
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.duplicates import find_tree_leakage
-from ovseg.data.prepare.otu2d import CATEGORIES, prepare_dataset, read_categories
+from ovseg.data.prepare.otu2d import CATEGORIES, read_categories
 from ovseg.data.prepare.splits import FRACTIONS
 
 TERATOMA = (0, 0, 64)
@@ -356,3 +357,13 @@ def test_independent_detector_finds_no_leakage_in_the_real_split(shared_file, ou
     similar = np.corrcoef(np.float32(thumbnails)) > 0.9
     assert similar.sum() > len(items) + 200
     assert not (similar & across).any()
+
+
+def test_edited_file_of_the_same_size_makes_another_dataset(source, output):
+    prepare_dataset(source, output, size=32)
+    path = source / "images" / "1.JPG"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="--overwrite"):
+        prepare_dataset(source, output, size=32)
