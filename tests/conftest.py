@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Tests are many short computations in one process: they give memory back.
+os.environ["OVSEG_KEEP_MEMORY"] = "0"
 # The hub reads it when it is imported; otherwise it retries each refusal for 25 seconds.
 os.environ["HF_HUB_OFFLINE"] = "1"
 

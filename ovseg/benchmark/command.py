@@ -1,5 +1,6 @@
 """`ovseg benchmark`: from options to measurements to files."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ovseg.benchmark.measure import (
     scaling_points,
 )
 from ovseg.benchmark.peers import PRECISIONS, Workload, check_peer, default_peers
-from ovseg.benchmark.report import to_markdown, write_benchmark
+from ovseg.benchmark.report import describe_disturbance, to_markdown, write_benchmark
 from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import check_output_dir
@@ -76,6 +77,10 @@ def benchmark(
     else:
         tables = _measure_peers(work, peers, repeats, warmup, scaling)
     write_benchmark(output, tables, describe_machine(work), overwrite)
+    for table in tables.values():
+        warning = describe_disturbance(table)
+        if warning:
+            print(warning, file=sys.stderr)
     return "\n\n".join(to_markdown(table) for table in tables.values())
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -26,10 +26,12 @@ from ovseg.benchmark.peers import (
 )
 from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
-from ovseg.core.processes import own_process, peak_memory
+from ovseg.core.memory import keep_freed_memory
+from ovseg.core.processes import busy_seconds, own_process, peak_memory, processor_name
 from ovseg.core.versions import module_versions
 from ovseg.training.task import allow_tf32
 
+OTHERS = "share of the CPUs that other processes used"
 SIZES = (128, 256, 384, 512, 768, 1024)  # image sizes of `scaling_points`
 BATCH_SIZES = (1, 2, 4, 8)
 
@@ -48,20 +50,33 @@ class StepTimer:
         self.on_cuda = device.startswith("cuda")
         self.value: Any = None
 
-    def __call__(self) -> tuple[float, float]:
-        """Do one step.
-
-        Returns:
-            Seconds, and seconds of CPU time of all threads.
-        """
+    def __call__(self) -> "StepTime":
+        """Do one step."""
         began = time.perf_counter()
         cpu_began = time.process_time()
+        busy_began = busy_seconds()
         self.value = self.step()
         if self.on_cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
         cpu_seconds = time.process_time() - cpu_began
-        return seconds, cpu_seconds
+        others = busy_seconds() - busy_began - cpu_seconds
+        return StepTime(seconds, cpu_seconds, max(0.0, others))
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """What one step took.
+
+    Attributes:
+        seconds: of the clock.
+        cpu_seconds: CPU time of all threads of its process.
+        other_cpu_seconds: CPU time that other processes used meanwhile.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    other_cpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -69,16 +84,24 @@ class Measured:
     """What was measured of one peer.
 
     Attributes:
-        seconds: of each step.
-        cpu_seconds: CPU time of all threads in each step.
+        steps: each timed step.
         peak_mib: most memory, MiB.
         value: of the last step, see `ovseg.benchmark.peers.Step`.
     """
 
-    seconds: list[float]
-    cpu_seconds: list[float]
+    steps: list[StepTime]
     peak_mib: float
     value: Any
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of the clock, of each step."""
+        return [step.seconds for step in self.steps]
+
+    @property
+    def median(self) -> float:
+        """Median seconds of a step."""
+        return float(np.median(self.seconds))
 
 
 class PeerProcess:
@@ -94,8 +117,7 @@ class PeerProcess:
         self.name = name
         self.work = work
         self.process = process
-        self.seconds: list[float] = []
-        self.cpu_seconds: list[float] = []
+        self.steps: list[StepTime] = []
 
     def prepare(self, warmup: int) -> None:
         """Build the step and do it `warmup` times, untimed."""
@@ -103,15 +125,13 @@ class PeerProcess:
 
     def do_step(self) -> None:
         """Do one timed step."""
-        seconds, cpu_seconds = self.process.submit(_do_step, self.name).result()
-        self.seconds.append(seconds)
-        self.cpu_seconds.append(cpu_seconds)
+        self.steps.append(self.process.submit(_do_step, self.name).result())
 
     def finish(self) -> Measured:
         """All that was measured."""
         peak_mib = self.process.submit(_peak_memory, self.work.device).result()
         value = self.process.submit(_last_value, self.name).result()
-        return Measured(self.seconds, self.cpu_seconds, peak_mib, value)
+        return Measured(self.steps, peak_mib, value)
 
 
 @dataclass(frozen=True)
@@ -240,7 +260,7 @@ def measure_scaling(
                 for _ in range(repeats):
                     peer_process.do_step()
                 measured = peer_process.finish()
-            seconds = float(np.median(measured.seconds))
+            seconds = measured.median
             rows.append(
                 {
                     "variable": point.variable,
@@ -283,8 +303,10 @@ def describe_machine(work: Workload) -> dict[str, Any]:
         settings["weights"] = str(work.weights)
     return {
         "system": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor_name(),
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
         "cpus": os.cpu_count(),
+        "threads": work.threads,
         "gpu": gpu,
         "load at the end": load,
         "versions": module_versions(modules),
@@ -294,7 +316,7 @@ def describe_machine(work: Workload) -> dict[str, Any]:
 
 def _environment(peer: str) -> dict[str, str]:
     """Variables of a peer's process: torch's allocator reads this one."""
-    return {"THP_MEM_ALLOC_ENABLE": "1" if PEERS[peer].huge_pages else "0"}
+    return {"THP_MEM_ALLOC_ENABLE": "1" if PEERS[peer].own_memory else "0"}
 
 
 def _share_weights(
@@ -319,15 +341,15 @@ def _tabulate(
     same_network = [name for name in results if PEERS[name].same_network]
     rows = []
     for name, measured in results.items():
-        median = float(np.median(measured.seconds))
+        median = measured.median
         row = {
             "peer": name,
             "median s": median,
             "least s": min(measured.seconds),
             "most s": max(measured.seconds),
-            "CPU s": float(np.median(measured.cpu_seconds)),
+            "CPU s": float(np.median([step.cpu_seconds for step in measured.steps])),
             "images/s": work.batch_size / median,
-            "speed": float(np.median(first.seconds)) / median,
+            "speed": first.median / median,
         }
         if name in same_network:
             gflops = flops / median / 1e9
@@ -341,7 +363,17 @@ def _tabulate(
     table = pd.DataFrame(rows).set_index("peer")
     table.attrs["GFLOP a step"] = flops / 1e9
     table.attrs["peak GFLOP/s of a matrix product"] = peak_gflops
+    table.attrs[OTHERS] = _share_of_others(results.values())
     return table
+
+
+def _share_of_others(results: Iterable[Measured]) -> float:
+    """The share of all CPUs that other processes used during the timed steps, 0..1."""
+    steps = []
+    for measured in results:
+        steps += measured.steps
+    available = sum(step.seconds for step in steps) * (os.cpu_count() or 1)
+    return sum(step.other_cpu_seconds for step in steps) / available
 
 
 # The functions below run in a peer's process.
@@ -349,13 +381,15 @@ _timers: dict[str, StepTimer] = {}
 
 
 def _prepare(peer: str, work: Workload, warmup: int) -> None:
+    if PEERS[peer].own_memory:
+        keep_freed_memory()
     timer = StepTimer(build_step(peer, work), work.device)
     for _ in range(warmup):
         timer()
     _timers[peer] = timer
 
 
-def _do_step(peer: str) -> tuple[float, float]:
+def _do_step(peer: str) -> StepTime:
     return _timers[peer]()
 
 

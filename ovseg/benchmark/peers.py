@@ -99,8 +99,8 @@ class Peer:
             device).
         same_network: whether it computes the configuration's network, so that its arithmetic and
             probabilities can be compared.
-        huge_pages: whether its process has THP_MEM_ALLOC_ENABLE=1, as ovseg sets it; the others
-            have torch's default.
+        own_memory: whether its process handles memory as ovseg's commands do, with huge pages and
+            `ovseg.core.memory.keep_freed_memory`; the others have the system's and torch's default.
         check: raises InputError where the work is not for this peer.
         save_weights: writes initial weights that all peers of the same network start from.
     """
@@ -112,7 +112,7 @@ class Peer:
     extra: str = ""
     default_on: tuple[str, ...] = ()
     same_network: bool = True
-    huge_pages: bool = False
+    own_memory: bool = False
     check: Callable[[Workload], None] | None = None
     save_weights: Callable[[Workload, Path], None] | None = None
 
@@ -408,13 +408,13 @@ PEERS = {
     "ovseg": Peer(
         partial(_build_torch_step, build_own_network),
         default_on=("cpu", "gpu"),
-        huge_pages=True,
+        own_memory=True,
     ),
     # This package, compiled.
     "compile": Peer(
         partial(_build_torch_step, build_own_network, engine="compile", compile_mode="default"),
         default_on=("gpu",),
-        huge_pages=True,
+        own_memory=True,
     ),
     # This package, compiled, its kernels recorded and replayed as CUDA graphs. In inference it is
     # the same as `compile`, whose engine does so on CUDA.
@@ -424,7 +424,7 @@ PEERS = {
         ),
         devices=("cuda",),
         default_on=("gpu",),
-        huge_pages=True,
+        own_memory=True,
     ),
     "onnxruntime": Peer(
         partial(_build_torch_step, build_own_network, engine="onnxruntime"),

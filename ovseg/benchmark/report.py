@@ -6,8 +6,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ovseg.benchmark.measure import OTHERS
 from ovseg.core.files import atomic_dir, atomic_path, write_json
 from ovseg.core.plots import save_figure
+
+DISTURBED = 0.05  # share of the CPUs from which a measurement is doubtful
 
 
 def write_benchmark(
@@ -29,6 +32,9 @@ def write_benchmark(
         content: dict[str, Any] = {"machine": machine}
         for name, table in tables.items():
             facts = "".join(f"{key}: {value:.4g}. " for key, value in table.attrs.items())
+            disturbance = describe_disturbance(table)
+            if disturbance:
+                facts += f"\n\n**{disturbance}**"
             text.append(f"## {name}\n\n{facts}\n\n{to_markdown(table)}\n")
             content[name] = {**table.attrs, "rows": table.reset_index().to_dict("records")}
             draw = FIGURES.get(name, _draw_peers)
@@ -36,6 +42,17 @@ def write_benchmark(
         with atomic_path(folder / "benchmark.md") as temporary:
             temporary.write_text("\n".join(text), encoding="utf-8")
         write_json(folder / "benchmark.json", content)
+
+
+def describe_disturbance(table: pd.DataFrame) -> str:
+    """A warning if other processes used the CPU while a table was measured, else empty."""
+    share = table.attrs.get(OTHERS, 0.0)
+    if share <= DISTURBED:
+        return ""
+    return (
+        f"Other processes used {share:.0%} of the CPUs during the timed steps: these times are not "
+        "those of a quiet machine. Measure again when nothing else runs."
+    )
 
 
 def to_markdown(table: pd.DataFrame) -> str:

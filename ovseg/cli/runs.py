@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
 from ovseg.core.configs import resolve_configs
+from ovseg.core.memory import keep_freed_memory
 
 
 def train(*arguments: str) -> int:
@@ -14,6 +15,7 @@ def train(*arguments: str) -> int:
             --data.batch_size 4
     """
     quiet_lightning()
+    keep_freed_memory()
     from ovseg.experiments.train import train_from_command_line
 
     return train_from_command_line(resolve_configs(arguments))
@@ -42,6 +44,7 @@ def evaluate(
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
         overwrite: replace an earlier evaluation
     """
+    keep_freed_memory()
     from ovseg.core.runs import RunFolder
     from ovseg.evaluation import report
 
@@ -80,6 +83,7 @@ def infer(
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
         overwrite: replace earlier output
     """
+    keep_freed_memory()
     from ovseg.inference.predictor import infer_folder
 
     count, failures = infer_folder(
@@ -120,6 +124,7 @@ def postprocess(
         batch_size: images at a time
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
     """
+    keep_freed_memory()
     from ovseg.core.runs import RunFolder
     from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 

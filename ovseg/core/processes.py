@@ -1,13 +1,17 @@
-"""A function in a process of its own, so that memory, threads and settings are its own too."""
+"""Functions in a process of their own, and what processes use of the machine."""
 
 import multiprocessing
 import os
+import platform
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+import psutil
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -43,6 +47,29 @@ def peak_memory() -> float:
     """The most memory that this process has had, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)  # bytes there, KiB on Linux
+
+
+def busy_seconds() -> float:
+    """CPU time that all processes of this machine have used since it started, of all its cores.
+
+    Time that a host gave to other virtual machines counts too.
+    """
+    times = psutil.cpu_times()
+    busy = times.user + times.system
+    for name in ("nice", "irq", "softirq", "steal"):  # not every system has them
+        busy += getattr(times, name, 0.0)
+    return busy
+
+
+def processor_name() -> str:
+    """The CPU's own name, or where the system does not tell it, the kind of its instructions."""
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def _restore_environment(before: Mapping[str, str]) -> None:
