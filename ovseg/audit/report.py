@@ -58,8 +58,11 @@ def print_audit(summary: dict[str, Any]) -> None:
     for kind, count in summary["problem_counts"].items():
         if not count:
             continue
-        files = [problem["file"] for problem in summary["problems"] if problem["kind"] == kind]
+        problems = [problem for problem in summary["problems"] if problem["kind"] == kind]
+        files = [problem["file"] for problem in problems]
         print(f"{kind}: {count} ({_first(files, 3)})")
+        if kind in BROKEN:
+            print(f"    the first: {problems[0]['message']}")
     for kind, counts in summary["copy_counts"].items():
         across = counts["across splits"]
         within = counts["within a split"]

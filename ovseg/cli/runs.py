@@ -29,6 +29,7 @@ def evaluate(
     output: Path | None = None,
     batch_size: int = 4,
     postprocessing: bool = True,
+    mask_threshold: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> int:
@@ -38,9 +39,10 @@ def evaluate(
         run: run folder, checkpoint, or folder of an ensemble
         split: train, valid or test
         data: dataset folder, if it is not the one of training
-        output: folder to make (default: in the run folder)
+        output: folder to make (default: in the run folder; a checkpoint needs one)
         batch_size: images at a time
         postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
+        mask_threshold: grey values above it are lesion (default: that of training)
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
         overwrite: replace an earlier evaluation
     """
@@ -50,7 +52,7 @@ def evaluate(
 
     folder = output or RunFolder(run).evaluation(split)
     summary = report.evaluate(
-        run, split, data, folder, batch_size, device, postprocessing, overwrite
+        run, split, data, folder, batch_size, device, postprocessing, overwrite, mask_threshold
     )
     report.print_summary(summary)
     return conclude(f"Written to {folder}")
@@ -110,6 +112,7 @@ def postprocess(
     split: str = "valid",
     data: Path | None = None,
     batch_size: int = 4,
+    mask_threshold: int | None = None,
     device: str = "auto",
 ) -> int:
     """Choose flips, threshold and clean-up of a run on its validation images.
@@ -122,13 +125,16 @@ def postprocess(
         split: valid or train; never test
         data: dataset folder, if it is not the one of training
         batch_size: images at a time
+        mask_threshold: grey values above it are lesion (default: that of training)
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
     """
     keep_freed_memory()
     from ovseg.core.runs import RunFolder
     from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 
-    print_search(search_postprocessing(run, metric, split, data, batch_size, device))
+    print_search(
+        search_postprocessing(run, metric, split, data, batch_size, device, mask_threshold)
+    )
     path = RunFolder(run).postprocessing
     return conclude(f"Written to {path}, which evaluate and infer use from now on")
 
@@ -144,9 +150,11 @@ def export(
         format: onnx
         overwrite: replace an earlier export
     """
+    from ovseg.core.runs import RunFolder
     from ovseg.inference.export import export_run
 
     description = export_run(run, output, format, overwrite)
-    where = output or "export in the run folder"
+    run_folder = RunFolder(run) if run.is_dir() else RunFolder.of_checkpoint(run)
+    where = output or run_folder.export
     difference = description["difference"]
     return conclude(f"Written to {where}; probabilities within {difference:.1e} of torch's.")

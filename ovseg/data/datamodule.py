@@ -23,7 +23,7 @@ from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
 from ovseg.data.geometry import FITS, place
-from ovseg.data.manifest import category_names, check_manifest, read_manifest
+from ovseg.data.manifest import category_names, check_manifest, check_phantoms, read_manifest
 from ovseg.data.pairs import Pair, list_images, read_image, read_pair, verify_pairs
 from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.data.samplers import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
@@ -144,6 +144,7 @@ class OvarianTumorDataModule(LightningDataModule):
         exclude: stems to leave out of every split.
         mini_test: folder of images for the snapshots of every epoch; by default images of `test`.
         phantoms: where `root` does not exist, write this many synthetic pairs there; 0 never does.
+            A message says if another number of phantoms is there.
         classes: 1 for lesion and background; the number of categories and background for category
             ids as masks. The command line gives the network as many.
         cache: keep the decoded pairs (4 bytes a pixel of a pair: 1 MB at 512) in `root/.cache`, or
@@ -209,6 +210,7 @@ class OvarianTumorDataModule(LightningDataModule):
                 self.hparams["image_size"],
                 self.hparams["seed"],
             )
+        check_phantoms(self.root, self.hparams["phantoms"])
         self.verify(SPLITS, keep=True)
         self.tree.check_exclude()
         if self.hparams["mini_test"]:
@@ -241,13 +243,20 @@ class OvarianTumorDataModule(LightningDataModule):
             rank_zero_info(
                 f"leakage: near-duplicates of one examination are in two splits of {self.root}."
             )
+        problems = []
         for name, pairs in folders.items():
             check = partial(verify_pairs, pairs, mask_threshold, classes)
-            empty = self._caches.verify(name, pairs, check, keep)
+            try:
+                empty = self._caches.verify(name, pairs, check, keep)
+            except InputError as error:
+                problems.append(str(error))
+                continue
             if empty:
                 rank_zero_info(
                     f"{len(empty)} of {len(pairs)} masks in {name} are empty: {first_five(empty)}"
                 )
+        if problems:
+            raise InputError("\n".join(problems))
 
     @property
     def leakage(self) -> bool:

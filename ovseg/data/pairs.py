@@ -59,6 +59,8 @@ def list_images(folder: Path) -> dict[str, Path]:
         InputError: no such folder, no picture in it, or two pictures of one stem.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, expected a folder of pictures. Name its folder.")
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Check the path.")
 
@@ -68,7 +70,9 @@ def list_images(folder: Path) -> dict[str, Path]:
         if path.suffix.lower() in SUFFIXES and not hidden:
             paths.append(path)
     if not paths:
-        raise InputError(f"{folder} holds no picture ({', '.join(SUFFIXES)}).")
+        raise InputError(
+            f"{folder} holds no picture ({', '.join(SUFFIXES)}). Folders inside it are not read."
+        )
 
     counts = Counter(path.stem for path in paths)
     repeated = [stem for stem, count in counts.items() if count > 1]
@@ -139,11 +143,16 @@ def open_picture(path: Path) -> Image.Image:
         raise InputError(
             f"{path} has {frames} frames, expected 1. Save the frame you mean as its own file."
         )
+    check_eight_bits(picture, str(path))
+    return picture
+
+
+def check_eight_bits(picture: Image.Image, name: str) -> None:
+    """Raise InputError, which begins with `name`, for a picture of more than 8 bits a channel."""
     if picture.mode not in EIGHT_BIT_MODES:
         raise InputError(
-            f"{path} has mode {picture.mode}, expected 8 bits a channel. Convert it to 8 bits."
+            f"{name} has mode {picture.mode}, expected 8 bits a channel. Convert it to 8 bits."
         )
-    return picture
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -239,7 +248,8 @@ def mask_problem(grey: np.ndarray, threshold: int, lossy: bool) -> str:
     if noise < largest <= threshold:
         return (
             f"has no value above the threshold {threshold} (its largest is {largest}), so its "
-            f"lesion would be lost. Set data.mask_threshold to {largest // 2}."
+            f"lesion would be lost. Set the mask threshold to {largest // 2} (data.mask_threshold "
+            "in train, --mask_threshold in other commands)."
         )
     return ""
 

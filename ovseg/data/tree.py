@@ -106,8 +106,15 @@ class DatasetTree:
         if split not in self._folders:
             if not self.root.is_dir():
                 raise InputError(
-                    f"There is no dataset folder {self.root}. Set data.root, or make it: "
+                    f"There is no dataset folder {self.root}. Name it (data.root in train, --data "
+                    "in other commands; a relative path starts at the current folder), or make it: "
                     "ovseg prepare_data --source OTU_2d --output FOLDER."
+                )
+            if not any((self.root / name).is_dir() for name in SPLITS):
+                raise InputError(
+                    f"{self.root} is no dataset: it has none of the folders {', '.join(SPLITS)}. "
+                    f"Make one of a download: ovseg prepare_data --source {self.root} --output "
+                    "FOLDER."
                 )
             images = self.root / split / "images"
             masks = labels_dir(self.root, split, self.classes)

@@ -56,6 +56,7 @@ class Evaluation:
         device: see `ovseg.core.device.choose_device`.
         postprocessing: use the post-processing that the run folder holds, if any; see
             `ovseg.inference.postprocessing.read_postprocessing`.
+        mask_threshold: grey values of masks above it are lesion; None takes that of training.
 
     Raises:
         InputError: run, dataset or device can't be used.
@@ -69,9 +70,10 @@ class Evaluation:
         batch_size: int = 4,
         device: str = "auto",
         postprocessing: bool = True,
+        mask_threshold: int | None = None,
     ):
         if batch_size < 1:
-            raise InputError(f"--batch_size is {batch_size}, expected at least 1.")
+            raise InputError(f"batch_size is {batch_size}, expected at least 1.")
         self.split = split
         self.device = choose_device(device)
         self.members = read_members(run)
@@ -82,6 +84,8 @@ class Evaluation:
         first = self.members[0]
         settings = {**first.data, **UNUSED, "batch_size": batch_size}
         settings["root"] = str(root or settings["root"])
+        if mask_threshold is not None:
+            settings["mask_threshold"] = mask_threshold
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
         state: dict[str, Any] = {"categories": first.categories}
@@ -242,6 +246,7 @@ class Evaluation:
             "image_size": self.datamodule.hparams["image_size"],
             "classes": self.task.classes,
             "threshold": threshold,
+            "mask_threshold": self.datamodule.hparams["mask_threshold"],
             "postprocessing": to_dict(self.postprocessing),
             "postprocessing_file": self.postprocessing_file,
             "batch_size": self.datamodule.hparams["batch_size"],

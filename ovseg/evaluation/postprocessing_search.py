@@ -51,6 +51,7 @@ def search_postprocessing(
     data: Path | None = None,
     batch_size: int = 4,
     device: str = "auto",
+    mask_threshold: int | None = None,
 ) -> dict[str, Any]:
     """Try post-processing settings on a split, and write the best to `postprocessing.json`.
 
@@ -70,6 +71,7 @@ def search_postprocessing(
         data: dataset folder, if it is not the one of training.
         batch_size: images at a time.
         device: see `ovseg.core.device.choose_device`.
+        mask_threshold: grey values of masks above it are lesion; None takes that of training.
 
     Returns:
         What is written: the post-processing, what it was chosen on and for, and the score of every
@@ -94,7 +96,15 @@ def search_postprocessing(
     candidates = list_candidates(flips_of_all(members), members[0].classes)
     evaluations = []
     for member in members:
-        evaluation = Evaluation(member.path, split, data, batch_size, device, postprocessing=False)
+        evaluation = Evaluation(
+            member.path,
+            split,
+            data,
+            batch_size,
+            device,
+            postprocessing=False,
+            mask_threshold=mask_threshold,
+        )
         evaluations.append(evaluation)
     found = [try_candidates(evaluation, candidates) for evaluation in evaluations]
     counts = torch.cat(found, dim=1)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ovseg.core.console import print_table
 from ovseg.core.drawing import case_row, contact_sheet
+from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
 from ovseg.core.runs import RunFolder
@@ -27,6 +28,7 @@ def evaluate(
     device: str = "auto",
     postprocessing: bool = True,
     overwrite: bool = False,
+    mask_threshold: int | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split and write the result, as `ovseg evaluate` does.
 
@@ -39,6 +41,7 @@ def evaluate(
         device: `auto`, or a name such as `cpu` or `cuda`.
         postprocessing: apply the post-processing that the run folder holds, if any.
         overwrite: replace any earlier evaluation, see `report_evaluation`.
+        mask_threshold: grey values of masks above it are lesion; None takes that of training.
 
     Returns:
         The summary, which is also written to `summary.json`.
@@ -49,7 +52,7 @@ def evaluate(
     run = Path(run)
     folder = Path(output) if output else RunFolder(run).evaluation(split)
     root = Path(data) if data else None
-    evaluation = Evaluation(run, split, root, batch_size, device, postprocessing)
+    evaluation = Evaluation(run, split, root, batch_size, device, postprocessing, mask_threshold)
     return report_evaluation(evaluation, folder, overwrite)
 
 
@@ -76,8 +79,14 @@ def report_evaluation(
     Raises:
         InputError: `output` holds something else.
     """
-    same = _is_same(output, evaluation.describe())
-    with atomic_dir(output, overwrite or same, "summary.json", inputs=evaluation.paths) as folder:
+    different = _compare_descriptions(output, evaluation.describe())
+    if different and not overwrite:
+        raise InputError(
+            f"{output} holds an evaluation with another {first_five(different)}. Choose another "
+            "--output or add --overwrite."
+        )
+    replace = overwrite or different == []
+    with atomic_dir(output, replace, "summary.json", inputs=evaluation.paths) as folder:
         table, summary = evaluation.run()
         baseline = pd.DataFrame([{name: summary["scores"][name] for name in ("loss", "dice_coef")}])
         title = "Dice"
@@ -94,18 +103,38 @@ def report_evaluation(
     return summary
 
 
-def _is_same(output: Path, description: dict[str, Any]) -> bool:
-    """Whether a folder holds an evaluation with this description, see `Evaluation.describe`."""
+# What must be the same for an evaluation to replace another: keys of the summary, and their names.
+SAME = {
+    "checkpoint_sha256": "checkpoint",
+    "data": "dataset",
+    "split": "split",
+    "leakage": "leakage",
+    "batch_size": "batch size",
+    "postprocessing": "post-processing",
+    "mask_threshold": "mask threshold",
+}
+
+
+def _compare_descriptions(output: Path, description: dict[str, Any]) -> list[str] | None:
+    """What differs between the evaluation in a folder and one with this description.
+
+    Args:
+        output: a folder, which need not exist.
+        description: see `Evaluation.describe`.
+
+    Returns:
+        Names of `SAME`; None where the folder holds no evaluation.
+    """
     try:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return None
     if not isinstance(earlier, dict):
-        return False
-    # Summaries of before there was post-processing are those of none.
+        return None
+    # Earlier summaries do not tell what they had no choice of.
     earlier.setdefault("postprocessing", to_dict(Postprocessing()))
-    names = ("checkpoint_sha256", "data", "split", "leakage", "batch_size", "postprocessing")
-    return all(earlier.get(name) == description[name] for name in names)
+    earlier.setdefault("mask_threshold", description["mask_threshold"])
+    return [name for key, name in SAME.items() if earlier.get(key) != description[key]]
 
 
 def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -176,7 +205,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         if isinstance(value, dict):
             rows.append(
                 (
-                    f"{label} per image",
+                    f"{label}, per image" if "," in label else f"{label} per image",
                     _text(value["mean"]),
                     _interval(value["ci95"]),
                     _text(value["median"]),
@@ -243,5 +272,5 @@ def _label(name: str) -> str:
     """The label of a score, or of a score at the original size."""
     label = SCORES[name.removesuffix("_original")].label
     if name.endswith("_original"):
-        return f"{label}, original size,"
+        return f"{label}, original size"
     return label

@@ -96,6 +96,7 @@ def sweep(
             failed in a row.
     """
     check_arguments(config, trials, monitor, seed)
+    import_optuna()  # before the space is read with it
     space = read_space(space_path, config)
     check_comparable(space, monitor, space_path)
     settings = {

@@ -254,7 +254,12 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
         args=arguments,
         run=False,
         seed_everything_default=42,
-        parser_kwargs={"exit_on_error": False},
+        parser_kwargs={
+            "exit_on_error": False,
+            "prog": "ovseg train",
+            "description": "Train a network. --config takes a YAML file or the name of a shipped "
+            "configuration; every option below is a key of it.",
+        },
         trainer_defaults={
             "log_every_n_steps": 1,
             "enable_model_summary": False,  # `_announce` has it in a line

@@ -15,6 +15,7 @@ from typing import overload
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ovseg.core.checkpoints import checkpoint_digest, read_members
 from ovseg.core.console import progress_bar
@@ -24,7 +25,7 @@ from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
-from ovseg.data.pairs import list_images, read_image
+from ovseg.data.pairs import check_eight_bits, list_images, read_image
 from ovseg.inference.engines import Engine, check_engine, choose_engine
 from ovseg.inference.postprocessing import (
     Postprocessing,
@@ -34,8 +35,9 @@ from ovseg.inference.postprocessing import (
 )
 from ovseg.training.task import SegmentationTask
 
-# A picture: the path of a file, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
-Picture = np.ndarray | str | Path
+# A picture: the path of a file, an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or
+# grey, uint8 (H, W).
+Picture = np.ndarray | Image.Image | str | Path
 
 MARKER = ".ovseg_masks"  # the file by which `infer_folder` recognises a folder that it wrote
 
@@ -212,7 +214,7 @@ class Predictor:
 
         Args:
             images: one picture, or an iterable of pictures; sizes may differ. A picture is a path,
-                or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+                an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
             batch_size: how many pictures of an iterable the networks take at a time.
 
         Returns:
@@ -221,7 +223,7 @@ class Predictor:
         Raises:
             InputError: a picture can't be read, or an array has another shape or dtype.
         """
-        if isinstance(images, str | Path):
+        if isinstance(images, str | Path | Image.Image):
             return self._predict_batch([load_picture(images)])[0]
         # An array of four dimensions is a stack of pictures.
         if isinstance(images, np.ndarray) and images.ndim < 4:
@@ -256,13 +258,17 @@ def load_picture(picture: Picture) -> np.ndarray:
     """A picture as RGB, uint8 (H, W, 3).
 
     Args:
-        picture: a path, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+        picture: a path, an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or grey,
+            uint8 (H, W).
 
     Raises:
         InputError: the file can't be read, or the array has another shape or dtype.
     """
     if isinstance(picture, str | Path):
         return read_image(Path(picture))
+    if isinstance(picture, Image.Image):
+        check_eight_bits(picture, "The picture")
+        return np.array(picture.convert("RGB"))
     is_grey = picture.ndim == 2
     is_rgb = picture.ndim == 3 and picture.shape[2] == 3
     if picture.dtype != np.uint8 or picture.size == 0 or not (is_grey or is_rgb):

@@ -293,7 +293,7 @@ def build_loss(name: str, classes: int = 1) -> LossFunction:
     if name not in choices and (name in LOSSES or name in CATEGORY_LOSSES):
         made_for = "one class" if name in LOSSES else "several classes"
         raise InputError(
-            f"The loss {name} is for {made_for}, but model.arch_args.classes is {classes}. "
+            f"The loss {name} is for {made_for}, but the network has {classes} (data.classes). "
             f"Choose one of: {', '.join(sorted(choices))}."
         )
     function = choose("loss", name, choices)

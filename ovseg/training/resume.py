@@ -87,8 +87,11 @@ def _check_progress(path: str, max_epochs: int | None, checkpoint: dict[str, Any
             f"{path} has done {done} epochs of trainer.max_epochs {max_epochs}. Raise it to "
             "continue."
         )
+    # An epoch whose validation was stopped has done all batches, but does not count as processed.
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
     batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-    if batches["current"]["ready"] and not batches["is_last_batch"]:
+    in_batches = batches["current"]["ready"] and not batches["is_last_batch"]
+    if in_batches or epochs["ready"] != epochs["processed"]:
         raise InputError(
             f"{path} was stopped inside an epoch, which cannot be finished. Resume from last.ckpt."
         )

@@ -216,7 +216,7 @@ def test_evaluating_on_other_categories_is_an_error(run, phantom_root, tmp_path,
     [
         (
             ["--model.loss", "bce_dice_loss"],
-            "The loss bce_dice_loss is for one class, but model.arch_args.cl",
+            "The loss bce_dice_loss is for one class, but the network has 5",
         ),
         (
             ["--data.classes", "1"],

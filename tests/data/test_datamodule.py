@@ -197,3 +197,24 @@ def test_batch_holds_what_the_pipeline_made(phantom_root, tmp_path, cache):
         image, mask = augment(build_transform("standard"), *dataset.load(index), seed)
         assert np.array_equal(batch["image"][row].permute(1, 2, 0), image)
         assert np.array_equal(batch["mask"][row, 0], mask)
+
+
+def test_other_number_of_phantoms_is_said(tmp_path, caplog):
+    make(tmp_path / "new", phantoms=10).prepare_data()
+    with caplog.at_level("INFO"):
+        make(tmp_path / "new", phantoms=20).prepare_data()
+    assert "holds 10 phantoms, which are used: data.phantoms 20 is for" in caplog.text
+
+
+def test_bad_files_of_all_splits_are_named_at_once(own_root):
+    for split, number in (("train", 0), ("test", 19)):
+        [path] = own_root.glob(f"{split}/images/phantom_{number}.png")
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"(?s)phantom_0\.png cannot be read.*phantom_19\.png"):
+        make(own_root).prepare_data()
+
+
+def test_folder_that_is_no_dataset_names_the_command_that_makes_one(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(InputError, match="none of the folders train, valid, test. .* --source"):
+        make(tmp_path).prepare_data()

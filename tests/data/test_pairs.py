@@ -153,7 +153,7 @@ def test_mask_of_two_values_above_the_threshold_is_an_error():
 
 def test_mask_below_the_threshold_says_which_threshold_to_set(tmp_path, save_png):
     path = save_png(tmp_path / "mask.png", np.array([[0, 1]], np.uint8))
-    with pytest.raises(InputError, match=r"Set data\.mask_threshold to 0"):
+    with pytest.raises(InputError, match=r"Set the mask threshold to 0"):
         read_mask(path)
 
 

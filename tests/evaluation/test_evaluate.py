@@ -129,5 +129,5 @@ def test_another_checkpoints_postprocessing_is_refused_with_the_remedy(
 
 
 def test_batch_size_of_zero_is_an_error(run):
-    with pytest.raises(InputError, match="--batch_size is 0, expected at least 1"):
+    with pytest.raises(InputError, match="batch_size is 0, expected at least 1"):
         Evaluation(run, batch_size=0)

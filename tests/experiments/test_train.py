@@ -215,6 +215,17 @@ def test_resume_equals_an_uninterrupted_run(workers, tiny, train, finished, long
     assert rate == learning_rate(longer.run.checkpoint("last")) < 0.003
 
 
+def test_resume_from_a_checkpoint_of_an_unfinished_validation_is_an_error(
+    tiny, train, finished, capsys
+):
+    checkpoint = torch.load(finished.run.checkpoint("last"), weights_only=True)
+    epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+    epochs["processed"] -= 1  # all batches are done, the validation is not
+    torch.save(checkpoint, tiny / "interrupted.ckpt")
+    assert train("--ckpt_path", tiny / "interrupted.ckpt", *NO_SCORES) == 2
+    assert "was stopped inside an epoch" in capsys.readouterr().err
+
+
 def test_compiled_training_resumes_from_and_to_plain_checkpoints(tiny, train, monkeypatch):
     compiled = []
     compile_ = torch.compile

@@ -5,13 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ovseg.core.errors import InputError
 from ovseg.data.pairs import read_image
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference.engines import ENGINES, EngineKind
 from ovseg.inference.postprocessing import Postprocessing
-from ovseg.inference.predictor import Predictor, infer_folder
+from ovseg.inference.predictor import Predictor, infer_folder, load_picture
 
 
 @pytest.fixture
@@ -360,3 +361,17 @@ def test_prediction_is_made_without_gradients(predictor):
     assert all(parameter.grad is None for parameter in network.parameters())
     assert isinstance(network, torch.nn.Module)
     assert not network.training
+
+
+def test_image_of_pillow_is_a_picture(predictor, images):
+    of_path = predictor.predict(images / "b.jpg")
+    with Image.open(images / "b.jpg") as picture:
+        of_image = predictor.predict(picture)
+        overlay = of_image.overlay(picture)
+    assert np.array_equal(of_path.probs, of_image.probs)
+    assert overlay.shape[:2] == of_image.labels.shape
+
+
+def test_image_of_pillow_of_sixteen_bits_is_an_error():
+    with pytest.raises(InputError, match="The picture has mode I;16, expected 8 bits"):
+        load_picture(Image.fromarray(np.zeros((4, 4), np.uint16)))

@@ -150,6 +150,7 @@ def prepare_dataset(
     if not overwrite:
         earlier = _read_finished(output)
         if earlier is not None and _has_settings(earlier, settings):
+            print(f"{output} was made from these files with these settings: it is kept as it is.")
             return earlier
 
     check_output_dir(output, overwrite, marker=FILE_NAME)
