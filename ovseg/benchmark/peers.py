@@ -22,7 +22,7 @@ from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import choose, fill_defaults
-from ovseg.inference.engines import build_engine
+from ovseg.inference.engines import arrange_for_inference, build_engine
 from ovseg.inference.postprocessing import to_probs
 from ovseg.models import ARCHITECTURES, build_model
 from ovseg.models.layers import InputScale
@@ -259,6 +259,7 @@ def build_training_optimizer(network: nn.Module, work: Workload) -> torch.optim.
 def _build_torch_step(
     build_network: Callable[[Workload], nn.Module],
     work: Workload,
+    arrange: bool = False,
     engine: str = "torch",
     compile_mode: str | None = None,
 ) -> Step:
@@ -267,6 +268,7 @@ def _build_torch_step(
     Args:
         build_network: a function from a workload to the network.
         work: what the step does.
+        arrange: for inference, use the memory format that ovseg's commands use.
         engine: for inference, a key of `ovseg.inference.engines.ENGINES`.
         compile_mode: for training, torch.compile's; None does not compile.
     """
@@ -283,6 +285,8 @@ def _build_torch_step(
         image = image.to(memory_format=torch.channels_last)
     if work.mode == "train":
         return _build_training_step(network, image, mask, work, compile_mode)
+    if arrange:
+        network = arrange_for_inference(network, device)
     return _build_inference_step(network.eval(), image, work, engine)
 
 
@@ -406,7 +410,7 @@ PEERS = {
     ),
     # This package.
     "ovseg": Peer(
-        partial(_build_torch_step, build_own_network),
+        partial(_build_torch_step, build_own_network, arrange=True),
         default_on=("cpu", "gpu"),
         own_memory=True,
     ),

@@ -20,6 +20,7 @@ from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories, prepared_items
 from ovseg.data.original import original_mask
+from ovseg.inference.engines import arrange_for_inference
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
@@ -108,6 +109,7 @@ class Evaluation:
             task = SegmentationTask.load_from_checkpoint(
                 path, map_location=self.device, weights_only=True
             )
+            arrange_for_inference(task.network, self.device)
             self.tasks.append(task.eval())
         self.task = self.tasks[0]
 

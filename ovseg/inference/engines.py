@@ -75,6 +75,18 @@ def build_engine(name: str, network: torch.nn.Module, image: Tensor) -> Engine:
     return kind.build(network, image)
 
 
+def arrange_for_inference(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """A network in evaluation mode, in the memory format in which it predicts fastest.
+
+    On a CPU that is channels_last: all architectures are as fast or faster than with contiguous
+    weights, up to 1.7 times (docs/speed.md). The numbers differ by float rounding.
+    """
+    network.eval()
+    if device.type == "cpu":
+        network.to(memory_format=torch.channels_last)
+    return network
+
+
 def check_engine(name: str) -> None:
     """Raise InputError unless `name` is `auto` or a key of `ENGINES`."""
     choose("engine", name, {"auto": None, **ENGINES})

@@ -26,7 +26,7 @@ from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
 from ovseg.data.pairs import check_eight_bits, list_images, read_image
-from ovseg.inference.engines import Engine, check_engine, choose_engine
+from ovseg.inference.engines import Engine, arrange_for_inference, check_engine, choose_engine
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
@@ -185,9 +185,8 @@ class Predictor:
             task = SegmentationTask.load_from_checkpoint(
                 checkpoint.path, map_location=chosen_device, weights_only=True
             )
-            task.eval()
             member = LoadedNetwork(
-                network=task.network,
+                network=arrange_for_inference(task.network, chosen_device),
                 image_size=checkpoint.data["image_size"],
                 fit=checkpoint.data["fit"],
                 device=chosen_device,

@@ -1,7 +1,7 @@
-"""Convolutions that are faster than torch's on a CPU and give the same numbers.
+"""Convolutions that are faster than torch's on a CPU without AVX-512 and give the same numbers.
 
-Some of torch's convolutions are slow on a CPU (`ovseg benchmark layers` measures it on yours; these
-numbers are of 2 cores):
+Some of torch's convolutions are slow on such a CPU (`ovseg benchmark layers` measures it on yours;
+these numbers are of 2 cores with AVX2):
 
 - The backward pass of dilated ones, above all in channels_last, where oneDNN takes its reference
   code: 16 channels, 9 x 9, dilation 3, 512 x 512 took 117 s, about a hundred times too long.
@@ -20,8 +20,11 @@ from torch.nn.grad import conv2d_weight
 from ovseg.core.registry import choose
 
 FEW_PIXELS = 128  # batch x height x width up to which a matrix product beats oneDNN's convolution
+# CPUs on which torch's own convolutions are the fastest in training too: oneDNN has kernels for the
+# backward pass of dilated ones there (docs/speed.md).
+DIRECT_CAPABILITIES = ("AVX512",)
 ALGORITHMS = {
-    "auto": "fast on the CPU, direct elsewhere",
+    "auto": "fast on a CPU without AVX-512, direct elsewhere",
     "fast": "see `DilatedConv2d`",
     "direct": "torch's own",
 }
@@ -64,7 +67,7 @@ class DilatedConv2d(nn.Conv2d):
         self.algorithm = algorithm
 
     def forward(self, features: Tensor) -> Tensor:
-        if not is_fast(self.algorithm, features):
+        if not is_fast(self.algorithm, features, self.weight):
             return super().forward(features)
         if self.dilation[0] > 1:
             return self._convolve_dilated(features)
@@ -109,7 +112,7 @@ class FastUpsample2d(nn.ConvTranspose2d):
 
     # torch's class also takes an `output_size`, which is always twice the input's here.
     def forward(self, features: Tensor) -> Tensor:  # type: ignore[override]
-        if not is_fast(self.algorithm, features):
+        if not is_fast(self.algorithm, features, self.weight):
             return super().forward(features)
 
         batch, _, height, width = features.shape
@@ -205,13 +208,28 @@ def unfolded_conv(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tens
     return product.view(-1, batch, height, width).transpose(0, 1)
 
 
-def is_fast(algorithm: str, features: Tensor) -> bool:
+def is_fast(algorithm: str, features: Tensor, weight: Tensor) -> bool:
     """Whether a layer takes the fast algorithm for this input.
 
     Never while a graph is exported: it keeps plain convolutions, which every runtime knows.
+    `auto` leaves predictions with weights in channels_last to torch: without a backward pass its
+    own convolutions are as fast there on every CPU.
     """
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
         return False
-    if algorithm == "auto":
-        return features.device.type == "cpu"
-    return algorithm == "fast"
+    if algorithm != "auto":
+        return algorithm == "fast"
+    if features.device.type != "cpu" or has_direct_kernels():
+        return False
+    return torch.is_grad_enabled() or not is_channels_last(weight)
+
+
+def is_channels_last(weight: Tensor) -> bool:
+    """Whether the weights of a convolution are in channels_last and not also contiguous."""
+    return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.compiler.assume_constant_result
+def has_direct_kernels() -> bool:
+    """Whether this CPU is one of `DIRECT_CAPABILITIES`; always the same on one machine."""
+    return torch.backends.cpu.get_cpu_capability() in DIRECT_CAPABILITIES

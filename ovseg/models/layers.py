@@ -44,6 +44,28 @@ def batch_norm(channels: int, epsilon: float = KERAS_EPSILON) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=epsilon, momentum=KERAS_MOMENTUM)
 
 
+class FastDropout(nn.Dropout):
+    """Dropout that draws its mask faster on a CPU: 16 bits an element, four elements at a time.
+
+    The probability is rounded to a multiple of 2**-16, and what stays is divided by the rest of it.
+    In the baseline's network torch's own mask takes 4 % of a training step, three times as long.
+    The numbers come from torch's generator, so the same seed draws the same mask.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        steps = round(self.p * 2**16)
+        is_own = features.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not self.training or steps == 0 or not is_own:
+            return super().forward(features)
+
+        count = features.numel()
+        bits = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        kept = bits.view(torch.int16)[:count] >= steps - 2**15
+        # The mask lies in memory as the features do.
+        mask = kept.as_strided(features.size(), torch.empty_like(features).stride())
+        return (features * mask).mul_(2**16 / (2**16 - steps))
+
+
 class InputScale(nn.Module):
     """The network's first layer: plain pixels to the range that the weights expect.
 
@@ -123,7 +145,7 @@ class ConvNorm(PortedModule):
     ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = FastDropout(dropout_rate)
         self.norm = batch_norm(out_channels)
         self.activation = nn.ReLU(inplace=True) if relu else nn.Identity()
 

@@ -10,6 +10,7 @@ from ovseg.core.errors import InputError
 from ovseg.models.checks import check_at_least, check_num_layers
 from ovseg.models.convolutions import DilatedConv2d, FastUpsample2d
 from ovseg.models.layers import (
+    FastDropout,
     InputScale,
     PortedModule,
     batch_norm,
@@ -60,7 +61,7 @@ class ConvBlock(PortedModule):
         self.norm1 = batch_norm(out_channels) if normalization else nn.Identity()
         self.norm2 = batch_norm(out_channels) if normalization else nn.Identity()
         self.activation = build_activation(activation)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = FastDropout(dropout_rate)
         self.checkpointing = checkpointing
 
     def forward(self, features: Tensor) -> Tensor:

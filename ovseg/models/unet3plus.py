@@ -10,6 +10,7 @@ from ovseg.core.errors import InputError
 from ovseg.models.checks import check_at_least
 from ovseg.models.layers import (
     ConvNorm,
+    FastDropout,
     InputScale,
     PortedModule,
     crop_to_image,
@@ -130,7 +131,7 @@ class UNet3Plus(PortedModule):
             node = DecoderNode(level, sources, base_filters, width, dropout_rate)
             self.decoder.append(node)
         self.head = nn.Conv2d(width, classes, 3, padding=1)
-        self.dropout = nn.Dropout(dropout_rate)
+        self.dropout = FastDropout(dropout_rate)
         init_he_normal(self)  # every convolution of the baseline, the output too
 
     def forward(self, image: Tensor) -> Tensor:

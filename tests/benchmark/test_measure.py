@@ -9,7 +9,7 @@ import torch
 from ovseg.benchmark.measure import (
     check_scaling,
     describe_machine,
-    measure_matrix_peak,
+    measure_peak,
     measure_peers,
     measure_scaling,
     scaling_points,
@@ -43,8 +43,8 @@ def test_unknown_peer_is_an_error(make_work, in_this_process):
         measure_peers(make_work(), ["torch", "caffe"], start_process=in_this_process)
 
 
-def test_matrix_peak_is_a_rate(make_work):
-    assert measure_matrix_peak(make_work(), side=64) > 0
+def test_peak_is_a_rate(make_work):
+    assert measure_peak(make_work(), side=64, channels=8) > 0
 
 
 def test_scaling_covers_every_variable(make_work, in_this_process):

@@ -112,7 +112,7 @@ def test_keras_infers_with_the_same_weights_what_ovseg_infers(tmp_path, make_wor
 def test_keras_infers_without_given_weights(make_work):
     pytest.importorskip("tensorflow", reason="needs the extra [tensorflow]")
     probs = build_step("tensorflow", make_work(weights=None))()
-    assert probs.shape == (1, 32, 32)
+    assert probs.shape == (1, 1, 32, 32)
 
 
 def test_monai_trains(make_work):

@@ -101,10 +101,28 @@ def test_autocast_gives_what_it_gives_torch(kernel, dilation, side):
         assert (a - b).abs().max() <= 0.03 * b.abs().max()
 
 
-def test_automatic_choice_is_by_device():
-    cpu, elsewhere = torch.empty(1), torch.empty(1, device="meta")
-    assert [is_fast(name, cpu) for name in ("auto", "fast", "direct")] == [True, True, False]
-    assert [is_fast(name, elsewhere) for name in ("auto", "fast", "direct")] == [False, True, False]
+@pytest.mark.parametrize(("capability", "expected"), [("AVX2", True), ("AVX512", False)])
+def test_automatic_choice_is_by_device_and_capability(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    weight = torch.empty(2, 2, 3, 3)
+    cpu = torch.empty(1)
+    elsewhere = torch.empty(1, device="meta")
+    assert is_fast("auto", cpu, weight) == expected
+    assert not is_fast("auto", elsewhere, weight)
+    for features in (cpu, elsewhere):
+        assert is_fast("fast", features, weight)
+        assert not is_fast("direct", features, weight)
+
+
+def test_predictions_in_channels_last_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    features = torch.empty(1)
+    weight = torch.empty(2, 2, 3, 3)
+    channels_last = weight.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert is_fast("auto", features, weight)
+        assert not is_fast("auto", features, channels_last)
+    assert is_fast("auto", features, channels_last)
 
 
 @pytest.mark.parametrize("size", [3, 40])
