@@ -1,8 +1,9 @@
-"""Progress bars and tables of the commands."""
+"""Progress bars, work in threads, and tables of the commands."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from rich.console import Console
@@ -52,6 +53,25 @@ def map_with_progress(
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(function, items)
         return list(progress_bar(results, title, len(items)))
+
+
+def compute_ahead(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Yield `function` of each item in order, and compute the next one meanwhile.
+
+    Args:
+        pool: where it is computed.
+        function: of an item; what it raises is raised here.
+        items: what to compute it of.
+    """
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > 1:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 class _LineWriter:

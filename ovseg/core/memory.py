@@ -19,9 +19,9 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns each large tensor to the kernel as soon as it is freed, and the kernel
     fills the next one with zeros, page by page: at every step. docs/speed.md says what that takes.
-    Kept memory counts as used until the process ends, and holes between tensors make the peak a little
-    higher. A process that is started by `fork`, such as
-    a worker of a loader, has the setting of its parent.
+    Kept memory counts as used until the process ends, and holes between tensors make the peak a
+    little higher. A process that is started by `fork`, such as a worker of a loader, has the
+    setting of its parent.
 
     It is for a process that computes for long; a library should not do this to its caller.
 

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 
 from ovseg.core.checkpoints import checkpoint_digest, read_members
-from ovseg.core.console import progress_bar
+from ovseg.core.console import THREADS, compute_ahead, progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.drawing import PALETTE, PRED, legend, paint
 from ovseg.core.errors import InputError
@@ -356,19 +357,29 @@ def infer_folder(
             names = ["background", *predictor.categories]
             write_json(folder / "categories.json", dict(enumerate(names)))
 
-        for start in progress_bar(range(0, len(paths), batch_size), "Predicting"):
-            pictures, problems = _read_images(paths[start : start + batch_size])
-            failures += problems
-            predictions = predictor.predict(pictures.values(), batch_size)
-            for path, prediction in zip(pictures, predictions, strict=True):
-                name = f"{path.stem}.png"
-                _write_mask(folder / name, prediction)
-                if overlays:
-                    overlay = _overlay_with_legend(pictures[path], prediction)
-                    write_image(folder / "overlays" / name, overlay)
-                if probabilities:
-                    _write_probs(folder / "probabilities" / name, prediction)
-                count += 1
+        def write(path: Path, image: np.ndarray, prediction: Prediction) -> None:
+            name = f"{path.stem}.png"
+            _write_mask(folder / name, prediction)
+            if overlays:
+                write_image(folder / "overlays" / name, _overlay_with_legend(image, prediction))
+            if probabilities:
+                _write_probs(folder / "probabilities" / name, prediction)
+
+        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            written: list[Future] = []
+            read = compute_ahead(pool, _read_images, batches)
+            for pictures, problems in progress_bar(read, "Predicting", len(batches)):
+                failures += problems
+                predictions = predictor.predict(pictures.values(), batch_size)
+                for writing in written:  # of the batch before: at most two are in memory
+                    writing.result()
+                written = []
+                for (path, image), prediction in zip(pictures.items(), predictions, strict=True):
+                    written.append(pool.submit(write, path, image, prediction))
+                count += len(written)
+            for writing in written:
+                writing.result()
         if count == 0:
             raise InputError(
                 f"None of the {len(paths)} pictures in {images} can be read: {failures[0]}"

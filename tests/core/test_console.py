@@ -1,7 +1,11 @@
 """Progress in a log file: nothing for what is short, a line now and then for what is long."""
 
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
 from ovseg.core import console as progress
-from ovseg.core.console import progress_bar
+from ovseg.core.console import compute_ahead, progress_bar
 
 
 def test_short_work_leaves_a_log_file_alone(capsys):
@@ -18,3 +22,23 @@ def test_long_work_tells_in_lines(capsys, monkeypatch):
         and all(line.startswith("Long: ") for line in lines)
         and any("2/2" in line for line in lines)
     )
+
+
+def test_next_result_is_computed_while_one_is_used():
+    started = []
+
+    def compute(item: int) -> int:
+        started.append(item)
+        return item**2
+
+    with ThreadPoolExecutor(1) as pool:
+        results = compute_ahead(pool, compute, range(4))
+        assert next(results) == 0
+        pool.submit(int).result()  # what was submitted before is done
+        assert started == [0, 1]
+        assert list(results) == [1, 4, 9]
+
+
+def test_error_of_a_computation_is_raised():
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
+        list(compute_ahead(pool, lambda item: 1 / item, [1, 0]))

@@ -375,3 +375,15 @@ def test_image_of_pillow_is_a_picture(predictor, images):
 def test_image_of_pillow_of_sixteen_bits_is_an_error():
     with pytest.raises(InputError, match="The picture has mode I;16, expected 8 bits"):
         load_picture(Image.fromarray(np.zeros((4, 4), np.uint16)))
+
+
+def test_mask_that_cannot_be_written_ends_infer_and_leaves_nothing(
+    run, images, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("ovseg.inference.predictor.write_image", fail)
+    with pytest.raises(OSError, match="no space left"):
+        infer_folder(run, images, tmp_path / "out", device="cpu", batch_size=1)
+    assert not list(tmp_path.iterdir())
