@@ -23,7 +23,7 @@ from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
 from ovseg.data.geometry import FITS, place
-from ovseg.data.manifest import category_names, check_manifest, check_phantoms, read_manifest
+from ovseg.data.manifest import category_names, check_manifest, count_phantoms, read_manifest
 from ovseg.data.pairs import Pair, list_images, read_image, read_pair, verify_pairs
 from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.data.samplers import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
@@ -210,7 +210,7 @@ class OvarianTumorDataModule(LightningDataModule):
                 self.hparams["image_size"],
                 self.hparams["seed"],
             )
-        check_phantoms(self.root, self.hparams["phantoms"])
+        self._tell_of_other_phantoms()
         self.verify(SPLITS, keep=True)
         self.tree.check_exclude()
         if self.hparams["mini_test"]:
@@ -219,6 +219,15 @@ class OvarianTumorDataModule(LightningDataModule):
         # An augmentation that fails should do so here.
         self.dataset("train", self.hparams["augmentation"])[0, 0]
         self._verified = True
+
+    def _tell_of_other_phantoms(self) -> None:
+        wanted = self.hparams["phantoms"]
+        found = count_phantoms(self.root)
+        if wanted and found is not None and found != wanted:
+            rank_zero_info(
+                f"{self.root} holds {found} phantoms, which are used: data.phantoms {wanted} is "
+                "for a folder that does not exist yet."
+            )
 
     def verify(self, splits: Iterable[str], keep: bool = False) -> None:
         """Decode and check every pair of some splits, or find them in a valid cache.

@@ -15,8 +15,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities import rank_zero_info
-
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.geometry import Box
 from ovseg.data.pairs import Pair
@@ -125,15 +123,10 @@ def check_manifest(root: Path, fit: str, classes: int) -> None:
         )
 
 
-def check_phantoms(root: Path, count: int) -> None:
-    """Say so where phantoms are not as many as a configuration asks for; 0 is any number."""
+def count_phantoms(root: Path) -> int | None:
+    """How many phantoms a dataset has; None for a dataset of other pictures."""
     manifest = read_manifest(root)
-    found = manifest.get("count")
-    if count and manifest.get("made_by") == "phantoms" and found != count:
-        rank_zero_info(
-            f"{root} holds {found} phantoms, which are used: data.phantoms {count} is for a folder "
-            "that does not exist yet."
-        )
+    return manifest["count"] if manifest.get("made_by") == "phantoms" else None
 
 
 def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ovseg.core.checkpoints import checkpoint_digest, read_members
+from ovseg.core.checkpoints import checkpoint_digest, read_checkpoint, read_members
 from ovseg.core.console import THREADS, compute_ahead, progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.drawing import PALETTE, PRED, legend, paint
@@ -34,7 +34,7 @@ from ovseg.inference.postprocessing import (
     read_postprocessing,
     to_probs,
 )
-from ovseg.training.task import SegmentationTask
+from ovseg.models import build_model
 
 # A picture: the path of a file, an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or
 # grey, uint8 (H, W).
@@ -183,11 +183,9 @@ class Predictor:
 
         members = []
         for checkpoint in checkpoints:
-            task = SegmentationTask.load_from_checkpoint(
-                checkpoint.path, map_location=chosen_device, weights_only=True
-            )
+            network = load_network(checkpoint.path).to(chosen_device)
             member = LoadedNetwork(
-                network=arrange_for_inference(task.network, chosen_device),
+                network=arrange_for_inference(network, chosen_device),
                 image_size=checkpoint.data["image_size"],
                 fit=checkpoint.data["fit"],
                 device=chosen_device,
@@ -252,6 +250,30 @@ class Predictor:
             labels = self.postprocessing.labels(probs)
             predictions.append(Prediction(labels, lesion_probs, self.categories))
         return predictions
+
+
+def load_network(path: Path) -> torch.nn.Module:
+    """The network of a checkpoint, on the CPU.
+
+    Unlike `SegmentationTask.load_from_checkpoint` it needs no Lightning, whose import takes longer
+    than the prediction of some pictures.
+
+    Raises:
+        InputError: the file is no whole checkpoint, or its weights are not those of its network.
+    """
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint["hyper_parameters"]
+    network = build_model(settings["arch"], **(settings.get("arch_args") or {}))
+    state = {}
+    for name, value in checkpoint["state_dict"].items():
+        owner, _, parameter = name.partition(".")
+        if owner == "network":  # the task has nothing else that predictions need
+            state[parameter] = value
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{path} holds other weights than its network has: {error}") from error
+    return network
 
 
 def load_picture(picture: Picture) -> np.ndarray:

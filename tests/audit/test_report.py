@@ -69,7 +69,7 @@ def test_command_exits_with_1_for_leaks_and_faults_and_prints_them(
 
     copy_pair("train/phantom_0", "test/copied")
     assert run_command("audit_data", *where, "--overwrite") == 1
-    assert "same file: 1 pairs across splits" in capsys.readouterr().out
+    assert "same pixels: 1 pairs across splits" in capsys.readouterr().out
 
     (tree / "test/images/copied.png").unlink()
     assert run_command("audit_data", *where, "--overwrite") == 1

@@ -203,7 +203,7 @@ def test_other_number_of_phantoms_is_said(tmp_path, caplog):
     make(tmp_path / "new", phantoms=10).prepare_data()
     with caplog.at_level("INFO"):
         make(tmp_path / "new", phantoms=20).prepare_data()
-    assert "holds 10 phantoms, which are used: data.phantoms 20 is for" in caplog.text
+    assert "holds 10 phantoms, which are used: data.phantoms 20 is" in caplog.text
 
 
 def test_bad_files_of_all_splits_are_named_at_once(own_root):

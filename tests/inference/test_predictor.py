@@ -1,6 +1,8 @@
 """Predictions of a run in Python and as the files of `ovseg infer`."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,11 +10,13 @@ import torch
 from PIL import Image
 
 from ovseg.core.errors import InputError
+from ovseg.core.runs import RunFolder
 from ovseg.data.pairs import read_image
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference.engines import ENGINES, EngineKind
 from ovseg.inference.postprocessing import Postprocessing
-from ovseg.inference.predictor import Predictor, infer_folder, load_picture
+from ovseg.inference.predictor import Predictor, infer_folder, load_network, load_picture
+from ovseg.training.task import SegmentationTask
 
 
 @pytest.fixture
@@ -387,3 +391,25 @@ def test_mask_that_cannot_be_written_ends_infer_and_leaves_nothing(
     with pytest.raises(OSError, match="no space left"):
         infer_folder(run, images, tmp_path / "out", device="cpu", batch_size=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_network_of_a_checkpoint_is_that_of_its_task(run):
+    path = RunFolder(run).find_checkpoint()
+    task = SegmentationTask.load_from_checkpoint(path, weights_only=True)
+    ours = load_network(path).state_dict()
+    theirs = task.network.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_checkpoint_of_other_weights_is_an_error(run, tmp_path):
+    checkpoint = torch.load(RunFolder(run).find_checkpoint(), weights_only=True)
+    del checkpoint["state_dict"]["network.head.weight"]
+    torch.save(checkpoint, tmp_path / "cut.ckpt")
+    with pytest.raises(InputError, match=r"cut\.ckpt holds other weights than its network"):
+        Predictor.from_run(tmp_path / "cut.ckpt", "cpu")
+
+
+def test_predictor_imports_no_lightning():
+    code = "import sys, ovseg.inference.predictor; print('pytorch_lightning' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
