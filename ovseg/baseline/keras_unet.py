@@ -210,9 +210,5 @@ def _build_adam(optimizer: dict[str, float]) -> keras.optimizers.Adam:
 
 def _start(seed: int, threads: int) -> None:
     keras.utils.set_random_seed(seed)
-    threading = tf.config.threading
-    # TensorFlow refuses to set what is set already, once it has computed anything.
-    if threading.get_intra_op_parallelism_threads() != threads:
-        threading.set_intra_op_parallelism_threads(threads)
-    if threading.get_inter_op_parallelism_threads() != threads:
-        threading.set_inter_op_parallelism_threads(threads)
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)

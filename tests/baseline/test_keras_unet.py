@@ -7,7 +7,10 @@ import torch
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.models import build_model
 
-pytest.importorskip("tensorflow", reason="needs the extra [tensorflow]")
+tensorflow = pytest.importorskip("tensorflow", reason="needs the extra [tensorflow]")
+# A process can't change them once TensorFlow has computed; the benchmark's tests ask for one too.
+tensorflow.config.threading.set_intra_op_parallelism_threads(1)
+tensorflow.config.threading.set_inter_op_parallelism_threads(1)
 
 SETTINGS = {
     "base_filters": 2,
