@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.files import file_digest
 from ovseg.data.manifest import FILE_NAME, read_manifest
 from ovseg.data.pairs import (
     SUFFIXES,
@@ -207,13 +208,12 @@ def _examine_image(root: Path, entry: Entry) -> list[Problem]:
     path = root / entry.image
     try:
         image = read_image(path)
-        content = path.read_bytes()
+        entry.file_sha256 = file_digest(path)
     except (InputError, OSError) as error:
         return [Problem("unreadable", entry.image, str(error))]
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shape = repr(image.shape).encode()
     entry.height, entry.width = image.shape[:2]
-    entry.file_sha256 = hashlib.sha256(content).hexdigest()
     entry.pixel_sha256 = hashlib.sha256(shape + image.tobytes()).hexdigest()
     entry.brightness = float(crop_letterbox(grey).mean())
     entry.red, entry.blue = measure_colours(image)

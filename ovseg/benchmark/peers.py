@@ -23,7 +23,7 @@ from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import choose, fill_defaults
 from ovseg.inference.engines import arrange_for_inference, build_engine
-from ovseg.inference.postprocessing import to_probs
+from ovseg.inference.predictor import class_probs
 from ovseg.models import ARCHITECTURES, build_model
 from ovseg.models.layers import InputScale
 from ovseg.training.losses import build_loss
@@ -324,7 +324,7 @@ def _build_inference_step(network: nn.Module, image: Tensor, work: Workload, eng
     def step() -> np.ndarray:
         with _autocast(work):
             logits = forward(image)
-            return to_probs(logits.float()).cpu().numpy()
+            return class_probs(logits)
 
     return step
 

@@ -154,7 +154,6 @@ def export(
     from ovseg.inference.export import export_run
 
     description = export_run(run, output, format, overwrite)
-    run_folder = RunFolder(run) if run.is_dir() else RunFolder.of_checkpoint(run)
-    where = output or run_folder.export
+    where = output or RunFolder.of(run).export
     difference = description["difference"]
     return conclude(f"Written to {where}; probabilities within {difference:.1e} of torch's.")

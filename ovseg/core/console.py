@@ -1,7 +1,6 @@
 """Progress bars, work in threads, and tables of the commands."""
 
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 EVERY_SECONDS = 30.0  # between the lines in a log file
 TABLE_WIDTH = 110  # columns of the terminal
-THREADS = 4  # of `map_with_progress`
+THREADS = 4  # for work on files, whose libraries release the interpreter's lock
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,10 +45,7 @@ def progress_bar(items: Iterable | None, title: str, total: int | None = None) -
 def map_with_progress(
     function: Callable[[Item], Result], items: Sequence[Item], title: str
 ) -> list[Result]:
-    """Apply `function` in `THREADS` threads, with a progress bar.
-
-    It is for work on files: Pillow and hashlib release the interpreter's lock.
-    """
+    """Apply `function` in `THREADS` threads, with a progress bar."""
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(function, items)
         return list(progress_bar(results, title, len(items)))
@@ -65,13 +61,14 @@ def compute_ahead(
         function: of an item; what it raises is raised here.
         items: what to compute it of.
     """
-    waiting: deque[Future[Result]] = deque()
+    waiting: Future[Result] | None = None
     for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > 1:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        following = pool.submit(function, item)
+        if waiting is not None:
+            yield waiting.result()
+        waiting = following
+    if waiting is not None:
+        yield waiting.result()
 
 
 class _LineWriter:

@@ -67,6 +67,11 @@ class RunFolder:
         """
         return cls(path.parent.parent)
 
+    @classmethod
+    def of(cls, path: Path) -> "RunFolder":
+        """The run of what a user names: its folder, or a checkpoint in it."""
+        return cls(path) if path.is_dir() else cls.of_checkpoint(path)
+
     @property
     def config_name(self) -> str:
         """The name of the configuration.

@@ -28,6 +28,7 @@ import PIL
 from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg import __version__
+from ovseg.core.console import THREADS
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_path, content_digest
 from ovseg.data.geometry import place
@@ -82,7 +83,7 @@ class PairCache:
     def is_intact(self) -> bool:
         """Whether every record still has its checksum; reads the whole file once."""
         # Threads help, because zlib releases the GIL.
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             checksums = list(pool.map(zlib.crc32, self.records))
         return checksums == self.footer["checksums"]
 

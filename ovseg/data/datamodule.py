@@ -222,8 +222,10 @@ class OvarianTumorDataModule(LightningDataModule):
 
     def _tell_of_other_phantoms(self) -> None:
         wanted = self.hparams["phantoms"]
+        if not wanted:
+            return
         found = count_phantoms(self.root)
-        if wanted and found is not None and found != wanted:
+        if found is not None and found != wanted:
             rank_zero_info(
                 f"{self.root} holds {found} phantoms, which are used: data.phantoms {wanted} is "
                 "for a folder that does not exist yet."

@@ -12,7 +12,6 @@ from ovseg import __version__
 from ovseg.core.checkpoints import check_evaluable, checkpoint_digest, read_members
 from ovseg.core.console import progress_bar
 from ovseg.core.device import choose_device
-from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.core.statistics import mean_interval
 from ovseg.core.versions import installed_versions
@@ -28,7 +27,7 @@ from ovseg.inference.postprocessing import (
     read_postprocessing,
     to_dict,
 )
-from ovseg.inference.predictor import class_probs, restore_probs
+from ovseg.inference.predictor import check_batch_size, class_probs, restore_probs
 from ovseg.metrics import (
     HARD_SCORES,
     ORIGINAL_SCORES,
@@ -73,8 +72,7 @@ class Evaluation:
         postprocessing: bool = True,
         mask_threshold: int | None = None,
     ):
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}, expected at least 1.")
+        check_batch_size(batch_size)
         self.split = split
         self.device = choose_device(device)
         self.members = read_members(run)

@@ -201,11 +201,10 @@ def print_summary(summary: dict[str, Any]) -> None:
 
     rows = []
     for name, value in summary["scores"].items():
-        label = _label(name)
         if isinstance(value, dict):
             rows.append(
                 (
-                    f"{label}, per image" if "," in label else f"{label} per image",
+                    _label(name, "per image"),
                     _text(value["mean"]),
                     _interval(value["ci95"]),
                     _text(value["median"]),
@@ -213,7 +212,7 @@ def print_summary(summary: dict[str, Any]) -> None:
                 )
             )
         else:
-            rows.append((label, _text(value), "", "", ""))
+            rows.append((_label(name), _text(value), "", "", ""))
     print_table(("score", "value", "95 % interval", "median", "images"), rows, title)
     if "per_category" in summary:
         _print_categories(summary["per_category"])
@@ -268,9 +267,10 @@ def _text(value: float | None) -> str:
     return "none" if value is None else f"{value:.4f}"
 
 
-def _label(name: str) -> str:
-    """The label of a score, or of a score at the original size."""
+def _label(name: str, kind: str = "") -> str:
+    """The label of a score, or of a score at the original size, and what kind of number it is."""
     label = SCORES[name.removesuffix("_original")].label
-    if name.endswith("_original"):
-        return f"{label}, original size"
-    return label
+    if not name.endswith("_original"):
+        return f"{label} {kind}".rstrip()
+    parts = [label, "original size", kind]
+    return ", ".join(part for part in parts if part)

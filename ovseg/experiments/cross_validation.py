@@ -28,6 +28,7 @@ from ovseg.experiments.child_training import (
 )
 from ovseg.experiments.out_of_fold import score_folds
 from ovseg.training.callbacks import last_epoch, stopped_early
+from ovseg.training.checks import ends_within
 
 SETTINGS = "cross_validation.json"
 FINISHED = "finished.json"
@@ -234,6 +235,6 @@ def is_finished(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
     """Whether all epochs are done, or early stopping has ended the training."""
     epochs = epochs_done(checkpoint)
     max_epochs = trainer["max_epochs"] or 1000  # Lightning's default
-    if 0 < max_epochs <= epochs:  # -1 is without end
+    if ends_within(max_epochs, epochs):
         return True
     return stopped_early(checkpoint) and epochs >= (trainer["min_epochs"] or 0)

@@ -85,8 +85,7 @@ def export_run(
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
 
-    run_folder = RunFolder(run) if run.is_dir() else RunFolder.of_checkpoint(run)
-    with atomic_dir(output or run_folder.export, overwrite, DESCRIPTION_FILE) as folder:
+    with atomic_dir(output or RunFolder.of(run).export, overwrite, DESCRIPTION_FILE) as folder:
         path = folder / chosen.file_name
         chosen.write(network, image, path, {"ovseg": json.dumps(description)})
         description["difference"] = _compare_with_torch(chosen.open(path), network, image)

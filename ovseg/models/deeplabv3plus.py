@@ -16,6 +16,7 @@ from ovseg.models.layers import (
     init_he_normal_,
     keras_layers_of,
     pad_to_stride,
+    zero_bias,
 )
 
 RESNET_EPSILON = 1.001e-5  # of batch normalisation, as in Keras' ResNet-50
@@ -154,8 +155,7 @@ class ConvNormRelu(PortedModule):
         self.norm = batch_norm(out_channels)
         self.relu_first = relu_first
         init_he_normal_(self.conv.weight)
-        if self.conv.bias is not None:
-            nn.init.zeros_(self.conv.bias)
+        zero_bias(self.conv)
 
     def forward(self, features: Tensor) -> Tensor:
         features = self.conv(features)

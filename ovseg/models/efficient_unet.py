@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from ovseg.core.registry import choose
@@ -22,10 +23,10 @@ from ovseg.models.layers import (
     init_he_normal_,
     keras_layers_of,
     pad_to_stride,
+    zero_bias,
 )
 
 ENCODERS = {f"B{number}": f"tf_efficientnet_b{number}" for number in range(8)}
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Blocks whose maps are skip connections; of those in BRANCH_SKIPS before the shortcut is added.
 TOP_SKIP = "block1a"
@@ -110,7 +111,7 @@ class EfficientNetEncoder(PortedModule):
         )
         std: tuple[float, ...] = (1.0,)
         if imagenet_rescaling:
-            std = tuple(value**0.5 for value in IMAGENET_STD)
+            std = tuple(value**0.5 for value in IMAGENET_DEFAULT_STD)
         self.rescaling = InputScale(1 / 255)
         self.normalization = PixelNormalization()
         self.imagenet_rescaling = InputScale(1.0, std=std)
@@ -178,8 +179,7 @@ def _init_conv(conv: nn.Conv2d) -> None:
     """He-normal by fan-out, where a depthwise kernel counts once; zero biases."""
     is_depthwise = conv.groups > 1
     init_he_normal_(conv.weight if is_depthwise else conv.weight.transpose(0, 1))
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    zero_bias(conv)
 
 
 class CbarBlock(PortedModule):

@@ -182,7 +182,7 @@ def init_he_normal(network: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Conv2d):
             init_he_normal_(module.weight)
-        _zero_bias(module)
+        zero_bias(module)
 
 
 def init_glorot(network: nn.Module) -> None:
@@ -190,10 +190,11 @@ def init_glorot(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            _zero_bias(module)
+            zero_bias(module)
 
 
-def _zero_bias(module: nn.Module) -> None:
+def zero_bias(module: nn.Module) -> None:
+    """Keras' start of the bias of a convolution or a dense layer, where it has one."""
     if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         return
     if module.bias is not None:

@@ -9,6 +9,7 @@ import segmentation_models_pytorch as smp
 import timm
 from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import encoders, get_preprocessing_params
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from ovseg.core.errors import InputError, first_five
@@ -37,7 +38,7 @@ class Normalization(NamedTuple):
     std: Sequence[float]
 
 
-IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = Normalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 class SmpNetwork(nn.Module):

@@ -20,10 +20,6 @@ from ovseg.benchmark.peers import (
 )
 from ovseg.core.errors import InputError
 
-FLEXIBLE = {
-    "arch": "flexible_unet",
-    "arch_args": {"base_filters": 2, "num_layers": 2, "dropout_rate": 0.0},
-}
 PRETRAINED = {
     "arch": "smp",
     "arch_args": {
@@ -204,8 +200,9 @@ def test_missing_package_says_what_to_install(monkeypatch, make_work):
 
 
 def test_network_of_several_categories_is_trained_and_applied(make_work):
-    model = {**FLEXIBLE, "loss": "ce_dice_loss"}
-    model["arch_args"] = {**model["arch_args"], "classes": 4}
+    work = make_work()
+    arch_args = {**work.arch_args, "classes": 4}
+    model = {**work.model, "loss": "ce_dice_loss", "arch_args": arch_args}
     assert build_step("ovseg", make_work("train", model=model))() > 0
     probs = build_step("ovseg", make_work(model=model))()
     assert probs.sum(1) == pytest.approx(1, abs=1e-5)
@@ -223,6 +220,7 @@ def test_training_that_keras_would_do_otherwise_is_refused(
     settings, precision, message, make_work, monkeypatch
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
-    work = make_work("train", model={**FLEXIBLE, **settings}, precision=precision)
+    model = {**make_work().model, **settings}
+    work = make_work("train", model=model, precision=precision)
     with pytest.raises(InputError, match=message):
         check_peer("tensorflow", work)

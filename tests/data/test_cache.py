@@ -13,19 +13,7 @@ from PIL import Image
 from ovseg.core.errors import InputError
 from ovseg.data import cache as cache_module
 from ovseg.data import datamodule as datamodule_module
-from ovseg.data.datamodule import OvarianTumorDataModule
-
-
-def make(root, **options):
-    return OvarianTumorDataModule(
-        str(root), **{"image_size": 48, "batch_size": 4, "num_workers": 0, **options}
-    )
-
-
-@pytest.fixture
-def own_root(phantom_root, tmp_path):
-    """A copy of the phantoms, without a cache, that a test may spoil."""
-    return shutil.copytree(phantom_root, tmp_path / "own", ignore=shutil.ignore_patterns(".cache"))
+from support import make_data as make
 
 
 @pytest.fixture

@@ -7,19 +7,7 @@ import torch
 
 from ovseg.core.errors import InputError
 from ovseg.data.augment.pipelines import augment, build_transform
-from ovseg.data.datamodule import OvarianTumorDataModule
-
-
-def make(root, **options):
-    return OvarianTumorDataModule(
-        str(root), **{"image_size": 48, "batch_size": 4, "num_workers": 0, **options}
-    )
-
-
-@pytest.fixture
-def own_root(phantom_root, tmp_path):
-    """A copy of the phantoms that a test may spoil."""
-    return shutil.copytree(phantom_root, tmp_path / "own")
+from support import make_data as make
 
 
 def epoch_of(loader, epoch: int) -> tuple[list[str], torch.Tensor]:

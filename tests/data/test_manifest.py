@@ -16,6 +16,7 @@ from ovseg.data.manifest import (
     refuse_borders,
 )
 from ovseg.data.prepare.phantoms import write_phantoms
+from support import make_data
 
 
 def write(root: Path, content: object) -> None:
@@ -98,7 +99,7 @@ def letterboxed(root: Path, **item: object) -> None:
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_stretch_takes_a_letterboxed_picture_without_its_border(tmp_path, make_data, cache):
+def test_stretch_takes_a_letterboxed_picture_without_its_border(tmp_path, cache):
     letterboxed(tmp_path)
     data = make_data(tmp_path, image_size=32, fit="stretch", cache=cache)
     data.verify(["train"], keep=True)
@@ -108,7 +109,7 @@ def test_stretch_takes_a_letterboxed_picture_without_its_border(tmp_path, make_d
     assert (item["mask"][..., 16:] == 0).all()
 
 
-def test_letterbox_keeps_the_border(tmp_path, make_data):
+def test_letterbox_keeps_the_border(tmp_path):
     letterboxed(tmp_path)
     data = make_data(tmp_path, image_size=32, fit="letterbox", cache=False)
     assert (data.dataset("train")[0]["image"][:, :8] == 0).all()
@@ -121,14 +122,14 @@ def test_stretched_pictures_cannot_be_letterboxed(tmp_path):
         check_manifest(tmp_path, "letterbox", classes=1)
 
 
-def test_manifest_without_boxes_cannot_be_stretched(tmp_path, make_data):
+def test_manifest_without_boxes_cannot_be_stretched(tmp_path):
     letterboxed(tmp_path, stem="b")
     message = "does not say where the pictures of 1 stems lie: a. Prepare the dataset again"
     with pytest.raises(InputError, match=message):
         make_data(tmp_path, fit="stretch").pairs("train")
 
 
-def test_box_outside_of_the_picture_is_an_error(tmp_path, make_data):
+def test_box_outside_of_the_picture_is_an_error(tmp_path):
     letterboxed(tmp_path, box={"top": 16, "left": 0, "height": 80, "width": 64})
     data = make_data(tmp_path, image_size=32, fit="stretch", cache=False)
     message = "is 64 x 64 pixels, but manifest.json has its picture in Box"

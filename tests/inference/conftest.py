@@ -6,11 +6,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.models import build_model
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """A small network with dilated convolutions, in evaluation mode."""
+    network = build_model("flexible_unet", base_filters=2, num_layers=3, base_kernel=5, dilation=2)
+    return network.eval()
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    """Two pictures of noise that are not square."""
+    return torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from ovseg.inference.engines import (
     largest_difference,
 )
 from ovseg.inference.onnx import export_onnx
-from ovseg.models import build_model
 
 
 class SlowEngine:
@@ -39,17 +38,6 @@ def build_wrong(network, image):
 
 def build_missing(network, image):
     raise InputError("This engine needs a package.")
-
-
-@pytest.fixture
-def network():
-    network = build_model("flexible_unet", base_filters=2, num_layers=3, base_kernel=5, dilation=2)
-    return network.eval()
-
-
-@pytest.fixture
-def image():
-    return torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
 
 
 @pytest.fixture

@@ -4,23 +4,11 @@ import pytest
 import torch
 
 from ovseg.inference.onnx import export_onnx
-from ovseg.models import build_model
 from ovseg.training.task import allow_tf32
 from support import REPOSITORY
 
 onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
-
-
-@pytest.fixture
-def network():
-    network = build_model("flexible_unet", base_filters=2, num_layers=3, base_kernel=5, dilation=2)
-    return network.eval()
-
-
-@pytest.fixture
-def image():
-    return torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
 
 
 def test_graph_has_plain_convolutions(network, image, tmp_path):

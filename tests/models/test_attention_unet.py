@@ -7,6 +7,7 @@ from torch import nn
 
 from ovseg.core.errors import InputError
 from ovseg.models.attention_unet import AttentionUNet
+from support import assert_glorot_uniform, assert_keras_norms
 
 
 def test_gate_is_created_before_the_block():
@@ -27,22 +28,17 @@ def test_dropout_is_where_the_baseline_has_it():
 
 
 def test_normalisation_has_keras_constants():
-    norms = [m for m in AttentionUNet(base_filters=4).modules() if isinstance(m, nn.BatchNorm2d)]
-    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
+    assert_keras_norms(AttentionUNet(base_filters=4))
 
 
 def test_weights_start_glorot_uniform():
     network = AttentionUNet(base_filters=16, num_layers=4)
-    checked = 0
+    convolutions = []
     for _, module in network.keras_layers():
         if isinstance(module, nn.Conv2d):
             assert not module.bias.any()
-            if module.weight.numel() > 5000:
-                area = module.kernel_size[0] ** 2
-                limit = (6 / (area * (module.in_channels + module.out_channels))) ** 0.5
-                assert module.weight.abs().max().item() == pytest.approx(limit, rel=0.01)
-                checked += 1
-    assert checked > 5
+            convolutions.append(module)
+    assert_glorot_uniform(convolutions)
 
 
 def test_pixels_are_scaled_as_in_the_baseline():

@@ -5,6 +5,7 @@ from torch import nn
 
 from ovseg.core.errors import InputError
 from ovseg.models.multires_unet import MultiResUNet, multires_filters
+from support import assert_glorot_uniform, assert_keras_norms
 
 
 def list_filters(network: nn.Module, kind: str) -> list[int]:
@@ -35,20 +36,15 @@ def test_there_is_no_dropout():
 
 
 def test_normalisation_has_keras_constants():
-    norms = [m for m in MultiResUNet(base_filters=4).modules() if isinstance(m, nn.BatchNorm2d)]
-    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
+    assert_keras_norms(MultiResUNet(base_filters=4))
 
 
 def test_weights_start_glorot_uniform():
     network = MultiResUNet(base_filters=16, num_layers=4)
-    checked = 0
-    for _, module in network.keras_layers():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.numel() > 5000:
-            area = module.kernel_size[0] ** 2
-            limit = (6 / (area * (module.in_channels + module.out_channels))) ** 0.5
-            assert module.weight.abs().max().item() == pytest.approx(limit, rel=0.01)
-            checked += 1
-    assert checked > 5
+    layers = [module for _, module in network.keras_layers()]
+    assert_glorot_uniform(
+        layer for layer in layers if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    )
 
 
 def test_pixels_are_scaled_as_in_the_baseline():

@@ -8,6 +8,7 @@ from torch import nn
 
 from ovseg.core.errors import InputError
 from ovseg.models.unet3plus import UNet3Plus
+from support import assert_keras_norms
 
 
 def test_network_is_five_levels_deep_and_num_layers_wide():
@@ -43,8 +44,7 @@ def test_dropout_follows_the_output_convolution():
 
 
 def test_normalisation_has_keras_constants():
-    norms = [m for m in UNet3Plus(base_filters=4).modules() if isinstance(m, nn.BatchNorm2d)]
-    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
+    assert_keras_norms(UNet3Plus(base_filters=4))
 
 
 def test_weights_start_he_normal_even_at_the_output():

@@ -1,11 +1,9 @@
 """Ending a training by hand."""
 
-from pathlib import Path
-
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
-from ovseg.core.runs import RunFolder
+from ovseg.training.callbacks.run_folder import run_of
 
 
 class BreakTraining(Callback):
@@ -17,7 +15,7 @@ class BreakTraining(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        path = RunFolder(Path(trainer.log_dir or ".")).break_file
+        path = run_of(trainer).break_file
         if trainer.strategy.reduce_boolean_decision(path.exists(), all=False):
             trainer.should_stop = True
             trainer.strategy.barrier()

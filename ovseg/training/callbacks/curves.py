@@ -1,6 +1,5 @@
 """Curves of losses and scores."""
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,6 +9,7 @@ from ovseg.core.files import write_table
 from ovseg.core.plots import draw_curves
 from ovseg.core.runs import RunFolder
 from ovseg.metrics import SCORES
+from ovseg.training.callbacks.run_folder import run_of
 
 # Logged scores that are drawn.
 CURVES = [f"val_{name}" for name, score in SCORES.items() if score.in_curves]
@@ -42,7 +42,7 @@ class HistoryPlots(Callback):
             if logged in trainer.callback_metrics:
                 row[column] = float(trainer.callback_metrics[logged])
         self.rows.append(row)
-        run = RunFolder(Path(trainer.log_dir or "."))  # all processes must ask for log_dir
+        run = run_of(trainer)
         if trainer.is_global_zero:
             history = pd.DataFrame(self.rows)
             _write(history, run, "losses", LOSSES)

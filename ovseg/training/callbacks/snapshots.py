@@ -1,7 +1,5 @@
 """What the network predicts for a few images after every epoch."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -9,11 +7,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from ovseg.core.drawing import PALETTE, PRED, case_row, contact_sheet, paint
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_image
-from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import place
 from ovseg.data.pairs import Pair, read_image, read_pair
 from ovseg.metrics import predict
+from ovseg.training.callbacks.run_folder import run_of
 from ovseg.training.ema import averaged
 
 
@@ -39,7 +37,7 @@ class EpochSnapshots(Callback):
         self.num_infer_images = num_infer_images
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = RunFolder(Path(trainer.log_dir or ".")).snapshots  # all processes must ask
+        folder = run_of(trainer).snapshots
         if trainer.fast_dev_run or self.num_infer_images == 0:  # type: ignore[attr-defined]
             return
         if not trainer.is_global_zero:
