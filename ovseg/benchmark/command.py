@@ -22,7 +22,7 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import check_output_dir
 from ovseg.core.processes import run_alone
 from ovseg.core.registry import choose
-from ovseg.models import ARCHITECTURES
+from ovseg.models import find_architecture
 from ovseg.training.settings import read_experiment
 
 WHAT = ("train", "infer", "layers", "data")
@@ -105,7 +105,7 @@ def _read_workload(
 ) -> Workload:
     """The workload of a training configuration, with the options that replace its values."""
     model = settings["model"]
-    choose("arch", model.get("arch"), ARCHITECTURES)
+    find_architecture(model.get("arch"))
     trainer = settings.get("trainer") or {}
     mode = "infer" if what == "infer" else "train"
     if batch_size is None:

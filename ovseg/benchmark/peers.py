@@ -24,7 +24,7 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import choose, fill_defaults
 from ovseg.inference.engines import arrange_for_inference, build_engine
 from ovseg.inference.predictor import class_probs
-from ovseg.models import ARCHITECTURES, build_model
+from ovseg.models import build_model, find_architecture
 from ovseg.models.layers import InputScale
 from ovseg.training.losses import build_loss
 from ovseg.training.optim import OPTIMIZERS, find_encoder, optimize_network
@@ -211,7 +211,7 @@ def build_own_network(work: Workload, **changes: object) -> nn.Module:
 
 def build_plain_network(work: Workload) -> nn.Module:
     """The configuration's network of torch's own convolutions, where it can choose."""
-    architecture = choose("arch", work.model["arch"], ARCHITECTURES)
+    architecture = find_architecture(work.model["arch"])
     if "convolution" in inspect.signature(architecture).parameters:
         return build_own_network(work, convolution="direct")
     return build_own_network(work)

@@ -11,7 +11,7 @@ from typing import Any
 from ovseg.core.checkpoints import epochs_done
 from ovseg.core.errors import InputError
 from ovseg.core.registry import fill_defaults
-from ovseg.models import ARCHITECTURES
+from ovseg.models import find_architecture
 from ovseg.training.checks import ends_within
 from ovseg.training.ema import decay_of
 from ovseg.training.task import SegmentationTask
@@ -72,9 +72,10 @@ def _is_same(arch: str, name: str, given: Any, trained: Any) -> bool:
     Arguments of an architecture that are not given have their defaults; where the encoder's weights
     came from does not matter any more.
     """
-    if name == "arch_args" and arch in ARCHITECTURES:
-        given = fill_defaults(ARCHITECTURES[arch], given)
-        trained = fill_defaults(ARCHITECTURES[arch], trained)
+    if name == "arch_args":
+        architecture = find_architecture(arch)
+        given = fill_defaults(architecture, given)
+        trained = fill_defaults(architecture, trained)
         given["encoder_weights"] = None
         trained["encoder_weights"] = None
     return (given or {}) == (trained or {})
