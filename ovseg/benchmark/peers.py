@@ -259,8 +259,7 @@ def build_training_optimizer(network: nn.Module, work: Workload) -> torch.optim.
 def _build_torch_step(
     build_network: Callable[[Workload], nn.Module],
     work: Workload,
-    arrange: bool = False,
-    engine: str = "torch",
+    engine: str | None = None,
     compile_mode: str | None = None,
 ) -> Step:
     """A step of a torch network.
@@ -268,8 +267,8 @@ def _build_torch_step(
     Args:
         build_network: a function from a workload to the network.
         work: what the step does.
-        arrange: for inference, use the memory format that ovseg's commands use.
-        engine: for inference, a key of `ovseg.inference.engines.ENGINES`.
+        engine: for inference, a key of `ovseg.inference.engines.ENGINES`, in the memory format of
+            ovseg's commands; None calls the network itself.
         compile_mode: for training, torch.compile's; None does not compile.
     """
     torch.set_num_threads(work.threads)
@@ -285,9 +284,13 @@ def _build_torch_step(
         image = image.to(memory_format=torch.channels_last)
     if work.mode == "train":
         return _build_training_step(network, image, mask, work, compile_mode)
-    if arrange:
+    network.eval()
+    forward: Callable[[Tensor], Tensor] = network
+    if engine is not None:
         network = arrange_for_inference(network, device)
-    return _build_inference_step(network.eval(), image, work, engine)
+        with torch.inference_mode(), _autocast(work):
+            forward = build_engine(engine, network, image)
+    return _build_inference_step(forward, image, work)
 
 
 def _build_training_step(
@@ -316,10 +319,9 @@ def _build_training_step(
     return step
 
 
-def _build_inference_step(network: nn.Module, image: Tensor, work: Workload, engine: str) -> Step:
-    with torch.inference_mode():
-        forward = build_engine(engine, network, image)
-
+def _build_inference_step(
+    forward: Callable[[Tensor], Tensor], image: Tensor, work: Workload
+) -> Step:
     @torch.inference_mode()
     def step() -> np.ndarray:
         with _autocast(work):
@@ -410,7 +412,7 @@ PEERS = {
     ),
     # This package.
     "ovseg": Peer(
-        partial(_build_torch_step, build_own_network, arrange=True),
+        partial(_build_torch_step, build_own_network, engine="torch"),
         default_on=("cpu", "gpu"),
         own_memory=True,
     ),

@@ -17,6 +17,7 @@ from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
 from ovseg.inference.onnx import export_onnx
+from ovseg.inference.packing import pack_weights
 from ovseg.inference.postprocessing import to_probs
 
 # From plain pixels, uint8 (N, 3, H, W), to logits, (N, classes, H, W), for any N.
@@ -207,7 +208,7 @@ def is_close(difference: float) -> bool:
 
 
 def _build_torch(network: torch.nn.Module, image: Tensor) -> Engine:
-    return network
+    return pack_weights(network, image)
 
 
 def _build_compiled(network: torch.nn.Module, image: Tensor) -> Engine:
