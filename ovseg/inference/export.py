@@ -17,7 +17,8 @@ from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_json
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
-from ovseg.inference.engines import TOLERANCE, Engine, is_close, largest_difference, open_onnx
+from ovseg.inference.engine_choice import TOLERANCE, is_close, largest_difference
+from ovseg.inference.engines import Engine, open_onnx
 from ovseg.inference.onnx import export_onnx
 from ovseg.inference.postprocessing import to_dict
 from ovseg.inference.predictor import Predictor

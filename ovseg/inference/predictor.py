@@ -27,7 +27,8 @@ from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
 from ovseg.data.pairs import check_eight_bits, list_images, read_image
-from ovseg.inference.engines import Engine, arrange_for_inference, check_engine, choose_engine
+from ovseg.inference.engine_choice import check_engine, choose_engine
+from ovseg.inference.engines import Engine, arrange_for_inference
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
@@ -103,7 +104,11 @@ class LoadedNetwork:
 
     @torch.inference_mode()
     def predict_probs(
-        self, images: Sequence[np.ndarray], engine: str, flips: Sequence[str]
+        self,
+        images: Sequence[np.ndarray],
+        engine: str,
+        flips: Sequence[str],
+        pictures: int | None = None,
     ) -> list[np.ndarray]:
         """Probabilities at the pictures' own sizes, averaged over flips.
 
@@ -111,6 +116,7 @@ class LoadedNetwork:
             images: RGB, uint8 (H, W, 3); sizes may differ.
             engine: what runs the network; it is built on the first call and kept.
             flips: see `ovseg.inference.postprocessing.average_flips`.
+            pictures: see `Predictor`.
 
         Returns:
             float32 (classes, H, W) in 0..1 for each picture: of one class the sigmoid of its
@@ -119,7 +125,7 @@ class LoadedNetwork:
         squares = np.stack([place(image, self.image_size, self.fit) for image in images])
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
         if self._engine is None:
-            self._engine = choose_engine(engine, self.network, batch)
+            self._engine = choose_engine(engine, self.network, batch, pictures)
         square_probs = class_probs(average_flips(self._engine, batch, flips))
 
         results = []
@@ -140,12 +146,15 @@ class Predictor:
         postprocessing: how probabilities become labels.
         engine: what runs the networks, `auto` or a name of `ovseg.inference.engines.ENGINES`. It
             is built for the first pictures; a later change has no effect.
+        pictures: how many are to come, if known: for a few, `auto` tries no engine that takes long
+            to build.
     """
 
     members: Sequence[LoadedNetwork]
     categories: Sequence[str] = ()
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
     engine: str = "torch"
+    pictures: int | None = None
 
     @classmethod
     def from_run(
@@ -239,7 +248,8 @@ class Predictor:
         """Predict RGB pictures, uint8 (H, W, 3), that go through the networks together."""
         flips = self.postprocessing.flips
         probs_of_members = [
-            member.predict_probs(images, self.engine, flips) for member in self.members
+            member.predict_probs(images, self.engine, flips, self.pictures)
+            for member in self.members
         ]
         predictions = []
         for index in range(len(images)):
@@ -371,6 +381,7 @@ def infer_folder(
     with atomic_dir(output, overwrite, MARKER, inputs=(run, images)) as folder:
         (folder / MARKER).touch()
         predictor = Predictor.from_run(run, device, postprocessing, engine)
+        predictor.pictures = len(paths)
         if predictor.postprocessing.changes:
             print(f"Post-processing of the run: {predictor.postprocessing}")
         for fit in {member.fit for member in predictor.members}:

@@ -1,21 +1,24 @@
 """Every engine gives torch's probabilities; one that does not is not used."""
 
 import builtins
+import json
 import math
+import re
 
 import pytest
 import torch
 
 from ovseg.core.errors import InputError
-from ovseg.inference.engines import (
-    ENGINES,
-    EngineKind,
-    build_engine,
-    calibrate,
+from ovseg.core.files import content_digest
+from ovseg.inference import engine_choice
+from ovseg.inference.engine_choice import (
     choose_engine,
     is_close,
     largest_difference,
+    memory_path,
+    try_engines,
 )
+from ovseg.inference.engines import ENGINES, EngineKind, build_engine
 from ovseg.inference.onnx import export_onnx
 
 
@@ -41,8 +44,9 @@ def build_missing(network, image):
 
 
 @pytest.fixture
-def engines(monkeypatch):
-    """Only torch, and what a test adds; compiling takes half a minute."""
+def engines(monkeypatch, tmp_path):
+    """Only torch, and what a test adds; compiling takes half a minute. Nothing is remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in list(ENGINES):
         if name != "torch":
             monkeypatch.delitem(ENGINES, name)
@@ -65,17 +69,16 @@ def test_engine_gives_the_logits_of_torch_for_any_batch(name, size, network, ima
         assert torch.allclose(engine(batch), network(batch), atol=1e-4)
 
 
-def test_calibration_skips_what_differs_or_is_missing(network, image, engines):
+def test_trials_leave_out_what_differs_or_is_missing(network, image, engines):
     engines("wrong", build_wrong)
     engines("missing", build_missing)
-    best, trials = calibrate(network, image)
-    assert best.name == "torch"
-    torch.testing.assert_close(best.engine(image), network(image))
-    found = {trial.name: trial for trial in trials}
-    assert list(found) == ["torch", "wrong", "missing"]
-    assert 0 <= found["torch"].seconds < math.inf
-    assert found["wrong"].problem == "not used: it differs by more than 0.0001"
-    assert found["missing"].problem == "This engine needs a package."
+    trials = {trial.name: trial for trial in try_engines(network, image)}
+    assert list(trials) == ["torch", "wrong", "missing"]
+    torch.testing.assert_close(trials["torch"].engine(image), network(image))
+    assert 0 < trials["torch"].seconds < math.inf
+    assert trials["wrong"].engine is None
+    assert re.match("it is 0.0.* off torch's probabilities", trials["wrong"].problem)
+    assert trials["missing"].problem == "This engine needs a package."
 
 
 def test_auto_takes_the_fastest_and_prints_what_it_tried(network, image, engines, capsys):
@@ -89,22 +92,75 @@ def test_auto_takes_the_fastest_and_prints_what_it_tried(network, image, engines
     assert any("slow" in line for line in lines)
 
 
+def test_auto_remembers_the_fastest(network, image, engines, capsys):
+    engines("slow", SlowEngine)
+    choose_engine("auto", network, image)
+    capsys.readouterr()
+    choose_engine("auto", network, image)
+    assert "not tried: torch was the fastest before" in capsys.readouterr().out
+    choose_engine("auto", network, image[:1])  # another size of batch
+    assert "not tried" not in capsys.readouterr().out
+
+
+def test_remembered_engine_is_still_compared_with_torch(network, image, engines):
+    engines("fast", lambda network, image: network)
+    memory_path().parent.mkdir(parents=True)
+    situation = engine_choice.describe_situation(network, image)
+    memory_path().write_text(json.dumps({content_digest(situation): "fast"}))
+    engines("fast", build_wrong)
+    engine = choose_engine("auto", network, image)
+    torch.testing.assert_close(engine(image), network(image))
+
+
+def test_auto_does_not_build_what_cannot_pay_back(network, image, engines, capsys):
+    engines("slow to build", build_missing, build_seconds=1e6)
+    choose_engine("auto", network, image, pictures=6)
+    assert "too few pictures" in capsys.readouterr().out
+    # What was not tried is not known to be slower.
+    assert not memory_path().exists()
+    choose_engine("auto", network, image)
+    assert "This engine needs a package." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": "steam"}', "\0"])
+def test_broken_memory_is_no_memory(content, network, image, engines):
+    memory_path().parent.mkdir(parents=True)
+    memory_path().write_text(content)
+    choose_engine("auto", network, image)
+    remembered = json.loads(memory_path().read_text())
+    assert list(remembered.values()) == ["torch"]
+
+
+def test_memory_that_cannot_be_written_is_no_error(network, image, engines, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    choose_engine("auto", network, image)
+
+
 def test_auto_without_a_usable_engine_is_an_error(network, image, engines):
     engines("torch", build_wrong)
-    with pytest.raises(InputError, match="No engine can be used. torch: not used: it differs"):
+    with pytest.raises(InputError, match="No engine can be used. torch: it is 0.0.* off torch's"):
         choose_engine("auto", network, image)
 
 
 def test_engine_that_differs_is_an_error(network, image, engines):
     engines("wrong", build_wrong)
-    with pytest.raises(InputError, match="--engine wrong is 0.0.* off torch's probabilities"):
+    with pytest.raises(InputError, match="--engine wrong can't be used: it is 0.0.* off torch's"):
         choose_engine("wrong", network, image)
 
 
 def test_engine_that_gives_nan_is_an_error(network, image, engines):
     engines("nan", lambda network, image: lambda image: network(image) * math.nan)
-    with pytest.raises(InputError, match="--engine nan is nan off torch's probabilities"):
+    with pytest.raises(InputError, match="--engine nan can't be used: it is nan off torch's"):
         choose_engine("nan", network, image)
+
+
+def test_engine_that_fails_to_build_is_one_sentence(network, image, engines):
+    def build(network, image):
+        raise RuntimeError("No working C++ compiler found.\nAnd much more.")
+
+    engines("compile", build)
+    with pytest.raises(InputError, match="--engine compile can't be used: No working C.. compiler"):
+        choose_engine("compile", network, image)
 
 
 def test_unknown_engine_is_an_error(network, image):
