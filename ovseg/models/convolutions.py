@@ -20,9 +20,9 @@ from torch.nn.grad import conv2d_weight
 from ovseg.core.registry import choose
 
 FEW_PIXELS = 128  # batch x height x width up to which a matrix product beats oneDNN's convolution
-# CPUs on which torch's own convolutions are the fastest in training too: oneDNN has kernels for the
-# backward pass of dilated ones there (docs/speed.md).
-DIRECT_CAPABILITIES = ("AVX512",)
+# Whether torch's own convolutions are the fastest on this CPU in training too: with AVX-512 oneDNN
+# has kernels for the backward pass of dilated ones (docs/speed.md). It is constant on one machine.
+HAS_DIRECT_KERNELS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 ALGORITHMS = {
     "auto": "fast on a CPU without AVX-512, direct elsewhere",
     "fast": "see `DilatedConv2d`",
@@ -219,7 +219,7 @@ def is_fast(algorithm: str, features: Tensor, weight: Tensor) -> bool:
         return False
     if algorithm != "auto":
         return algorithm == "fast"
-    if features.device.type != "cpu" or has_direct_kernels():
+    if features.device.type != "cpu" or HAS_DIRECT_KERNELS:
         return False
     return torch.is_grad_enabled() or not is_channels_last(weight)
 
@@ -227,9 +227,3 @@ def is_fast(algorithm: str, features: Tensor, weight: Tensor) -> bool:
 def is_channels_last(weight: Tensor) -> bool:
     """Whether the weights of a convolution are in channels_last and not also contiguous."""
     return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@torch.compiler.assume_constant_result
-def has_direct_kernels() -> bool:
-    """Whether this CPU is one of `DIRECT_CAPABILITIES`; always the same on one machine."""
-    return torch.backends.cpu.get_cpu_capability() in DIRECT_CAPABILITIES
