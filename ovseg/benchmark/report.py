@@ -122,7 +122,7 @@ def _draw_scaling(table: pd.DataFrame) -> Figure:
 
 def _draw_layers(table: pd.DataFrame) -> Figure:
     """Bars of forward and backward milliseconds, a row a layer."""
-    columns = [name for name in table.columns if name.endswith(" ms")]
+    columns = [name for name in table.columns if name.endswith("ward ms")]
     labels = [f"{name}: {what}" for name, what in table["what"].items()]
     figure = Figure(figsize=(9, 1.5 + 0.3 * len(table)), layout="constrained")
     axes = figure.subplots()
