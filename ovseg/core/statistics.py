@@ -4,15 +4,20 @@ import numpy as np
 from scipy.stats import bootstrap
 
 
-def mean_interval(values: np.ndarray) -> list[float] | None:
-    """95 % percentile interval of the mean, resampling the values 9,999 times with a fixed seed.
+def mean_interval(values: np.ndarray, groups: np.ndarray | None = None) -> list[float] | None:
+    """95 % percentile interval of the mean, resampling 9,999 times with a fixed seed.
 
     Args:
         values: float (N,), without NaN.
+        groups: the group of each value, (N,); whole groups are resampled, because their members are
+            not independent. None resamples the values.
 
     Returns:
-        Lower and upper bound; None for fewer than two values.
+        Lower and upper bound; None for fewer than two values or groups.
     """
+    if groups is not None:
+        members = np.unique(groups, return_inverse=True)[1]
+        return ratio_interval(np.bincount(members, weights=values), np.bincount(members))
     if len(values) < 2:
         return None
     found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(0))

@@ -2,8 +2,8 @@
 
 The definitions are those of MONAI 1.6 (`compute_hausdorff_distance(percentile=95)`,
 `compute_average_surface_distance(symmetric=True)`, `compute_surface_dice` without subvoxels), with
-which the values agree. Other tools define outlines and percentiles in other ways, and differ by many
-pixels on the same masks (A. Podobnik and T. Vrtovec, arXiv:2410.02630).
+which the values agree. Other tools define outlines and percentiles in other ways, and differ by
+many pixels on the same masks (G. Podobnik and T. Vrtovec, arXiv:2410.02630).
 
 Where a mask is empty MONAI leaves the image out, so that missed lesions improve the mean. Here an
 image with one empty mask of two counts with the image's diagonal, and one with both empty as exact.
@@ -22,8 +22,8 @@ class SurfaceDistances:
     """How far two outlines are apart.
 
     Attributes:
-        hd95: 95th percentile of the distances from one outline to the other, of the worse direction;
-            pixels.
+        hd95: 95th percentile of the distances from one outline to the other, of the worse
+            direction; pixels.
         assd: mean of the distances in both directions; pixels.
         nsd: share of both outlines within the tolerance of the other, 0..1.
     """

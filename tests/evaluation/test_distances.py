@@ -26,11 +26,11 @@ def test_equal_masks_have_no_distance():
 
 
 def test_square_in_the_middle_of_a_larger_one():
-    # The small outline has 4 * 9 pixels, all 5 from the large one. The large outline has 4 * 19: of a
+    # The small outline has 4 * 9 pixels, all 5 from the large one. The large one has 4 * 19: of a
     # side the 10 in the middle are 5 away, those beyond a corner of the small square hypot(5, k).
     found = surface_distances(square(15, 15, 10), square(10, 10, 20), tolerance=5)
     beyond = [math.hypot(5, k) for k in range(1, 6)]
-    # Each of the 4 sides: 10 of 5, and on both sides of them 5; the corners are shared by two sides.
+    # Each of the 4 sides: 10 of 5, and on both sides of them 5; two sides share a corner.
     large = 4 * (10 * 5 + 2 * sum(beyond[:4]) + beyond[4])
     assert found.assd == pytest.approx((36 * 5 + large) / (36 + 76), abs=1e-6)
     assert found.nsd == pytest.approx((36 + 40) / (36 + 76))
