@@ -38,8 +38,6 @@ class Score:
             both maps, in the prediction only, in the mask only, and in neither; None for a score
             that is not a mean over images.
         in_curves: whether it is drawn after every epoch.
-        at_original_size: whether it is also computed at the size that the image had before it was
-            prepared.
         of_categories: whether it is logged only with more than one class.
     """
 
@@ -47,7 +45,6 @@ class Score:
     best: str = "max"
     of_image: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     in_curves: bool = False
-    at_original_size: bool = False
     of_categories: bool = False
 
 
@@ -59,13 +56,11 @@ SCORES = {
         "Dice",
         of_image=lambda both, pred, mask, rest: 2 * both / (2 * both + pred + mask),
         in_curves=True,
-        at_original_size=True,
     ),
     "iou": Score(
         "IoU",
         of_image=lambda both, pred, mask, rest: both / (both + pred + mask),
         in_curves=True,
-        at_original_size=True,
     ),
     "sensitivity": Score(
         "sensitivity", of_image=lambda both, pred, mask, rest: both / (both + mask)
@@ -73,7 +68,10 @@ SCORES = {
     "specificity": Score(
         "specificity", of_image=lambda both, pred, mask, rest: rest / (rest + pred)
     ),
-    "precision": Score("precision", of_image=lambda both, pred, mask, rest: both / (both + pred)),
+    "precision": Score(
+        "precision",
+        of_image=lambda both, pred, mask, rest: both / (both + pred),
+    ),
     "iou_pooled": Score("IoU pooled", in_curves=True),
     "dice_categories": Score(
         "category Dice, mean of categories", in_curves=True, of_categories=True
@@ -81,9 +79,14 @@ SCORES = {
     "iou_pooled_categories": Score("category IoU pooled, mean of categories", of_categories=True),
 }
 HARD_SCORES = tuple(name for name, score in SCORES.items() if score.of_image)
-ORIGINAL_SCORES = tuple(
-    f"{name}_original" for name, score in SCORES.items() if score.at_original_size
-)
+# The same at the size that an image had before it was prepared.
+ORIGINAL_SCORES = tuple(f"{name}_original" for name in HARD_SCORES)
+# Scores of outlines, at the original size only; see `ovseg.evaluation.distances`.
+SURFACE_SCORES = {
+    "hd95": Score("HD95 (pixels)", best="min"),
+    "assd": Score("ASSD (pixels)", best="min"),
+    "nsd": Score("NSD"),
+}
 POOLED_SCORES = tuple(name for name, score in SCORES.items() if not score.of_image)
 # What training logs, by the name that can be monitored.
 LOGGED_SCORES = {

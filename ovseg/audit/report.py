@@ -1,21 +1,19 @@
 """Write an audit as `audit.json`, pictures and one HTML page, and print its table."""
 
-import base64
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ovseg.audit.files import BROKEN, REMARKS
 from ovseg.audit.findings import Audit, audit_tree, summarise
 from ovseg.audit.sheets import draw_numbers, draw_sheets
 from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
-from ovseg.core.files import atomic_dir, atomic_path, write_json
+from ovseg.core.files import atomic_dir, write_json
+from ovseg.core.pages import embed_file, write_page
 
 LISTED = 200  # rows of a table on the page; audit.json has all
-MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
+PAGE = Path(__file__).parent / "page.html.j2"
 
 
 def report_audit(
@@ -45,9 +43,7 @@ def report_audit(
         write_json(folder / "audit.json", summary)
         plots = draw_numbers(audit, folder)
         sheets = draw_sheets(audit, mask_threshold, folder)
-        page = _render_page(audit, summary, _embed(plots, folder), _embed(sheets, folder))
-        with atomic_path(folder / "audit.html") as temporary:
-            temporary.write_text(page, encoding="utf-8")
+        _write_page(folder, audit, summary, plots, sheets)
     return summary
 
 
@@ -130,34 +126,27 @@ def _first(names: list[str], count: int) -> str:
     return text
 
 
-def _embed(files: dict[str, str], folder: Path) -> dict[str, str]:
-    """Title -> the picture as a data URL, from title -> file name."""
-    urls = {}
-    for title, name in files.items():
-        path = folder / name
-        content = base64.b64encode(path.read_bytes()).decode()
-        urls[title] = f"data:{MEDIA_TYPES[path.suffix]};base64,{content}"
-    return urls
-
-
-def _render_page(
-    audit: Audit, summary: dict[str, Any], plots: dict[str, str], sheets: dict[str, str]
-) -> str:
-    """The HTML page, with the pictures in it."""
+def _write_page(
+    folder: Path,
+    audit: Audit,
+    summary: dict[str, Any],
+    plots: dict[str, str],
+    sheets: dict[str, str],
+) -> None:
+    """Write `audit.html`; `plots` and `sheets` are files in the folder by their title."""
     problems = {}
     for kind, reason in (BROKEN | REMARKS).items():
         problems[kind] = (reason, [problem for problem in audit.problems if problem.kind == kind])
-    environment = Environment(
-        loader=PackageLoader("ovseg.audit", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("page.html.j2").render(
+    write_page(
+        folder / "audit.html",
+        PAGE,
         summary=summary,
         rows=_table_rows(summary),
         verdict=verdict(summary),
         problems=problems,
         broken=BROKEN,
         copies=audit.copies,
-        plots=plots,
-        sheets=sheets,
+        plots={title: embed_file(folder / name) for title, name in plots.items()},
+        sheets={title: embed_file(folder / name) for title, name in sheets.items()},
         listed=LISTED,
     )

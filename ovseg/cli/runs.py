@@ -31,9 +31,10 @@ def evaluate(
     postprocessing: bool = True,
     mask_threshold: int | None = None,
     device: str = "auto",
+    report: str = "full",
     overwrite: bool = False,
 ) -> int:
-    """Score a run on a split: tables, summary and pictures.
+    """Score a run on a split: tables, summary, figures and a page.
 
     Args:
         run: run folder, checkpoint, or folder of an ensemble
@@ -44,17 +45,27 @@ def evaluate(
         postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
         mask_threshold: grey values above it are lesion (default: that of training)
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
+        report: full, or minimal, which leaves the page report.html out
         overwrite: replace an earlier evaluation
     """
     keep_freed_memory()
     from ovseg.core.runs import RunFolder
-    from ovseg.evaluation import report
+    from ovseg.evaluation.report import evaluate, print_summary
 
     folder = output or RunFolder(run).evaluation(split)
-    summary = report.evaluate(
-        run, split, data, folder, batch_size, device, postprocessing, overwrite, mask_threshold
+    summary = evaluate(
+        run,
+        split,
+        data,
+        folder,
+        batch_size,
+        device,
+        postprocessing,
+        overwrite,
+        mask_threshold,
+        report,
     )
-    report.print_summary(summary)
+    print_summary(summary)
     return conclude(f"Written to {folder}")
 
 

@@ -106,6 +106,12 @@ def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
     return {item["stem"]: item for item in items if "box" in item}
 
 
+def image_groups(root: Path) -> dict[str, int]:
+    """Stem -> group of near-duplicates, of a dataset whose manifest has groups; else empty."""
+    items = read_manifest(root).get("items", [])
+    return {item["stem"]: item["group"] for item in items if "group" in item}
+
+
 def check_manifest(root: Path, fit: str, classes: int) -> None:
     """Refuse settings that do not go with a dataset.
 

@@ -6,6 +6,7 @@ classifiers, ICLR 2019 (area under the risk-coverage curve).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -40,6 +41,17 @@ class Reliability:
         self.lesion += np.bincount(which, weights=lesion, minlength=count)
         self.probs += np.bincount(which, weights=flat, minlength=count)
         self.squares += float(((flat - lesion) ** 2).sum())
+
+    def merge(self, other: "Reliability") -> None:
+        """Add the images of another one of as many bins."""
+        self.pixels += other.pixels
+        self.lesion += other.lesion
+        self.probs += other.probs
+        self.squares += other.squares
+
+    def summary(self) -> dict[str, Any]:
+        """`error`, `brier` and `bins`, see `table`, as JSON has it."""
+        return {"error": self.error, "brier": self.brier, "bins": self.table()}
 
     def table(self) -> dict[str, list[float | None]]:
         """Of each bin: `pixels`, their share of all; mean `probability`; share of `lesion`."""

@@ -1,6 +1,9 @@
 """A run and a split as a table with a row for each image, and its summary."""
 
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,26 @@ import torch
 
 from ovseg import __version__
 from ovseg.core.checkpoints import check_evaluable, checkpoint_digest, read_members
-from ovseg.core.console import progress_bar
+from ovseg.core.console import THREADS, progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.runs import RunFolder
-from ovseg.core.statistics import mean_interval
 from ovseg.core.versions import installed_versions
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.data.geometry import fit_box
-from ovseg.data.manifest import image_categories, prepared_items
+from ovseg.data.geometry import Box, cut, fit_box
+from ovseg.data.manifest import image_categories, image_groups, prepared_items
 from ovseg.data.original import original_mask
+from ovseg.data.pairs import read_image
+from ovseg.evaluation.calibration import Reliability
+from ovseg.evaluation.cases import TOLERANCE, area_counts, describe_picture, score_case
+from ovseg.evaluation.summary import (
+    pooled_iou,
+    pooled_miou,
+    summarise_categories,
+    summarise_confidence,
+    summarise_failures,
+    summarise_subgroups,
+    summarise_values,
+)
 from ovseg.inference.engines import arrange_for_inference
 from ovseg.inference.postprocessing import (
     Postprocessing,
@@ -32,6 +46,7 @@ from ovseg.metrics import (
     HARD_SCORES,
     ORIGINAL_SCORES,
     POOLED_SCORES,
+    SURFACE_SCORES,
     OnlineScores,
     category_scores,
     confusion,
@@ -117,12 +132,19 @@ class Evaluation:
 
     @torch.inference_mode()
     def batches(self) -> Iterator[tuple[dict, torch.Tensor]]:
-        """Every batch of the split, on the device, with its logits (N, classes, S, S)."""
+        """Every batch of the split, on the device, with its logits (N, classes, S, S).
+
+        A batch also has `seconds`, what the network took for an image of it.
+        """
         for batch in self.loader():
             image = batch["image"].to(self.device)
             mask = batch["mask"].to(self.device)
+            began = time.perf_counter()
             logits = self.logits(image, self.postprocessing.flips)
-            yield {**batch, "image": image, "mask": mask}, logits
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = (time.perf_counter() - began) / len(image)
+            yield {**batch, "image": image, "mask": mask, "seconds": seconds}, logits
 
     @torch.inference_mode()
     def logits(self, image: torch.Tensor, flips: Sequence[str]) -> torch.Tensor:
@@ -155,9 +177,33 @@ class Evaluation:
         height, width = mask.shape
         return restore_probs(square, height, width, settings["fit"]), mask
 
+    def original_case(self, stem: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Predict one image again, to show it.
+
+        Returns:
+            The picture as it was prepared, without its border, uint8 (h, w, 3); mask, uint8
+            (height, width), and probabilities, float32 (classes, height, width), at the original
+            size.
+        """
+        picture = self._read_picture(stem)
+        dataset = self.datamodule.dataset(self.split)
+        index = list(self._pairs).index(stem)
+        image = dataset[index]["image"][None].to(self.device)
+        logits = self.logits(image, self.postprocessing.flips)
+        probs, mask = self.original_probs(stem, class_probs(logits)[0])
+        return picture, mask, probs
+
+    def _read_picture(self, stem: str) -> np.ndarray:
+        """A picture as it was prepared, without its border."""
+        picture = read_image(self._pairs[stem].image_path)
+        item = self._items.get(stem)
+        if item is None:
+            return picture
+        return cut(picture, Box(**item["box"]))
+
     def postprocess(
         self, stems: Sequence[str], logits: torch.Tensor
-    ) -> tuple[torch.Tensor, list[dict[str, float]]]:
+    ) -> tuple[torch.Tensor, list["ScoredImage"]]:
         """Labels at the network's size, and scores at the original size.
 
         Args:
@@ -165,49 +211,90 @@ class Evaluation:
             logits: (N, classes, S, S).
 
         Returns:
-            Labels, uint8 (N, 1, S, S) on the device, and `original_row` of each image.
+            Labels, uint8 (N, 1, S, S) on the device, and each image.
         """
+        squares = class_probs(logits)
+        images = [self._score(stem, square) for stem, square in zip(stems, squares, strict=True)]
+        return self._stack_labels(images), images
+
+    def _score(self, stem: str, square: np.ndarray) -> "ScoredImage":
+        """Score one image from its probabilities, float32 (classes, S, S)."""
         settings = self.datamodule.hparams
-        preds = []
-        rows = []
-        for stem, square in zip(stems, class_probs(logits), strict=True):
-            probs, mask = self.original_probs(stem, square)
-            height, width = mask.shape
-            box = fit_box(height, width, settings["image_size"], settings["fit"])
-            preds.append(self.postprocessing.labels(square, box.height * box.width))
-            rows.append(original_row(self.postprocessing.labels(probs), mask))
-        labels = torch.from_numpy(np.stack(preds)[:, None]).to(self.device)
-        return labels, rows
+        probs, mask = self.original_probs(stem, square)
+        height, width = mask.shape
+        box = fit_box(height, width, settings["image_size"], settings["fit"])
+        lesion = probs[0] if len(probs) == 1 else 1 - probs[0]
+        row = score_case(lesion, self.postprocessing.labels(probs), mask)
+        row.update(describe_picture(self._read_picture(stem), mask > 0))
+        reliability = Reliability()
+        reliability.add(lesion, mask > 0)
+        labels = self.postprocessing.labels(square, box.height * box.width)
+        return ScoredImage(labels, row, reliability)
+
+    def _stack_labels(self, images: Sequence["ScoredImage"]) -> torch.Tensor:
+        labels = np.stack([image.labels for image in images])
+        return torch.from_numpy(labels[:, None]).to(self.device)
+
+    def _scored_batches(self) -> Iterator[tuple[dict, torch.Tensor, list["ScoredImage"]]]:
+        """Every batch with its logits and scored images.
+
+        Images are scored in threads, while the network computes the next batch.
+        """
+        waiting: tuple[dict, torch.Tensor, list[Future]] | None = None
+        with ThreadPoolExecutor(THREADS) as pool:
+            for batch, logits in self.batches():
+                squares = class_probs(logits)
+                scored = []
+                for stem, square in zip(batch["stem"], squares, strict=True):
+                    scored.append(pool.submit(self._score, stem, square))
+                if waiting is not None:
+                    yield *waiting[:2], [future.result() for future in waiting[2]]
+                waiting = (batch, logits, scored)
+            if waiting is not None:
+                yield *waiting[:2], [future.result() for future in waiting[2]]
 
     def run(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Score the split.
 
         Returns:
-            A table with a row for each image (see `image_rows`; of a run for one class also
-            `category`, where the dataset's manifest has it), and the summary: `describe`, `scores`,
-            and `per_category` where categories are known (see `summarise_categories`).
+            A table with a row for each image: see `image_rows` and `score_case`; `seconds` of the
+            network; `category` and `group` where the dataset's manifest has them. And the summary:
+            `describe`, `scores`, `failures`, `calibration`, `confidence`, `subgroups`, and
+            `per_category` where categories are known, see `ovseg.evaluation.summary`.
         """
         names = self.datamodule.categories
         online = OnlineScores(self.task.classes, sync=False).to(self.device)
+        reliability = Reliability()
         rows = []
-        for batch, logits in self.batches():
+        for batch, logits, images in self._scored_batches():
             mask = batch["mask"]
-            pred, original_rows = self.postprocess(batch["stem"], logits)
+            pred = self._stack_labels(images)
             online.update(self.task.loss(logits, mask), logits, mask, pred=pred)
-            for row, original in zip(image_rows(batch, pred, names), original_rows, strict=True):
-                rows.append({**row, **original})
+            for row, image in zip(image_rows(batch, pred, names), images, strict=True):
+                rows.append({**row, **image.row, "seconds": batch["seconds"]})
+                reliability.merge(image.reliability)
         table = pd.DataFrame(rows)
         if not names:
             self._add_categories(table)
+        groups = self._add_groups(table)
 
         scores: dict[str, Any] = {}
         for name, value in online.compute().items():
             if name in POOLED_SCORES:
                 scores[name] = to_number(value)
         scores["iou_pooled_original"] = pooled_iou(table, "_original")
-        for name in (*HARD_SCORES, *ORIGINAL_SCORES):
-            scores[name] = summarise_values(table[name])
-        summary = {**self.describe(), "scores": scores}
+        scores["miou_pooled_original"] = pooled_miou(table)
+        for name in (*HARD_SCORES, *ORIGINAL_SCORES, *SURFACE_SCORES):
+            scores[name] = summarise_values(table[name], groups)
+        summary = {
+            **self.describe(),
+            "intervals": "images" if groups is None else "groups",
+            "scores": scores,
+            "failures": summarise_failures(table),
+            "calibration": reliability.summary(),
+            "confidence": summarise_confidence(table),
+            "subgroups": summarise_subgroups(table, groups),
+        }
         if "category" in table:
             summary["per_category"] = summarise_categories(table, names)
         if online.categories is not None:
@@ -223,6 +310,14 @@ class Evaluation:
         known = image_categories(self.datamodule.root, *folders)
         if known:
             table.insert(1, "category", table["stem"].map(known).fillna("unknown"))
+
+    def _add_groups(self, table: pd.DataFrame) -> pd.Series | None:
+        """Add `group` to the table, where the manifest has it for every image, and return it."""
+        groups = table["stem"].map(image_groups(self.datamodule.root))
+        if groups.isna().any():
+            return None
+        table.insert(1, "group", groups.astype(int))
+        return table["group"]
 
     def describe(self) -> dict[str, Any]:
         """What is evaluated and with what: the summary's part that needs no scores."""
@@ -247,11 +342,27 @@ class Evaluation:
             "classes": self.task.classes,
             "threshold": threshold,
             "mask_threshold": self.datamodule.hparams["mask_threshold"],
+            "nsd_tolerance": TOLERANCE,
             "postprocessing": to_dict(self.postprocessing),
             "postprocessing_file": self.postprocessing_file,
             "batch_size": self.datamodule.hparams["batch_size"],
             "versions": {"ovseg": __version__, **versions},
         }
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """What `Evaluation` finds out about one image.
+
+    Attributes:
+        labels: at the network's size, uint8 (S, S).
+        row: see `score_case` and `describe_picture`.
+        reliability: of the probabilities at the original size.
+    """
+
+    labels: np.ndarray
+    row: dict[str, Any]
+    reliability: Reliability
 
 
 def to_number(value: torch.Tensor) -> float | None:
@@ -290,119 +401,3 @@ def image_rows(
         for category, values in enumerate(scores.T, 1):
             columns[f"{name}_{category}"] = values.tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def original_row(labels: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """`ORIGINAL_SCORES` of the lesion of one picture, and its areas in pixels.
-
-    Args:
-        labels: predicted ids, uint8 (height, width).
-        mask: reference ids, uint8 (height, width).
-    """
-    pred = torch.from_numpy(labels > 0)[None, None]
-    lesion = torch.from_numpy(mask > 0)[None, None]
-    scores = hard_scores(pred, lesion)
-    row: dict[str, float] = {}
-    for name in ORIGINAL_SCORES:
-        row[name] = scores[name.removesuffix("_original")].item()
-    for name, count in area_counts(pred, lesion).items():
-        row[f"{name}_original"] = int(count)
-    return row
-
-
-def area_counts(pred: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Lesion pixels of each image in its mask, its prediction and both.
-
-    Args:
-        pred: predicted ids, (N, 1, H, W).
-        mask: reference ids, (N, 1, H, W).
-
-    Returns:
-        `lesion_pixels`, `pred_pixels`, `hit_pixels`, each int64 (N,).
-    """
-    lesion = mask.flatten(1) > 0
-    found = pred.flatten(1) > 0
-    return {
-        "lesion_pixels": lesion.sum(1),
-        "pred_pixels": found.sum(1),
-        "hit_pixels": (found & lesion).sum(1),
-    }
-
-
-def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """`summarise_values` of each column of a table of scores."""
-    return {name: summarise_values(table[name]) for name in table}
-
-
-def pooled_iou(table: pd.DataFrame, suffix: str = "") -> float | None:
-    """Summed intersections over summed unions of the images of a table.
-
-    Args:
-        table: see `Evaluation.run`.
-        suffix: of the columns of areas; `_original` for those at the original sizes.
-
-    Returns:
-        None where no map has a lesion.
-    """
-    lesion = table[f"lesion_pixels{suffix}"].sum()
-    pred = table[f"pred_pixels{suffix}"].sum()
-    hit = table[f"hit_pixels{suffix}"].sum()
-    union = lesion + pred - hit
-    return float(hit / union) if union else None
-
-
-def summarise_values(scores: pd.Series) -> dict[str, Any]:
-    """Mean, median and 95 % interval of a score over images.
-
-    Args:
-        scores: of each image; NaN (see `ovseg.metrics`) is left out.
-
-    Returns:
-        `mean`, `median`, `ci95`, and `images`, the number of images that have a score. The interval
-        is the bootstrap's percentile interval of the mean over images, None for fewer than two.
-    """
-    values = scores.dropna().to_numpy()
-    return {
-        "mean": float(values.mean()) if len(values) else None,
-        "median": float(np.median(values)) if len(values) else None,
-        "ci95": mean_interval(values),
-        "images": len(values),
-    }
-
-
-def summarise_categories(
-    table: pd.DataFrame, categories: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """The scores of each category of a table that has a column `category`.
-
-    Args:
-        table: see `Evaluation.run`.
-        categories: names of ids 1, 2, ... of a run for categories; empty for one class.
-
-    Returns:
-        For each category: `name`, `images` that show it, and `dice`, `iou` and `iou_pooled` of the
-        lesion in these images, whatever category was predicted. For a run for categories also
-        `recognised`, the number of these images that are predicted as mostly that category, and
-        `category_dice` and `category_iou`: the category against all else, over the images that have
-        it in mask or prediction, so that a false one counts as 0. `Evaluation.run` adds
-        `category_iou_pooled`.
-    """
-    others = set(table["category"].unique()) - set(categories)
-    rows = []
-    for name in [*categories, *sorted(others)]:
-        part = table[table["category"] == name]
-        row = {
-            "name": name,
-            "images": len(part),
-            "dice": summarise_values(part["dice"]),
-            "iou": summarise_values(part["iou"]),
-            "iou_pooled": pooled_iou(part),
-        }
-        if categories:
-            row["recognised"] = int((part["pred_category"] == name).sum())
-        if name in categories:
-            category = categories.index(name) + 1
-            row["category_dice"] = summarise_values(table[f"dice_{category}"])
-            row["category_iou"] = summarise_values(table[f"iou_{category}"])
-        rows.append(row)
-    return rows

@@ -12,8 +12,8 @@ KINDS = {
     "good": "Dice of {good} or more, or no lesion in both masks",
     "false alarm": "there is no lesion, but one is predicted",
     "missed": "nothing is predicted",
-    "wrong structure": "the prediction lies elsewhere: less than {overlap:.0%} of it is lesion, and it "
-    "covers less than {overlap:.0%} of the lesion",
+    "wrong structure": "the prediction lies elsewhere: less than {overlap:.0%} of it is lesion, "
+    "and less than {overlap:.0%} of the lesion is in it",
     "boundary only": "{near:.0%} or more of both outlines are within the tolerance of each other",
     "extra components": "Dice is {good} or more without the components that lie beside the lesion",
     "split": "several components where the lesion is one",

@@ -27,11 +27,7 @@ from ovseg.metrics import SCORES, scores_of_counts
 
 Flips = tuple[str, ...]
 
-METRICS = {
-    name: f"mean {score.label} per image"
-    for name, score in SCORES.items()
-    if score.at_original_size
-}
+METRICS = {name: f"mean {SCORES[name].label} per image" for name in ("dice", "iou")}
 THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 # Areas are shares of the picture. The smallest lesion in a validation split of OTU_2d has 0.007.
 CLEANUPS: tuple[dict[str, Any], ...] = (

@@ -12,11 +12,19 @@ from ovseg.core.drawing import case_row, contact_sheet
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
+from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import PairDataset
 from ovseg.evaluation.evaluate import Evaluation
+from ovseg.evaluation.figures import (
+    draw_failures,
+    draw_reliability,
+    draw_risk_coverage,
+    draw_subgroups,
+)
+from ovseg.evaluation.page import write_report
 from ovseg.inference.postprocessing import Postprocessing, to_dict
-from ovseg.metrics import SCORES
+from ovseg.metrics import SCORES, SURFACE_SCORES
 
 
 def evaluate(
@@ -29,6 +37,7 @@ def evaluate(
     postprocessing: bool = True,
     overwrite: bool = False,
     mask_threshold: int | None = None,
+    report: str = "full",
 ) -> dict[str, Any]:
     """Score a run on a split and write the result, as `ovseg evaluate` does.
 
@@ -42,6 +51,7 @@ def evaluate(
         postprocessing: apply the post-processing that the run folder holds, if any.
         overwrite: replace any earlier evaluation, see `report_evaluation`.
         mask_threshold: grey values of masks above it are lesion; None takes that of training.
+        report: see `report_evaluation`.
 
     Returns:
         The summary, which is also written to `summary.json`.
@@ -49,19 +59,25 @@ def evaluate(
     Raises:
         InputError: run, dataset, device or output can't be used.
     """
+    choose("report", report, REPORTS)
     run = Path(run)
     folder = Path(output) if output else RunFolder(run).evaluation(split)
     root = Path(data) if data else None
     evaluation = Evaluation(run, split, root, batch_size, device, postprocessing, mask_threshold)
-    return report_evaluation(evaluation, folder, overwrite)
+    return report_evaluation(evaluation, folder, overwrite, report)
+
+
+# How much is written besides tables and figures.
+REPORTS = {"full": "the page report.html too", "minimal": "nothing more"}
 
 
 def report_evaluation(
-    evaluation: Evaluation, output: Path, overwrite: bool = False
+    evaluation: Evaluation, output: Path, overwrite: bool = False, report: str = "full"
 ) -> dict[str, Any]:
     """Evaluate, and write the result.
 
-    Writes `evaluation.csv`, `per_image.csv`, `summary.json`, `dice.png` and `cases.png`. Where the
+    Writes `evaluation.csv`, `per_image.csv`, `summary.json`, `report.html`, `cases.png` and figures
+    (`dice.png`, `failures.png`, `subgroups.png`, `reliability.png`, `risk_coverage.png`). Where the
     categories of the images are known, also `dice_categories.png`; for a run for categories also
     `confusion.png`, the category of each image against the predicted one.
 
@@ -72,6 +88,7 @@ def report_evaluation(
         evaluation: what to run.
         output: folder to make; it appears when it is whole.
         overwrite: replace any earlier evaluation.
+        report: `minimal` leaves the page `report.html` out; `full` writes it.
 
     Returns:
         The summary.
@@ -100,6 +117,9 @@ def report_evaluation(
         if "category" in table:
             _draw_categories(table, summary["per_category"], folder)
         write_json(folder / "summary.json", summary)
+        figures = _draw_figures(summary, folder)
+        if report == "full":
+            write_report(evaluation, table, summary, figures, folder)
     return summary
 
 
@@ -135,6 +155,22 @@ def _compare_descriptions(output: Path, description: dict[str, Any]) -> list[str
     earlier.setdefault("postprocessing", to_dict(Postprocessing()))
     earlier.setdefault("mask_threshold", description["mask_threshold"])
     return [name for key, name in SAME.items() if earlier.get(key) != description[key]]
+
+
+def _draw_figures(summary: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Draw the summary; returns title -> file of all figures for the page."""
+    draw_failures(summary["failures"], folder / "failures.png")
+    overall = summary["scores"]["dice_original"]
+    draw_subgroups(summary["subgroups"], overall, folder / "subgroups.png")
+    draw_reliability(summary["calibration"], folder / "reliability.png")
+    draw_risk_coverage(summary["confidence"], folder / "risk_coverage.png")
+    return {
+        "failures": "failures.png",
+        "distribution": "dice.png",
+        "subgroups": "subgroups.png",
+        "reliability": "reliability.png",
+        "risk and coverage": "risk_coverage.png",
+    }
 
 
 def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Path) -> None:
@@ -269,8 +305,11 @@ def _text(value: float | None) -> str:
 
 def _label(name: str, kind: str = "") -> str:
     """The label of a score, or of a score at the original size, and what kind of number it is."""
-    label = SCORES[name.removesuffix("_original")].label
-    if not name.endswith("_original"):
+    if name in SURFACE_SCORES:
+        return f"{SURFACE_SCORES[name].label}, original size, {kind}"
+    plain = name.removesuffix("_original")
+    label = "mIoU pooled" if plain == "miou_pooled" else SCORES[plain].label
+    if plain == name:
         return f"{label} {kind}".rstrip()
     parts = [label, "original size", kind]
     return ", ".join(part for part in parts if part)

@@ -11,8 +11,9 @@ from ovseg.core.console import print_table
 from ovseg.core.files import write_json, write_table
 from ovseg.core.plots import draw_boxes
 from ovseg.core.statistics import ratio_interval
-from ovseg.data.manifest import read_manifest
-from ovseg.evaluation.evaluate import Evaluation, pooled_iou, summarise
+from ovseg.data.manifest import image_groups
+from ovseg.evaluation.evaluate import Evaluation
+from ovseg.evaluation.summary import pooled_iou, summarise, summarise_values
 from ovseg.metrics import HARD_SCORES, ORIGINAL_SCORES
 
 NOTE = (
@@ -32,7 +33,7 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     `note` says so. The run's post-processing was chosen on them as well, so it is left out.
 
     Writes `out_of_fold.csv` (a row an image: `stem`, `fold` and the columns of `per_image.csv` of
-    `evaluate`), `summary.json` and `out_of_fold.png`, the Dice of each fold.
+    `evaluate` but `seconds`), `summary.json` and `out_of_fold.png`, the Dice of each fold.
 
     Args:
         runs: run folders of folds 0, 1, ...; each lies in `output`.
@@ -51,7 +52,8 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
         evaluation = Evaluation(run, "valid", device=device, postprocessing=False)
         fold_table, fold_summary = evaluation.run()
         fold_table.insert(1, "fold", fold)
-        tables.append(fold_table)
+        # What the machine took is no result: the table of a resumed run is that of another.
+        tables.append(fold_table.drop(columns="seconds"))
         folds.append(
             {
                 "fold": fold,
@@ -61,7 +63,7 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
         )
     table = pd.concat(tables, ignore_index=True)
 
-    scores = summarise_folds(table, read_groups(evaluation.datamodule.root))
+    scores = summarise_folds(table, image_groups(evaluation.datamodule.root))
     scores["per_fold"] = [
         {**fold, **fold_scores} for fold, fold_scores in zip(folds, scores["per_fold"], strict=True)
     ]
@@ -79,12 +81,6 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     draw_boxes(dice, "Dice per image of the held-out images", output / "out_of_fold.png")
     write_json(output / "summary.json", summary)
     return summary
-
-
-def read_groups(root: Path) -> dict[str, int]:
-    """Stem -> group of near-duplicates, of a dataset whose manifest has groups; else empty."""
-    items = read_manifest(root).get("items", [])
-    return {item["stem"]: item["group"] for item in items if "group" in item}
 
 
 def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, Any]:
@@ -114,7 +110,7 @@ def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, An
     if groups:
         group_of_row = table["stem"].map(groups)
         for name in names:
-            scores[name]["ci95_groups"] = _interval_over_groups(table[name], group_of_row)
+            scores[name]["ci95_groups"] = summarise_values(table[name], group_of_row)["ci95"]
         sums = areas.groupby(group_of_row).sum()
         scores["iou_pooled"]["ci95_groups"] = ratio_interval(
             sums["hit"].to_numpy(), sums["union"].to_numpy()
@@ -129,12 +125,6 @@ def _overlap_areas(table: pd.DataFrame) -> pd.DataFrame:
     hit = table["hit_pixels"]
     union = table["lesion_pixels"] + table["pred_pixels"] - hit
     return pd.DataFrame({"hit": hit, "union": union})
-
-
-def _interval_over_groups(scores: pd.Series, group_of_row: pd.Series) -> list[float] | None:
-    """95 % interval of the mean score, resampling whole groups."""
-    by_group = scores.groupby(group_of_row)
-    return ratio_interval(by_group.sum().to_numpy(), by_group.count().to_numpy())
 
 
 def _summarise_fold(part: pd.DataFrame) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovseg.audit.files import BROKEN, REMARKS, is_doppler, measure_colours
+from ovseg.audit.files import BROKEN, REMARKS
 from ovseg.audit.findings import audit_tree
+from ovseg.data.colours import is_doppler, measure_colours
 from ovseg.data.prepare.phantoms import make_phantom, write_phantoms
 
 

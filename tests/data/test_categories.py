@@ -18,7 +18,7 @@ from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.otu2d import CATEGORIES
 from ovseg.data.prepare.phantoms import make_phantom
-from ovseg.evaluation.evaluate import summarise_categories
+from ovseg.evaluation.summary import summarise_categories
 from ovseg.inference.predictor import Predictor
 from ovseg.models import list_models
 from ovseg.training.task import SegmentationTask

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.phantoms import make_phantom
-from ovseg.evaluation.evaluate import Evaluation, pooled_iou
+from ovseg.evaluation.evaluate import Evaluation
+from ovseg.evaluation.summary import pooled_iou
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +115,13 @@ def test_size_of_prepared_pictures_comes_from_the_manifest(run, prepared):
     batch = next(iter(evaluation.datamodule.eval_dataloader("test")))
 
     perfect = batch["mask"].float() * 20 - 10  # logits
-    for row in evaluation.postprocess(batch["stem"], perfect)[1]:
+    for image in evaluation.postprocess(batch["stem"], perfect)[1]:
         # The edges are even: halved and doubled by nearest neighbour they are as annotated.
-        assert row["lesion_pixels_original"] == 16 * 16
-        assert row["dice_original"] > 0.95
+        assert image.row["lesion_pixels_original"] == 16 * 16
+        assert image.row["dice_original"] > 0.95
 
-    for row in evaluation.postprocess(batch["stem"], perfect.flip(2))[1]:
-        assert row["dice_original"] < 0.7
+    for image in evaluation.postprocess(batch["stem"], perfect.flip(2))[1]:
+        assert image.row["dice_original"] < 0.7
 
 
 def test_lesion_of_all_categories_is_scored_at_the_original_size(
@@ -135,7 +136,7 @@ def test_lesion_of_all_categories_is_scored_at_the_original_size(
     logits = torch.zeros(1, 5, 32, 32)
     logits[:, 3, :, :16] = 1  # the left half is of category 3, the right half background
     logits[:, 0, :, 16:] = 1
-    row = evaluation.postprocess([stem], logits)[1][0]
+    row = evaluation.postprocess([stem], logits)[1][0].row
     assert row["pred_pixels_original"] == 64 * 32
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from ovseg import evaluate
 from ovseg.core.errors import InputError
-from ovseg.evaluation.evaluate import summarise_values
+from ovseg.evaluation.summary import summarise_values
 
 
 @pytest.fixture(scope="module")
@@ -99,5 +99,5 @@ def test_summary_leaves_nan_out_and_counts():
 
 
 def test_summary_of_nothing_is_none():
-    nothing = {"mean": None, "median": None, "ci95": None, "images": 0}
+    nothing = dict.fromkeys(("mean", "ci95", "sd", "median", "q1", "q3")) | {"images": 0}
     assert summarise_values(pd.Series([math.nan])) == nothing

@@ -1,0 +1,174 @@
+"""The page of an evaluation, `report.html`: scores, failures, cases, and what was run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from ovseg.core.pages import embed_file, embed_image, svg_path, write_page
+from ovseg.core.processes import processor_name
+from ovseg.core.runs import RunFolder
+from ovseg.evaluation.evaluate import Evaluation
+from ovseg.inference.postprocessing import Postprocessing
+
+PAGE = Path(__file__).parent / "page.html.j2"
+SIDE = 480  # longest side of a case, pixels
+CASES_OF_A_KIND = 6
+# Columns of the table of images, and their headings.
+COLUMNS = {
+    "stem": "image",
+    "category": "category",
+    "dice_original": "Dice",
+    "iou_original": "IoU",
+    "sensitivity_original": "sensitivity",
+    "precision_original": "precision",
+    "hd95": "HD95",
+    "nsd": "NSD",
+    "confidence": "confidence",
+    "failure": "kind",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of the gallery.
+
+    Attributes:
+        row: its row of the table.
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+        picture: data URL.
+        probabilities: data URL of the probabilities as a transparent picture.
+        reference: outline of the mask, see `svg_path`.
+        prediction: outline of the prediction.
+    """
+
+    row: dict[str, Any]
+    width: int
+    height: int
+    picture: str
+    probabilities: str
+    reference: str
+    prediction: str
+
+
+def write_report(
+    evaluation: Evaluation,
+    table: pd.DataFrame,
+    summary: dict[str, Any],
+    figures: dict[str, str],
+    folder: Path,
+) -> None:
+    """Write `report.html`.
+
+    Args:
+        evaluation: what was run.
+        table: see `Evaluation.run`.
+        summary: see `Evaluation.run`.
+        figures: title -> file in the folder.
+        folder: of the report.
+    """
+    galleries = {}
+    for title, rows in choose_cases(table).items():
+        galleries[title] = [draw_case(evaluation, row) for row in rows]
+    columns = {name: label for name, label in COLUMNS.items() if name in table}
+    write_page(
+        folder / "report.html",
+        PAGE,
+        summary=summary,
+        figures={title: embed_file(folder / name) for title, name in figures.items()},
+        galleries=galleries,
+        columns=columns,
+        rows=table[list(columns)].to_dict("records"),
+        facts=list_facts(evaluation, summary),
+        configuration=read_configuration(evaluation.paths),
+    )
+
+
+def choose_cases(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Title -> rows of the table: the failures of each kind, worst first, then middle and best."""
+    # Images in which both maps are empty have no Dice and count as exact.
+    order = table.assign(rank=table["dice_original"].fillna(1.0)).sort_values("rank", kind="stable")
+    chosen = {}
+    for kind in table["failure"].value_counts().index:
+        if kind != "good":
+            part = order[order["failure"] == kind]
+            title = f"{kind}: {len(part)} of {len(table)} images"
+            chosen[title] = part.head(CASES_OF_A_KIND).to_dict("records")
+    middle = max(0, (len(order) - CASES_OF_A_KIND) // 2)
+    chosen["median cases"] = order.iloc[middle : middle + CASES_OF_A_KIND].to_dict("records")
+    chosen["best cases"] = order.tail(CASES_OF_A_KIND).iloc[::-1].to_dict("records")
+    return chosen
+
+
+def draw_case(evaluation: Evaluation, row: dict[str, Any]) -> Case:
+    """A case of the gallery, in the shape of its original picture."""
+    stem = row["stem"]
+    picture, mask, probs = evaluation.original_case(stem)
+    labels = evaluation.postprocessing.labels(probs)
+    lesion_probs = probs[0] if len(probs) == 1 else 1 - probs[0]
+
+    scale = min(1.0, SIDE / max(mask.shape))
+    size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
+    shown = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return Case(
+        row=row,
+        width=size[0],
+        height=size[1],
+        picture=embed_image(shown),
+        probabilities=embed_image(_tint(cv2.resize(lesion_probs, size)), ".png"),
+        reference=svg_path(_shrink(mask > 0, size)),
+        prediction=svg_path(_shrink(labels > 0, size)),
+    )
+
+
+def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    shrunk = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    return shrunk > 0
+
+
+def _tint(probs: np.ndarray) -> np.ndarray:
+    """Probabilities, float (H, W), as colours, RGBA uint8: low ones are transparent."""
+    # Coarse steps make a small file.
+    steps = np.round(np.clip(probs, 0, 1) * 15) / 15
+    colors = matplotlib.colormaps["viridis"](steps)
+    colors[..., 3] = 0.65 * (steps > 0)
+    return (colors * 255).astype(np.uint8)
+
+
+def list_facts(evaluation: Evaluation, summary: dict[str, Any]) -> dict[str, str]:
+    """What was run and on what, name -> text."""
+    versions = [f"{name} {version}" for name, version in summary["versions"].items()]
+    postprocessing = Postprocessing(**summary["postprocessing"])
+    intervals = "images, taken as independent"
+    if summary["intervals"] == "groups":
+        intervals = "groups of near-duplicates"
+    return {
+        "checkpoint": f"{summary['checkpoint']}, epoch {summary['epoch']}",
+        "SHA-256 of the checkpoint": summary["checkpoint_sha256"],
+        "files": "; ".join(summary["members"]),
+        "dataset": f"{summary['data']}, {summary['split']}, {summary['images']} images",
+        "leakage": "near-duplicates are in two splits" if summary["leakage"] else "none known",
+        "image size": f"{summary['image_size']} x {summary['image_size']} pixels",
+        "post-processing": str(postprocessing),
+        "tolerance of NSD": f"{summary['nsd_tolerance']:g} pixels of the original picture",
+        "intervals resample": intervals,
+        "device": f"{evaluation.device}, {processor_name()}, {torch.get_num_threads()} threads",
+        "versions": ", ".join(versions),
+    }
+
+
+def read_configuration(checkpoints: Sequence[Path]) -> str:
+    """The configuration of the first run as YAML; empty where there is none, as for a lone file."""
+    path = RunFolder.of_checkpoint(checkpoints[0]).config
+    try:
+        return yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")), sort_keys=False)
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
