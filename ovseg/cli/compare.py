@@ -28,6 +28,33 @@ def import_baseline(
     return conclude(f"Written to {output}")
 
 
+def compare(
+    *,
+    runs: list[Path],
+    output: Path,
+    split: str = "test",
+    data: Path | None = None,
+    threshold: int = 127,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Compare runs, or masks of other tools, image by image: table, figure and page.
+
+    Args:
+        runs: two or more run folders, checkpoints, ensembles, or folders of masks
+        output: folder to make
+        split: train, valid or test
+        data: dataset folder (default: that of the first run)
+        threshold: of folders of masks: grey values above it are lesion
+        device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
+        overwrite: replace an earlier comparison
+    """
+    from ovseg.evaluation.compare_runs import compare_runs, print_comparison
+
+    print_comparison(compare_runs(runs, output, split, data, threshold, device, overwrite))
+    return conclude(f"Written to {output}")
+
+
 def compare_baseline(
     *,
     output: Path,

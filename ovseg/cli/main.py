@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "measure_leakage": data.measure_leakage,
     "draw_augmentations": data.draw_augmentations,
     "import_baseline": compare.import_baseline,
+    "compare": compare.compare,
     "compare_baseline": compare.compare_baseline,
     "benchmark": compare.benchmark,
 }

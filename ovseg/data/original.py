@@ -1,12 +1,13 @@
 """Reference masks at the size that pictures had before a dataset was prepared."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ovseg.core.errors import InputError
 from ovseg.data.geometry import Box, cut, resize_labels
-from ovseg.data.pairs import Pair, read_labels
+from ovseg.data.pairs import Pair, read_image, read_labels
 
 
 def original_mask(
@@ -47,3 +48,34 @@ def original_mask(
             "Prepare the dataset again."
         )
     return resize_labels(inside, item["height"], item["width"])
+
+
+@dataclass(frozen=True)
+class OriginalSplit:
+    """The pairs of a split as they were before the dataset was prepared.
+
+    Attributes:
+        pairs: stem -> pair of the dataset's tree.
+        items: stem -> see `ovseg.data.manifest.prepared_items`.
+        mask_threshold: see `original_mask`.
+        classes: see `original_mask`.
+    """
+
+    pairs: dict[str, Pair]
+    items: dict[str, dict[str, Any]]
+    mask_threshold: int
+    classes: int = 1
+
+    def mask(self, stem: str) -> np.ndarray:
+        """Mask or category map at the original size, see `original_mask`."""
+        return original_mask(
+            self.pairs[stem], self.items.get(stem), self.mask_threshold, self.classes
+        )
+
+    def picture(self, stem: str) -> np.ndarray:
+        """The picture as it was prepared, without its border, RGB uint8 (h, w, 3)."""
+        picture = read_image(self.pairs[stem].image_path)
+        item = self.items.get(stem)
+        if item is None:
+            return picture
+        return cut(picture, Box(**item["box"]))

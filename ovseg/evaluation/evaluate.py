@@ -18,10 +18,9 @@ from ovseg.core.device import choose_device
 from ovseg.core.runs import RunFolder
 from ovseg.core.versions import installed_versions
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.data.geometry import Box, cut, fit_box
+from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories, image_groups, prepared_items
-from ovseg.data.original import original_mask
-from ovseg.data.pairs import read_image
+from ovseg.data.original import OriginalSplit
 from ovseg.evaluation.calibration import Reliability
 from ovseg.evaluation.cases import TOLERANCE, area_counts, describe_picture, score_case
 from ovseg.evaluation.summary import (
@@ -106,8 +105,12 @@ class Evaluation:
         if split != "test":
             state["held_out"] = first.held_out
         self.datamodule.load_state_dict(state)
-        self._pairs = {pair.stem: pair for pair in self.datamodule.pairs(split)}
-        self._items = prepared_items(self.datamodule.root)
+        self.originals = OriginalSplit(
+            {pair.stem: pair for pair in self.datamodule.pairs(split)},
+            prepared_items(self.datamodule.root),
+            self.datamodule.hparams["mask_threshold"],
+            self.datamodule.hparams["classes"],
+        )
 
         self.postprocessing = Postprocessing()
         self.postprocessing_file: str | None = None
@@ -170,36 +173,16 @@ class Evaluation:
         Returns:
             Probabilities, float32 (classes, height, width), and mask, uint8 (height, width).
         """
-        settings = self.datamodule.hparams
-        mask = original_mask(
-            self._pairs[stem], self._items.get(stem), settings["mask_threshold"], self.task.classes
-        )
+        mask = self.originals.mask(stem)
         height, width = mask.shape
-        return restore_probs(square, height, width, settings["fit"]), mask
+        return restore_probs(square, height, width, self.datamodule.hparams["fit"]), mask
 
-    def original_case(self, stem: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Predict one image again, to show it.
-
-        Returns:
-            The picture as it was prepared, without its border, uint8 (h, w, 3); mask, uint8
-            (height, width), and probabilities, float32 (classes, height, width), at the original
-            size.
-        """
-        picture = self._read_picture(stem)
-        dataset = self.datamodule.dataset(self.split)
-        index = list(self._pairs).index(stem)
-        image = dataset[index]["image"][None].to(self.device)
+    def predict_again(self, stem: str) -> np.ndarray:
+        """Probabilities of one image at its original size, float32 (classes, height, width)."""
+        index = list(self.originals.pairs).index(stem)
+        image = self.datamodule.dataset(self.split)[index]["image"][None].to(self.device)
         logits = self.logits(image, self.postprocessing.flips)
-        probs, mask = self.original_probs(stem, class_probs(logits)[0])
-        return picture, mask, probs
-
-    def _read_picture(self, stem: str) -> np.ndarray:
-        """A picture as it was prepared, without its border."""
-        picture = read_image(self._pairs[stem].image_path)
-        item = self._items.get(stem)
-        if item is None:
-            return picture
-        return cut(picture, Box(**item["box"]))
+        return self.original_probs(stem, class_probs(logits)[0])[0]
 
     def postprocess(
         self, stems: Sequence[str], logits: torch.Tensor
@@ -225,7 +208,7 @@ class Evaluation:
         box = fit_box(height, width, settings["image_size"], settings["fit"])
         lesion = probs[0] if len(probs) == 1 else 1 - probs[0]
         row = score_case(lesion, self.postprocessing.labels(probs), mask)
-        row.update(describe_picture(self._read_picture(stem), mask > 0))
+        row.update(describe_picture(self.originals.picture(stem), mask > 0))
         reliability = Reliability()
         reliability.add(lesion, mask > 0)
         labels = self.postprocessing.labels(square, box.height * box.width)

@@ -37,26 +37,37 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
+class Outlines:
+    """A picture with the outlines of a reference and a prediction.
+
+    Attributes:
+        width: of the picture, pixels.
+        height: of the picture, pixels.
+        picture: data URL.
+        reference: outline of the mask, see `svg_path`.
+        prediction: outline of the prediction.
+    """
+
+    width: int
+    height: int
+    picture: str
+    reference: str
+    prediction: str
+
+
+@dataclass(frozen=True)
 class Case:
     """One image of the gallery.
 
     Attributes:
         row: its row of the table.
-        width: of the picture, pixels.
-        height: of the picture, pixels.
-        picture: data URL.
+        outlines: what is shown.
         probabilities: data URL of the probabilities as a transparent picture.
-        reference: outline of the mask, see `svg_path`.
-        prediction: outline of the prediction.
     """
 
     row: dict[str, Any]
-    width: int
-    height: int
-    picture: str
+    outlines: Outlines
     probabilities: str
-    reference: str
-    prediction: str
 
 
 def write_report(
@@ -111,21 +122,33 @@ def choose_cases(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
 def draw_case(evaluation: Evaluation, row: dict[str, Any]) -> Case:
     """A case of the gallery, in the shape of its original picture."""
     stem = row["stem"]
-    picture, mask, probs = evaluation.original_case(stem)
+    mask = evaluation.originals.mask(stem)
+    probs = evaluation.predict_again(stem)
     labels = evaluation.postprocessing.labels(probs)
+    outlines = draw_outlines(evaluation.originals.picture(stem), mask > 0, labels > 0)
     lesion_probs = probs[0] if len(probs) == 1 else 1 - probs[0]
+    shown = cv2.resize(lesion_probs, (outlines.width, outlines.height))
+    return Case(row, outlines, embed_image(_tint(shown), ".png"))
 
+
+def draw_outlines(picture: np.ndarray, mask: np.ndarray, pred: np.ndarray) -> Outlines:
+    """A picture of at most `SIDE` pixels with two outlines.
+
+    Args:
+        picture: RGB, uint8 (h, w, 3), of the shape of the masks or resized from it.
+        mask: reference lesion, bool (height, width).
+        pred: predicted lesion, bool (height, width).
+    """
     scale = min(1.0, SIDE / max(mask.shape))
-    size = (round(mask.shape[1] * scale), round(mask.shape[0] * scale))
-    shown = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    return Case(
-        row=row,
-        width=size[0],
-        height=size[1],
+    width = max(1, round(mask.shape[1] * scale))
+    height = max(1, round(mask.shape[0] * scale))
+    shown = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    return Outlines(
+        width=width,
+        height=height,
         picture=embed_image(shown),
-        probabilities=embed_image(_tint(cv2.resize(lesion_probs, size)), ".png"),
-        reference=svg_path(_shrink(mask > 0, size)),
-        prediction=svg_path(_shrink(labels > 0, size)),
+        reference=svg_path(_shrink(mask, (width, height))),
+        prediction=svg_path(_shrink(pred, (width, height))),
     )
 
 
