@@ -32,6 +32,7 @@ def evaluate(
     mask_threshold: int | None = None,
     device: str = "auto",
     report: str = "full",
+    robustness: int = 0,
     overwrite: bool = False,
 ) -> int:
     """Score a run on a split: tables, summary, figures and a page.
@@ -46,6 +47,7 @@ def evaluate(
         mask_threshold: grey values above it are lesion (default: that of training)
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
         report: full, or minimal, which leaves the page report.html out
+        robustness: number of images that are also scored under graded disturbances
         overwrite: replace an earlier evaluation
     """
     keep_freed_memory()
@@ -64,6 +66,7 @@ def evaluate(
         overwrite,
         mask_threshold,
         report,
+        robustness,
     )
     print_summary(summary)
     return conclude(f"Written to {folder}")

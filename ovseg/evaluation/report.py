@@ -23,6 +23,7 @@ from ovseg.evaluation.figures import (
     draw_subgroups,
 )
 from ovseg.evaluation.page import write_report
+from ovseg.evaluation.robustness import draw_robustness, measure_robustness
 from ovseg.inference.postprocessing import Postprocessing, to_dict
 from ovseg.metrics import SCORES, SURFACE_SCORES
 
@@ -38,6 +39,7 @@ def evaluate(
     overwrite: bool = False,
     mask_threshold: int | None = None,
     report: str = "full",
+    robustness: int = 0,
 ) -> dict[str, Any]:
     """Score a run on a split and write the result, as `ovseg evaluate` does.
 
@@ -52,6 +54,7 @@ def evaluate(
         overwrite: replace any earlier evaluation, see `report_evaluation`.
         mask_threshold: grey values of masks above it are lesion; None takes that of training.
         report: see `report_evaluation`.
+        robustness: see `report_evaluation`.
 
     Returns:
         The summary, which is also written to `summary.json`.
@@ -64,7 +67,7 @@ def evaluate(
     folder = Path(output) if output else RunFolder(run).evaluation(split)
     root = Path(data) if data else None
     evaluation = Evaluation(run, split, root, batch_size, device, postprocessing, mask_threshold)
-    return report_evaluation(evaluation, folder, overwrite, report)
+    return report_evaluation(evaluation, folder, overwrite, report, robustness)
 
 
 # How much is written besides tables and figures.
@@ -72,7 +75,11 @@ REPORTS = {"full": "the page report.html too", "minimal": "nothing more"}
 
 
 def report_evaluation(
-    evaluation: Evaluation, output: Path, overwrite: bool = False, report: str = "full"
+    evaluation: Evaluation,
+    output: Path,
+    overwrite: bool = False,
+    report: str = "full",
+    robustness: int = 0,
 ) -> dict[str, Any]:
     """Evaluate, and write the result.
 
@@ -89,6 +96,8 @@ def report_evaluation(
         output: folder to make; it appears when it is whole.
         overwrite: replace any earlier evaluation.
         report: `minimal` leaves the page `report.html` out; `full` writes it.
+        robustness: number of images that are also scored under disturbances, which adds
+            `robustness.csv` and `robustness.png`; 0 for none.
 
     Returns:
         The summary.
@@ -118,6 +127,11 @@ def report_evaluation(
             _draw_categories(table, summary["per_category"], folder)
         write_json(folder / "summary.json", summary)
         figures = _draw_figures(summary, folder)
+        if robustness:
+            disturbed = measure_robustness(evaluation, robustness)
+            disturbed.to_csv(folder / "robustness.csv", index=False)
+            draw_robustness(disturbed, folder / "robustness.png")
+            figures["robustness"] = "robustness.png"
         if report == "full":
             write_report(evaluation, table, summary, figures, folder)
     return summary
