@@ -23,7 +23,13 @@ from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
 from ovseg.data.geometry import FITS, place
-from ovseg.data.manifest import category_names, check_manifest, count_phantoms, read_manifest
+from ovseg.data.manifest import (
+    category_names,
+    check_manifest,
+    count_phantoms,
+    default_names,
+    read_manifest,
+)
 from ovseg.data.masks import describe_oddities, refuse_implausible
 from ovseg.data.pairs import Pair, list_images, read_pair, verify_pairs
 from ovseg.data.pictures import read_image
@@ -305,6 +311,16 @@ class OvarianTumorDataModule(LightningDataModule):
         for split in splits:
             if self.pairs(split):
                 folders.update(self.tree.folders(split))
+        if invert and read_manifest(self.root).get("fit") == "letterbox":
+            raise InputError(
+                f"{self.root} was prepared with borders, which data.invert_masks would make "
+                "lesion. Invert the original masks and prepare the dataset again."
+            )
+        if classes > 1 and self.categories == default_names(classes - 1):
+            rank_zero_info(
+                f"The categories of {self.root} have no names, so they are called "
+                f"{first_five(self.categories)}. data.category_names gives them names."
+            )
         if self.leakage:
             rank_zero_info(
                 f"leakage: near-duplicates of one examination are in two splits of {self.root}."

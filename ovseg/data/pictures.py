@@ -109,7 +109,6 @@ def open_picture(path: Path) -> Image.Image:
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}). Replace or remove the file.") from None
-    check_eight_bits(picture, str(path))
     return picture
 
 
@@ -129,11 +128,9 @@ def _check_header(picture: Image.Image, path: Path) -> None:
     if picture.width * picture.height > MAX_PIXELS:
         raise InputError(_describe_size(path))
 
-    bits = _bits_a_channel(picture, path)
-    if bits > 8:
-        raise InputError(
-            f"{path} has {bits} bits a channel, expected 8 bits. Convert it to 8 bits."
-        )
+    if picture.format == "JPEG2000":
+        _refuse_depth(_read_jpeg2000_bits(path.read_bytes()), str(path))
+    check_eight_bits(picture, str(path))
 
     # A JPEG with further pictures, such as a preview, as phones and cameras write it, is an MPO.
     if picture.format != "MPO" and _has_second_frame(picture):
@@ -159,26 +156,6 @@ def _has_second_frame(picture: Image.Image) -> bool:
     return True
 
 
-def _bits_a_channel(picture: Image.Image, path: Path) -> int:
-    """Bits a channel of a file that was opened and not decoded yet.
-
-    Pillow decodes colours of 16 bits to 8 without a word, so the mode does not tell.
-    """
-    if picture.format == "TIFF":
-        bits_per_sample = picture.tag_v2.get(258, (1,))  # type: ignore[attr-defined]
-        return max(bits_per_sample)
-    if picture.format == "JPEG2000":
-        return _read_jpeg2000_bits(path.read_bytes())
-
-    for tile in picture.tile:  # type: ignore[attr-defined]
-        arguments = tile[3]
-        if picture.format == "PNG" and ";16" in str(arguments):
-            return 16
-        if picture.format == "PPM" and tile[0].startswith("ppm") and arguments[1] > 255:
-            return 16
-    return 8
-
-
 def _read_jpeg2000_bits(content: bytes) -> int:
     """The largest number of bits that the header (SIZ) of a JPEG 2000 codestream has."""
     start = content.find(b"\xff\x4f\xff\x51")
@@ -188,11 +165,37 @@ def _read_jpeg2000_bits(content: bytes) -> int:
 
 
 def check_eight_bits(picture: Image.Image, name: str) -> None:
-    """Raise InputError, which begins with `name`, for a picture of more than 8 bits a channel."""
+    """Raise InputError, which begins with `name`, for a picture of more than 8 bits a channel.
+
+    Pillow decodes colours of 16 bits to 8 without a word. Of a picture that was opened and not
+    decoded yet, the file's own depth is checked too.
+    """
+    _refuse_depth(_find_depth(picture), name)
     if picture.mode not in EIGHT_BIT_MODES:
         raise InputError(
             f"{name} has mode {picture.mode}, expected 8 bits a channel. Convert it to 8 bits."
         )
+
+
+def _refuse_depth(bits: int, name: str) -> None:
+    if bits > 8:
+        raise InputError(
+            f"{name} has {bits} bits a channel, expected 8 bits. Convert it to 8 bits."
+        )
+
+
+def _find_depth(picture: Image.Image) -> int:
+    """Bits a channel of the file that a picture was opened from, as far as Pillow tells; else 8."""
+    if picture.format == "TIFF":
+        return max(picture.tag_v2.get(258, (1,)))  # type: ignore[attr-defined]
+
+    for tile in getattr(picture, "tile", ()):
+        arguments = tile[3]
+        if picture.format == "PNG" and ";16" in str(arguments):
+            return 16
+        if picture.format == "PPM" and tile[0].startswith("ppm") and arguments[1] > 255:
+            return 16
+    return 8
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ovseg.core.errors import InputError
 from ovseg.data.augment.pipelines import augment, build_transform
+from ovseg.data.samplers import TrainSampler
 from support import make_data as make
 
 
@@ -110,11 +112,13 @@ def image_categories_of(root) -> dict[str, int]:
     return {item["stem"]: item["category"] for item in items if item["split"] == "train"}
 
 
-def test_categories_without_names_are_numbered(own_root):
+def test_categories_without_names_are_numbered(own_root, caplog):
     (own_root / "manifest.json").unlink()
     make(own_root).prepare_data()  # one class needs no manifest
     data = make(own_root, classes=5)
-    data.prepare_data()
+    with caplog.at_level("INFO"):
+        data.prepare_data()
+    assert "data.category_names gives them names" in caplog.text
     assert data.categories == ["category 1", "category 2", "category 3", "category 4"]
 
 
@@ -333,6 +337,50 @@ def test_file_that_changes_in_mid_epoch_is_named_from_a_worker_too(own_root, wor
     assert "\n" not in str(caught.value)
 
 
+def write_config(folder: Path, root: Path, **data: object) -> Path:
+    """A configuration of a tiny training, `tiny.yaml`, with runs in `folder/runs`."""
+    arch_args = {"base_filters": 4, "base_kernel": 3, "num_layers": 3, "dilation": 1}
+    settings = {
+        "model": {"arch_args": arch_args},
+        "data": {"root": str(root), "image_size": 32, "num_workers": 0, **data},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "runs_dir": str(folder / "runs"),
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "tiny.yaml"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_names_a_file_that_vanishes_and_keeps_its_checkpoint(
+    own_root, tmp_path, run_command, monkeypatch, capfd, workers
+):
+    path = own_root / "train" / "images" / "phantom_3.png"
+
+    def remove_and_set(sampler, epoch):
+        if epoch == 1:
+            path.unlink()
+        sampler.epoch = epoch
+
+    monkeypatch.setattr(TrainSampler, "set_epoch", remove_and_set)
+    config = write_config(tmp_path, own_root, cache=False, num_workers=workers, batch_size=1)
+    assert run_command("train", "--config", config, "--trainer.max_epochs", "3") == 2
+    error = capfd.readouterr().err
+    reason = "(No such file or directory). Replace or remove the file."
+    assert error.splitlines()[-1] == f"error: {path} cannot be read {reason}"
+    assert "Traceback" not in error
+    assert (tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_training_without_test_images_says_what_to_set(own_root, tmp_path, run_command, capfd):
+    shutil.rmtree(own_root / "test")
+    config = write_config(tmp_path, own_root)
+    assert run_command("train", "--config", config) == 2
+    message = f"error: There is no folder {own_root / 'test'}. Add it; without test images train "
+    assert f"{message}with evaluate_test: false" in capfd.readouterr().err
+    assert run_command("train", "--config", config, "--evaluate_test", "false") == 0
+    assert len(list((tmp_path / "runs" / "tiny").glob("*/epoch_change_infer/Epoch_1_*.png"))) == 3
+
+
 HOSTILE = [
     os.fsdecode(b"\xc2\xd1\xb3\xb2_%d" % 14),
     "x[red]",
@@ -363,15 +411,7 @@ def test_hostile_names_train_and_are_never_shown_raw(
     for path in own_root.glob("valid/masks/*"):
         if path.stem != "x[red]":
             Image.fromarray(np.zeros((64, 64), np.uint8)).save(path)
-    config = tmp_path / "tiny.yaml"
-    arch_args = {"base_filters": 4, "base_kernel": 3, "num_layers": 3, "dilation": 1}
-    settings = {
-        "model": {"arch_args": arch_args},
-        "data": {"root": str(own_root), "image_size": 32, "num_workers": 0},
-        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
-        "runs_dir": str(tmp_path / "runs"),
-    }
-    config.write_text(yaml.safe_dump(settings))
+    config = write_config(tmp_path, own_root)
     assert run_command("train", "--config", config) == 0
     run = tmp_path / "runs" / "tiny" / "version_0"
     assert len(list((run / "epoch_change_infer").iterdir())) == 4
@@ -389,3 +429,9 @@ def test_hostile_names_train_and_are_never_shown_raw(
     assert r"error: 1 of 4 images" in err and r"\x1b[31mblue" in err
     assert "\x1b" not in out + err + caplog.text
     assert r"2 of 3 masks in valid are empty: line\nbreak, \udcc2" in caplog.text
+
+
+def test_borders_of_a_prepared_dataset_are_not_inverted(own_root):
+    (own_root / "manifest.json").write_text(json.dumps({"fit": "letterbox"}))
+    with pytest.raises(InputError, match=r"prepared with borders, which data\.invert_masks would"):
+        make(own_root, invert_masks=True).prepare_data()

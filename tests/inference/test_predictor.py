@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -454,3 +455,12 @@ def test_checkpoint_of_other_weights_is_an_error(run, tmp_path):
 def test_predictor_imports_no_lightning():
     code = "import sys, ovseg.inference.predictor; print('pytorch_lightning' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_deep_colours_that_pillow_has_not_decoded_are_refused(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 8, 3), 4000, np.uint16))
+    with (
+        Image.open(tmp_path / "a.png") as picture,
+        pytest.raises(InputError, match="The picture has 16 bits a channel"),
+    ):
+        load_picture(picture)
