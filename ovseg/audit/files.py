@@ -30,7 +30,14 @@ from ovseg.data.masks import (
     refuse_implausible,
 )
 from ovseg.data.pairs import natural_key, normal_stem
-from ovseg.data.pictures import SUFFIXES, is_lossy, is_picture, is_visible, open_picture, read_image
+from ovseg.data.pictures import (
+    SUFFIXES,
+    has_suffix,
+    is_lossy,
+    list_visible,
+    open_picture,
+    read_image,
+)
 from ovseg.data.prepare.duplicates import Fingerprint, crop_letterbox, fingerprint
 from ovseg.data.tree import SPLITS, find_other_name
 
@@ -156,17 +163,16 @@ def _list_folder(root: Path, folder: str) -> tuple[dict[str, str], list[Problem]
         if other is not None:
             message = f"found {other.relative_to(root)}, which has another name"
         return found, [Problem("missing folder", folder, message)]
-    paths = sorted(
-        (root / folder).iterdir(), key=lambda path: (natural_key(path.stem), path.suffix)
+    # Two pictures of one stem in the order of their suffixes.
+    files = sorted(
+        list_visible(root / folder), key=lambda file: (natural_key(file[0].stem), file[0].suffix)
     )
-    for path in paths:
+    for path, is_folder in files:
         name = f"{folder}/{path.name}"
         stem = normal_stem(path.stem)
-        if not is_visible(path):
-            continue
-        if path.is_dir():
+        if is_folder:
             problems.append(Problem("no picture", name, "a folder, which is not looked into"))
-        elif not is_picture(path):
+        elif not has_suffix(path):
             problems.append(Problem("no picture", name, f"expected {', '.join(SUFFIXES)}"))
         elif stem in found:
             message = f"{found[stem]} has the same stem"

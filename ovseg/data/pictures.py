@@ -1,5 +1,6 @@
 """Open pictures of any usual format. Nothing else in the project decodes a picture."""
 
+import os
 import stat
 import warnings
 from collections import Counter
@@ -41,17 +42,29 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures of a folder by suffix, in order of their names; hidden files are left out."""
-    return [path for path in _list_visible(folder) if is_picture(path)]
+    pictures = []
+    for path, is_folder in list_visible(folder):
+        if not is_folder and has_suffix(path):
+            pictures.append(path)
+    return pictures
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a path has a suffix of a picture and is no folder."""
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+def has_suffix(path: Path) -> bool:
+    """Whether a path has a suffix of a picture."""
+    return path.suffix.lower() in SUFFIXES
 
 
-def is_visible(path: Path) -> bool:
-    """Whether a path is neither hidden nor what file managers and archives leave behind."""
-    return not path.name.startswith(".") and path.name.lower() not in CLUTTER
+def list_visible(folder: Path) -> list[tuple[Path, bool]]:
+    """What a folder holds, in order of names, and whether each is a folder.
+
+    Hidden files and what file managers and archives leave behind are left out.
+    """
+    visible = []
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.startswith(".") and entry.name.lower() not in CLUTTER:
+                visible.append((Path(folder) / entry.name, entry.is_dir()))
+    return visible
 
 
 def describe_left_out(folder: Path) -> str:
@@ -61,10 +74,10 @@ def describe_left_out(folder: Path) -> str:
     """
     suffixes: Counter[str] = Counter()
     folders = 0
-    for path in _list_visible(folder):
-        if path.is_dir():
+    for path, is_folder in list_visible(folder):
+        if is_folder:
             folders += 1
-        elif not is_picture(path):
+        elif not has_suffix(path):
             suffixes[printable(path.suffix.lower()) or "without suffix"] += 1
 
     parts = []
@@ -79,11 +92,6 @@ def describe_left_out(folder: Path) -> str:
     if not parts:
         return ""
     return f"{printable(folder)}: {'; '.join(parts)}."
-
-
-def _list_visible(folder: Path) -> list[Path]:
-    """All but hidden files and clutter, in order of their names."""
-    return [path for path in sorted(Path(folder).iterdir()) if is_visible(path)]
 
 
 def open_picture(path: Path) -> Image.Image:
