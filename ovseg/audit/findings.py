@@ -17,6 +17,7 @@ from ovseg.audit.files import (
     Problem,
     compare_manifest,
     examine,
+    judge_masks,
     list_tree,
 )
 from ovseg.core.console import map_with_progress
@@ -86,7 +87,7 @@ class Audit:
         return not self.leaks and not self.broken
 
 
-def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
+def audit_tree(root: Path, mask_threshold: int = 127, invert_masks: bool = False) -> Audit:
     """Read every picture of `root/{train,valid,test}/{images,masks,categories}`.
 
     A fault in one file does not stop the audit of the others.
@@ -94,6 +95,7 @@ def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
     Args:
         root: dataset folder; `categories` and `manifest.json` are used where they are there.
         mask_threshold: grey values of masks above it are lesion, as in training.
+        invert_masks: the lesion is drawn in black, as in training.
 
     Raises:
         InputError: the threshold is out of range, or there is no image at all.
@@ -110,11 +112,16 @@ def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
     problems += manifest_problems
 
     examine_entry = partial(
-        examine, root, threshold=mask_threshold, categories=manifest.get("categories")
+        examine,
+        root,
+        threshold=mask_threshold,
+        categories=manifest.get("categories"),
+        invert=invert_masks,
     )
     # Fills in each entry too.
     for found in map_with_progress(examine_entry, entries, "Examining pairs"):
         problems += found
+    problems += judge_masks(entries, mask_threshold)
 
     # Phantoms share a geometry: different ones look alike, so near-duplicates are not looked for.
     exact_only = manifest.get("made_by") == "phantoms"
@@ -219,6 +226,7 @@ def _copy_as_dict(copy: Copy) -> dict[str, Any]:
 def _entry_as_dict(entry: Entry) -> dict[str, Any]:
     content = dict(vars(entry))
     del content["fingerprint"]
+    del content["mask_facts"]
     return content
 
 

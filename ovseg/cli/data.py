@@ -61,6 +61,7 @@ def audit_data(
     data: Path,
     output: Path | None = None,
     mask_threshold: int = 127,
+    invert_masks: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Find faults, copies and leakage in a dataset.
@@ -71,11 +72,12 @@ def audit_data(
         data: dataset folder with train, valid and test
         output: folder to make (default: audit in the dataset folder)
         mask_threshold: grey values above it are lesion
+        invert_masks: the lesion is drawn in black on white
         overwrite: replace an earlier audit
     """
     from ovseg.audit.report import print_audit, report_audit
 
-    summary = report_audit(data, output, mask_threshold, overwrite)
+    summary = report_audit(data, output, mask_threshold, overwrite, invert_masks)
     print_audit(summary)
     print(f"Written to {output or data / 'audit'}")
     return 0 if summary["passed"] else 1

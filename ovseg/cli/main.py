@@ -7,6 +7,7 @@ from ovseg.cli import compare, data, experiments, runs
 from ovseg.cli.parser import Command, call_command, summarise
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
+from ovseg.core.text import printable
 
 COMMANDS: dict[str, Command] = {
     "train": runs.train,
@@ -79,7 +80,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _refuse(error: BaseException) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return 2
 
 

@@ -20,7 +20,7 @@ from ovseg.core.files import file_digest
 from ovseg.core.runs import RunFolder
 
 # Arguments of the data module that decide how an image becomes a square.
-PLACEMENT = ("image_size", "fit", "mask_threshold")
+PLACEMENT = ("image_size", "fit", "mask_threshold", "invert_masks")
 # Arguments that decide neither that nor which images are used.
 INDIFFERENT = (
     "batch_size",
@@ -32,6 +32,7 @@ INDIFFERENT = (
     "mini_test",
     "phantoms",
     "cache",
+    "category_names",
 )
 # The sections from which Lightning builds the task and the data module.
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
@@ -233,6 +234,7 @@ def _compare_data(first: Mapping[str, object], other: Mapping[str, object]) -> d
     for name in {**first, **other}:
         value = first.get(name)
         other_value = other.get(name)
-        if value != other_value:
+        # What an older checkpoint does not have was off.
+        if (value or None) != (other_value or None):
             different[name] = f"data.{name} {value} and {other_value}"
     return different

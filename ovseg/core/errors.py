@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from ovseg.core.text import printable
+
 
 class InputError(ValueError):
     """Bad input.
@@ -12,8 +14,8 @@ class InputError(ValueError):
 
 
 def first_five(names: Iterable[object]) -> str:
-    """The offenders of an error message: `a, b, c, d, e and 3 more`."""
-    texts = [str(name) for name in names]
+    """The offenders of an error message, printable: `a, b, c, d, e and 3 more`."""
+    texts = [printable(name) for name in names]
     listed = ", ".join(texts[:5])
     if len(texts) <= 5:
         return listed

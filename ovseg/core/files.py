@@ -16,9 +16,12 @@ import numpy as np
 from PIL import Image
 
 from ovseg.core.errors import InputError
+from ovseg.core.text import table_cell
 
 if TYPE_CHECKING:  # importing pandas takes long, and few commands write a table
     from pandas import DataFrame
+
+MAX_NAME_BYTES = 255  # of a file, in the file systems of Linux and macOS
 
 
 @contextmanager
@@ -26,12 +29,29 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, renamed to it if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # The digest stands for the name, which may be as long as the file system allows.
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    temporary = path.with_name(f".{digest}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fit_file_name(stem: str, suffix: str) -> str:
+    """A name of a file, shortened where it is longer than file systems allow.
+
+    What was cut off is replaced by a digest, so that different stems keep different names.
+    """
+    name = f"{stem}{suffix}"
+    if len(os.fsencode(name)) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+    room = MAX_NAME_BYTES - len(f"_{digest}{suffix}")
+    # A letter that is cut in its middle is left out.
+    kept = os.fsencode(stem)[:room].decode(errors="ignore")
+    return f"{kept}_{digest}{suffix}"
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -49,9 +69,12 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_table(path: Path, table: "DataFrame") -> None:
-    """Write a table as CSV, without its index."""
+    """Write a table as CSV, without its index; texts are `table_cell`s."""
+    safe = table.rename(columns=table_cell)
+    for name in safe.select_dtypes(exclude="number"):
+        safe[name] = safe[name].map(table_cell)
     with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False)
+        safe.to_csv(temporary, index=False)
 
 
 def file_digest(path: Path) -> str:

@@ -32,12 +32,14 @@ from ovseg.core.console import THREADS
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_path, content_digest
 from ovseg.data.geometry import place
+from ovseg.data.masks import MaskFacts
 from ovseg.data.pairs import Pair
 
 # Places image, uint8 (H, W, 3), and mask, uint8 (H, W), of the pair of an index, and stores them.
 Store = Callable[[int, np.ndarray, np.ndarray], None]
 
-MAGIC = b"ovseg-1\n"
+# Another number where files are read in another way, so that older caches are built again.
+MAGIC = b"ovseg-2\n"
 # Seconds without a write after which a temporary file belongs to no running process.
 ABANDONED = 3600
 
@@ -76,9 +78,9 @@ class PairCache:
         self.records = self._map_records()
 
     @property
-    def empty(self) -> list[str]:
-        """Stems of the pairs whose mask is empty."""
-        return self.footer["empty"]
+    def masks(self) -> list[MaskFacts]:
+        """What the mask of each pair tells."""
+        return [MaskFacts(*values) for values in self.footer["masks"]]
 
     def is_intact(self) -> bool:
         """Whether every record still has its checksum; reads the whole file once."""
@@ -157,9 +159,13 @@ class SplitCaches:
         return PickedCache(caches, [rows[pair] for pair in pairs])
 
     def verify(
-        self, split: str, pairs: list[Pair], check: Callable[[Store | None], list[str]], build: bool
-    ) -> list[str]:
-        """Stems of the empty masks of a split, from a valid cache or by decoding.
+        self,
+        split: str,
+        pairs: list[Pair],
+        check: Callable[[Store | None], list[MaskFacts]],
+        build: bool,
+    ) -> list[MaskFacts]:
+        """What the masks of a split tell, from a valid cache or by decoding.
 
         Decoding also builds the cache if asked. Where the folder can't be written, a message says
         so, and no cache is used from then on.
@@ -168,12 +174,12 @@ class SplitCaches:
             split: name of the split.
             pairs: its pairs.
             check: decodes and verifies the pairs, hands each to the function that it is given, and
-                returns the empty ones.
+                returns what their masks tell.
             build: whether to write a cache.
         """
         cached = self.open(split, pairs)
         if cached is not None and cached.is_intact():
-            return cached.empty
+            return cached.masks
         if build and self.folder is not None:
             try:
                 path = self._path(self.folder, split)
@@ -267,15 +273,15 @@ def open_cache(path: Path, description: dict[str, Any]) -> PairCache | None:
 
 
 def build_cache(
-    path: Path, description: dict[str, Any], fill: Callable[[Store], list[str]]
-) -> list[str]:
+    path: Path, description: dict[str, Any], fill: Callable[[Store], list[MaskFacts]]
+) -> list[MaskFacts]:
     """Build a cache file; it appears when it is whole, and replaces an older one.
 
     Args:
         path: the cache file.
         description: see `describe`.
-        fill: is given a `Store`, which threads may call; it stores every pair and returns the stems
-            of those whose mask is empty.
+        fill: is given a `Store`, which threads may call; it stores every pair and returns what
+            their masks tell.
 
     Returns:
         What `fill` returned.
@@ -307,15 +313,16 @@ def build_cache(
                 file.seek(index * record_bytes)
                 file.write(record)
 
-        empty = fill(store)
-        content = {**description, "checksums": checksums, "empty": empty}
+        masks = fill(store)
+        values = [astuple(mask) for mask in masks]
+        content = {**description, "checksums": checksums, "masks": values}
         footer = json.dumps(content).encode()
         file.seek(count * record_bytes)
         file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)
         file.flush()
         # Otherwise a crash could leave the name with missing content.
         os.fsync(file.fileno())
-    return empty
+    return masks
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -11,13 +11,14 @@ The only reader of the file. What it holds, all of it optional:
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.geometry import Box
-from ovseg.data.pairs import Pair
+from ovseg.data.pairs import Pair, normal_stem
 
 FILE_NAME = "manifest.json"
 DEFAULT_FOLDS = 5
@@ -44,6 +45,8 @@ def read_manifest(root: Path) -> dict[str, Any]:
             f"{path} is not the JSON that prepare_data writes ({problem}). "
             "Prepare the dataset again."
         )
+    for item in manifest.get("items", []):
+        item["stem"] = normal_stem(item["stem"])
     return manifest
 
 
@@ -106,14 +109,20 @@ def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
     return {item["stem"]: item for item in items if "box" in item}
 
 
-def check_manifest(root: Path, fit: str, classes: int) -> None:
+def check_manifest(root: Path, fit: str, classes: int, names: Sequence[str] | None = None) -> None:
     """Refuse settings that do not go with a dataset.
+
+    Args:
+        root: the dataset's folder.
+        fit: how pictures are to be placed.
+        classes: 1, or the number of background and categories.
+        names: see `category_names`.
 
     Raises:
         InputError: it has other categories, or stretched pictures are to be letterboxed: inference
             would place pictures otherwise than training did.
     """
-    category_names(root, classes)
+    category_names(root, classes, names)
 
     prepared = read_manifest(root).get("fit", fit)
     if prepared not in (fit, "letterbox"):
@@ -192,33 +201,51 @@ def labels_dir(root: Path, split: str, classes: int) -> Path:
     folder = Path(root) / split / "categories"
     if not folder.is_dir():
         raise InputError(
-            f"data.classes is {classes}, but there is no folder {folder} of category maps. Prepare "
-            "the dataset again, from colour annotations, or set data.classes: 1."
+            f"data.classes is {classes}, but there is no folder {folder} of category maps. Put a "
+            f"PNG of ids there for each image, 0 (background) to {classes - 1}, or set "
+            "data.classes: 1."
         )
     return folder
 
 
-def category_names(root: Path, classes: int) -> list[str]:
+def category_names(root: Path, classes: int, names: Sequence[str] | None = None) -> list[str]:
     """The names of categories 1, 2, ... of a dataset used with `classes` classes; none for one.
 
+    Args:
+        root: the dataset's folder.
+        classes: 1, or the number of background and categories.
+        names: given by the user; None takes those of the manifest, or `category 1`, `category 2`,
+            ... where it has none.
+
     Raises:
-        InputError: the manifest does not name categories, or another number of them.
+        InputError: there is another number of names, or a name is given twice.
     """
+    if names is not None:
+        if len(names) != classes - 1:
+            raise InputError(
+                f"data.category_names has {len(names)} names, but data.classes is {classes}. "
+                f"Set data.classes: {len(names) + 1} (background and categories)."
+            )
+        if len(set(names)) < len(names):
+            raise InputError("data.category_names has a name twice. Give each category its own.")
+        return list(names)
     if classes == 1:
         return []
 
-    names = read_manifest(root).get("categories", [])
-    if not names:
+    found = read_manifest(root).get("categories", [])
+    if not found:
+        return default_names(classes - 1)
+    if len(found) != classes - 1:
         raise InputError(
-            f"data.classes is {classes}, but {root} has no {FILE_NAME} that names categories. "
-            "Prepare the dataset again, from colour annotations, or set data.classes: 1."
+            f"data.classes is {classes}, but {root} has {len(found)} categories. "
+            f"Set data.classes: {len(found) + 1} (background and categories) or 1 (lesion)."
         )
-    if len(names) != classes - 1:
-        raise InputError(
-            f"data.classes is {classes}, but {root} has {len(names)} categories. "
-            f"Set data.classes: {len(names) + 1} (background and categories) or 1 (lesion)."
-        )
-    return names
+    return found
+
+
+def default_names(count: int) -> list[str]:
+    """The names of categories that nobody has named."""
+    return [f"category {number}" for number in range(1, count + 1)]
 
 
 def image_categories(root: Path, *splits: str) -> dict[str, str]:

@@ -6,11 +6,16 @@ import numpy as np
 
 from ovseg.core.errors import InputError
 from ovseg.data.geometry import Box, cut, resize_labels
-from ovseg.data.pairs import Pair, read_labels
+from ovseg.data.masks import read_labels
+from ovseg.data.pairs import Pair
 
 
 def original_mask(
-    pair: Pair, item: dict[str, Any] | None, threshold: int, classes: int
+    pair: Pair,
+    item: dict[str, Any] | None,
+    threshold: int,
+    classes: int,
+    invert: bool = False,
 ) -> np.ndarray:
     """A pair's mask, or category map, at the picture's original size.
 
@@ -21,8 +26,9 @@ def original_mask(
         pair: a pair with a mask, of the dataset's tree.
         item: its entry of `ovseg.data.manifest.prepared_items`; None where the tree's own size is
             the original one.
-        threshold: see `ovseg.data.pairs.read_mask`.
+        threshold: see `ovseg.data.masks.read_mask`.
         classes: 1 for masks, more for category maps.
+        invert: see `ovseg.data.masks.read_mask`.
 
     Returns:
         uint8 (height, width).
@@ -34,7 +40,7 @@ def original_mask(
     if pair.mask_path is None:
         raise ValueError(f"{pair.image_path} has no mask.")
 
-    labels = read_labels(pair.mask_path, threshold, classes)
+    labels = read_labels(pair.mask_path, threshold, classes, invert)
     if item is None:
         return labels
 

@@ -150,7 +150,11 @@ class Evaluation:
         """
         settings = self.datamodule.hparams
         mask = original_mask(
-            self._pairs[stem], self._items.get(stem), settings["mask_threshold"], self.task.classes
+            self._pairs[stem],
+            self._items.get(stem),
+            settings["mask_threshold"],
+            self.task.classes,
+            settings["invert_masks"],
         )
         height, width = mask.shape
         return restore_probs(square, height, width, settings["fit"]), mask

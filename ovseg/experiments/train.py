@@ -21,7 +21,6 @@ from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.data.tree import SPLITS
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 from ovseg.evaluation.report import print_summary, report_evaluation
@@ -133,6 +132,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Verify the data, then make the run folder, then build the trainer."""
         settings = self.config_init["trainer"]
+        self.datamodule.needs_test = self.config.evaluate_test
         rank_zero_only(self.datamodule.prepare_data)()
 
         if self.config.ckpt_path:
@@ -340,7 +340,7 @@ def _build_progress_bar() -> LineProgress | TQDMProgressBar:
 def _announce(task: SegmentationTask, data: OvarianTumorDataModule) -> None:
     """Log the network's size and the dataset's in a line."""
     parameters = sum(parameter.numel() for parameter in task.parameters())
-    counts = ", ".join(f"{len(data.pairs(split))} {split}" for split in SPLITS)
+    counts = ", ".join(f"{len(data.pairs(split))} {split}" for split in data.splits)
     if data.hparams["fold"] is not None:
         counts += f" (fold {data.hparams['fold']} held out)"
     rank_zero_info(

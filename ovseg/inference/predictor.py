@@ -16,7 +16,7 @@ from typing import overload
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovseg.core.checkpoints import checkpoint_digest, read_checkpoint, read_members
 from ovseg.core.console import THREADS, compute_ahead, progress_bar
@@ -26,7 +26,8 @@ from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_image, write_json
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
-from ovseg.data.pairs import check_eight_bits, list_images, read_image
+from ovseg.data.pairs import list_images
+from ovseg.data.pictures import check_eight_bits, read_image
 from ovseg.inference.engine_choice import check_engine, choose_engine
 from ovseg.inference.engines import Engine, arrange_for_inference
 from ovseg.inference.postprocessing import (
@@ -37,8 +38,7 @@ from ovseg.inference.postprocessing import (
 )
 from ovseg.models import build_model
 
-# A picture: the path of a file, an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or
-# grey, uint8 (H, W).
+# A picture: the path of a file, an image of Pillow, or an array, see `load_picture`.
 Picture = np.ndarray | Image.Image | str | Path
 
 MARKER = ".ovseg_masks"  # the file by which `infer_folder` recognises a folder that it wrote
@@ -220,8 +220,7 @@ class Predictor:
         them there.
 
         Args:
-            images: one picture, or an iterable of pictures; sizes may differ. A picture is a path,
-                an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+            images: one picture, or an iterable of pictures, see `load_picture`; sizes may differ.
             batch_size: how many pictures of an iterable the networks take at a time.
 
         Returns:
@@ -290,27 +289,47 @@ def load_picture(picture: Picture) -> np.ndarray:
     """A picture as RGB, uint8 (H, W, 3).
 
     Args:
-        picture: a path, an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or grey,
-            uint8 (H, W).
+        picture: a path; an image of Pillow of 8 bits a channel, which is turned as viewers show it
+            (EXIF orientation); or an array that is grey, (H, W) or (H, W, 1), RGB, (H, W, 3), or
+            RGBA, (H, W, 4), of uint8 or of float in 0..1. Transparency is left out.
 
     Raises:
-        InputError: the file can't be read, or the array has another shape or dtype.
+        InputError: the file can't be read, or the array has another shape, dtype or range.
     """
     if isinstance(picture, str | Path):
         return read_image(Path(picture))
     if isinstance(picture, Image.Image):
         check_eight_bits(picture, "The picture")
-        return np.array(picture.convert("RGB"))
-    is_grey = picture.ndim == 2
-    is_rgb = picture.ndim == 3 and picture.shape[2] == 3
-    if picture.dtype != np.uint8 or picture.size == 0 or not (is_grey or is_rgb):
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+
+    pixels = _as_bytes(picture)
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if pixels.ndim not in (2, 3) or pixels.size == 0 or channels not in (1, 3, 4):
         raise InputError(
-            f"A picture is {picture.dtype} of shape {picture.shape}, expected uint8 of shape "
-            "(H, W, 3) in RGB or (H, W) in grey."
+            f"A picture has the shape {picture.shape}, expected (H, W) in grey, (H, W, 3) in RGB "
+            "or (H, W, 4) with transparency."
         )
-    if is_grey:
-        return np.stack([picture] * 3, axis=-1)
-    return picture
+    if channels == 1:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return pixels[..., :3]
+
+
+def _as_bytes(picture: np.ndarray) -> np.ndarray:
+    """An array of a picture as uint8, same shape."""
+    if picture.dtype == np.uint8:
+        return picture
+    if not np.issubdtype(picture.dtype, np.floating):
+        raise InputError(
+            f"A picture is an array of {picture.dtype}, expected uint8, or float in 0..1. Scale it "
+            "to 0..255 and convert it with astype(numpy.uint8)."
+        )
+    # NaN is not in the range either.
+    if not ((picture >= 0) & (picture <= 1)).all():
+        raise InputError(
+            f"A picture of {picture.dtype} has values from {picture.min():g} to {picture.max():g}, "
+            "expected 0..1. Divide it by its largest possible value, such as 255."
+        )
+    return np.round(picture * 255).astype(np.uint8)
 
 
 def class_probs(logits: torch.Tensor) -> np.ndarray:

@@ -1,7 +1,11 @@
+import os
+
+import numpy as np
+import pandas as pd
 import pytest
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.core.files import atomic_dir, atomic_path
+from ovseg.core.files import atomic_dir, atomic_path, fit_file_name, write_image, write_table
 from ovseg.core.registry import check_arguments, choose
 
 
@@ -63,3 +67,28 @@ def test_unknown_and_missing_arguments_list_the_known_ones():
         check_arguments("thing", lambda a, b=1: None, {"a": 1, "c": 2})
     with pytest.raises(InputError, match="thing needs a"):
         check_arguments("thing", lambda a, b=1: None, {})
+
+
+def test_longest_name_of_the_file_system_is_written(tmp_path):
+    for name in ("a" * 251, "卵" * 83 + "ab", "b" * 250 + os.fsdecode(b"\xc2")):
+        path = tmp_path / f"{name}.png"
+        write_image(path, np.zeros((2, 2), np.uint8))
+        assert path.is_file()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_name_is_shortened_only_where_it_is_too_long():
+    assert fit_file_name("Epoch_1_case", ".png") == "Epoch_1_case.png"
+    assert fit_file_name("a" * 251, ".png") == "a" * 251 + ".png"
+    first = fit_file_name("Epoch_1_" + "卵" * 83 + "1", ".png")
+    second = fit_file_name("Epoch_1_" + "卵" * 83 + "2", ".png")
+    assert first != second
+    assert first.startswith("Epoch_1_卵卵") and first.endswith(".png")
+    assert 245 < len(os.fsencode(first)) <= 255
+
+
+def test_table_holds_no_formula_and_numbers_as_they_are(tmp_path):
+    table = pd.DataFrame({"stem": ["=1", "b\udcc2", "c"], "dice": [-0.5, 1.0, None]})
+    write_table(tmp_path / "a.csv", table)
+    assert (tmp_path / "a.csv").read_text() == "stem,dice\n'=1,-0.5\nb\\udcc2,1.0\nc,\n"
+    assert table["stem"][0] == "=1"

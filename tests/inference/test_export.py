@@ -11,7 +11,7 @@ import torch
 
 from ovseg.core.errors import InputError
 from ovseg.data.geometry import place, restore
-from ovseg.data.pairs import read_image
+from ovseg.data.pictures import read_image
 from ovseg.inference.engines import open_onnx
 from ovseg.inference.export import EXPORT_FORMATS, ExportFormat, export_run
 from ovseg.inference.postprocessing import Postprocessing, average_flips

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from PIL import Image
 
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
-from ovseg.data.pairs import read_image
+from ovseg.data.pictures import read_image
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference import engine_choice
 from ovseg.inference.engines import ENGINES, EngineKind
@@ -98,17 +99,54 @@ def test_predictions_are_those_that_infer_writes(run, images, tmp_path, read_png
 
 
 @pytest.mark.parametrize(
-    "picture",
+    ("picture", "message"),
     [
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros(8, np.uint8),
-        np.zeros((0, 8), np.uint8),
+        (np.zeros(8, np.uint8), r"has the shape \(8,\), expected \(H, W\) in grey"),
+        (np.zeros((0, 8), np.uint8), r"has the shape \(0, 8\)"),
+        (np.zeros((8, 8, 2), np.uint8), r"has the shape \(8, 8, 2\)"),
+        (np.zeros((8, 8), np.uint16), r"is an array of uint16, expected uint8, or float in 0..1"),
+        (np.zeros((8, 8, 3), np.int64), "is an array of int64"),
+        (np.zeros((8, 8), bool), "is an array of bool"),
+        (np.full((8, 8), 255.0), r"of float64 has values from 255 to 255, expected 0..1"),
+        (np.full((8, 8), -0.5, np.float32), "of float32 has values from -0.5"),
+        (np.full((8, 8), np.nan), "has values from nan"),
+        (Image.fromarray(np.zeros((8, 8), np.uint16)), "The picture has mode I;16"),
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "The picture has mode F"),
     ],
 )
-def test_array_that_is_no_picture_is_an_error(predictor, picture):
-    with pytest.raises(InputError, match=r"A picture is .* expected uint8 of shape \(H, W, 3\)"):
+def test_picture_of_another_kind_is_an_error(predictor, picture, message):
+    with pytest.raises(InputError, match=message):
         predictor.predict(picture)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_usual_mode_of_pillow_is_a_picture(mode):
+    picture = Image.fromarray(make_phantom(3, 32)[0]).convert(mode)
+    assert np.array_equal(load_picture(picture), np.array(picture.convert("RGB")))
+
+
+def test_arrays_of_one_picture_are_the_same():
+    image = make_phantom(3, 32)[0]
+    grey = image[..., 0]
+    expected = np.dstack([grey, grey, grey])
+    alpha = np.full_like(grey, 9)
+    for picture in (grey, grey[..., None], expected, np.dstack([expected, alpha]), grey / 255):
+        found = load_picture(picture)
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, expected)
+    assert np.array_equal(load_picture(expected.astype(np.float32) / 255), expected)
+
+
+def test_orientation_of_a_photograph_is_applied_from_a_file_and_from_pillow(tmp_path):
+    image = make_phantom(3, 32)[0][:20]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(image, -1)
+    assert np.array_equal(load_picture(tmp_path / "a.png"), upright)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.array_equal(load_picture(picture), upright)
+        assert picture.size == (32, 20)
 
 
 def test_path_without_a_picture_is_an_error(predictor, tmp_path):
@@ -417,3 +455,12 @@ def test_checkpoint_of_other_weights_is_an_error(run, tmp_path):
 def test_predictor_imports_no_lightning():
     code = "import sys, ovseg.inference.predictor; print('pytorch_lightning' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_deep_colours_that_pillow_has_not_decoded_are_refused(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 8, 3), 4000, np.uint16))
+    with (
+        Image.open(tmp_path / "a.png") as picture,
+        pytest.raises(InputError, match="The picture has 16 bits a channel"),
+    ):
+        load_picture(picture)

@@ -40,7 +40,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ovseg.core.console import map_with_progress, progress_bar
-from ovseg.data.pairs import list_images, read_image
+from ovseg.data.pairs import list_images
+from ovseg.data.pictures import read_image
 
 # Largest difference of two numbers -> smallest similarity of near-duplicates.
 THRESHOLDS = {2: 0.30, 10: 0.42, math.inf: 0.55}
@@ -93,7 +94,7 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
 
 
 def fingerprint_files(paths: Sequence[Path]) -> list[Fingerprint]:
-    """The fingerprints of picture files; raises as `ovseg.data.pairs.read_image`."""
+    """The fingerprints of picture files; raises as `ovseg.data.pictures.read_image`."""
 
     def read(path: Path) -> Fingerprint:
         return fingerprint(read_image(path))

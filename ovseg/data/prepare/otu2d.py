@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.data.pairs import list_images, open_picture, read_image, read_mask
+from ovseg.data.masks import read_mask
+from ovseg.data.pairs import list_images
+from ovseg.data.pictures import open_picture, read_image
 
 # The colours and the order of the download's own label files (labels 0..7); ids in our category
 # maps are one higher, 0 is background.

@@ -6,10 +6,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ovseg.core.drawing import PALETTE, PRED, case_row, contact_sheet, paint
 from ovseg.core.errors import InputError
-from ovseg.core.files import write_image
+from ovseg.core.files import fit_file_name, write_image
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import place
-from ovseg.data.pairs import Pair, read_image, read_pair
+from ovseg.data.pairs import Pair
+from ovseg.data.pictures import read_image
 from ovseg.metrics import predict
 from ovseg.training.callbacks.run_folder import run_of
 from ovseg.training.ema import averaged
@@ -50,7 +51,8 @@ class EpochSnapshots(Callback):
             for pair in data.mini_test_pairs(self.num_infer_images):
                 image, mask = _read_placed(pair, data)
                 pred = _predict(trainer, pl_module, image)
-                write_image(folder / f"{name}_{pair.stem}.png", paint(image, pred, colors))
+                picture = folder / fit_file_name(f"{name}_{pair.stem}", ".png")
+                write_image(picture, paint(image, pred, colors))
                 row = case_row(image, mask, pred, pair.stem, classes=data.hparams["classes"])
                 rows.append(row)
         write_image(folder / f"{name}.png", contact_sheet(rows, categories=data.categories))
@@ -62,7 +64,7 @@ def _read_placed(pair: Pair, data: OvarianTumorDataModule) -> tuple[np.ndarray, 
     fit = data.hparams["fit"]
     if pair.mask_path is None:
         return place(read_image(pair.image_path), size, fit), None
-    image, mask = read_pair(pair, data.hparams["mask_threshold"], data.hparams["classes"])
+    image, mask = data.read_pair(pair)
     return place(image, size, fit), place(mask, size, fit)
 
 
