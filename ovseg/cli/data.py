@@ -16,6 +16,7 @@ def prepare_data(
     mask_suffix: str | None = None,
     labels: str | None = None,
     categories: bool = False,
+    invert_masks: bool = False,
     unmatched: str = "error",
     groups: str | None = None,
     size: int = 512,
@@ -38,6 +39,7 @@ def prepare_data(
         mask_suffix: what follows an image's name in those of its masks (default: found by rule)
         labels: the labels that are lesion, with commas between (default: all)
         categories: keep each label as a category
+        invert_masks: the darker of a mask's two values is lesion
         unmatched: images without mask: error, skip (leave them out) or empty (no lesion)
         groups: CSV stem,group of patients or examinations, or folders (one of each patient)
         size: side of the squares in pixels
@@ -56,7 +58,14 @@ def prepare_data(
 
     names = [label.strip() for label in (labels or "").split(",")]
     chosen = tuple(name for name in names if name)
-    reading = Reading(images, masks, mask_suffix, chosen, categories)
+    reading = Reading(
+        images=images,
+        masks=masks,
+        mask_suffix=mask_suffix,
+        labels=chosen,
+        categories=categories,
+        invert_masks=invert_masks,
+    )
     manifest = prepare_dataset(
         source=source,
         output=output,

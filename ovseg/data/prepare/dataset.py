@@ -65,6 +65,7 @@ MAX_FOLDS = 20
 # Pixels. Images are compared as they are and letterboxed to this side, whatever squares are
 # written: so the groups, and the split, are the same at every size. Most datasets are written so.
 COMPARED_SIZE = 512
+WHITE_CORNERS_SHARE = 0.9  # of the masks: a lesion that fills all four corners is rare
 SMALLEST_PLACED = 128  # pixels; smaller images are compared as they are: enlarged they look alike
 
 Name = TypeVar("Name", str, int)  # of a split or a fold
@@ -80,6 +81,7 @@ class Case:
         width: of the image, pixels.
         category: id of most of its lesion, 1, 2, ..., by the annotations; 0 where it has none.
         lesion: share of the image that is lesion, 0..1.
+        white_corners: whether all four corners are lesion, but not all of the image is.
         outside: number of an outline's points that lie outside of the image.
         source_fingerprint: of the image as it is.
         placed_fingerprint: of the image in a square of `COMPARED_SIZE`, which is what an audit
@@ -92,6 +94,7 @@ class Case:
     width: int
     category: int
     lesion: float
+    white_corners: bool
     outside: int
     source_fingerprint: Fingerprint
     placed_fingerprint: Fingerprint
@@ -180,6 +183,7 @@ def prepare_dataset(
         "mask_suffix": reading.mask_suffix,
         "labels": list(reading.labels),
         "keep_categories": reading.categories,
+        "invert_masks": reading.invert_masks,
         "unmatched": unmatched,
         "size": size,
         "fit": fit,
@@ -322,6 +326,7 @@ def _examine_all(root: Path, sources: list[Source]) -> tuple[list[Case], list[st
         raise InputError(
             f"None of the {len(sources)} pairs in {root} can be used: {first_five(failures)}"
         )
+    _judge_masks(root, cases)
     outside = [case for case in cases if case.outside]
     if outside:
         points = sum(case.outside for case in outside)
@@ -333,6 +338,31 @@ def _examine_all(root: Path, sources: list[Source]) -> tuple[list[Case], list[st
     return cases, failures
 
 
+def _judge_masks(root: Path, cases: Sequence[Case]) -> None:
+    """Judge all masks together: what is legal for one can't be meant for all.
+
+    Raises:
+        InputError: no image has a lesion, or all are lesion everywhere.
+    """
+    if not any(case.lesion for case in cases):
+        raise InputError(
+            f"None of the {len(cases)} images in {root} has a lesion. Check how the masks or "
+            "annotations were exported."
+        )
+    if all(case.lesion == 1 for case in cases):
+        raise InputError(
+            f"All {len(cases)} images in {root} are lesion everywhere. Check how the masks or "
+            "annotations were exported."
+        )
+    white = sum(case.white_corners for case in cases)
+    drawn = sum(0 < case.lesion < 1 for case in cases)
+    if white and white >= WHITE_CORNERS_SHARE * drawn:
+        print(
+            f"{white} of {len(cases)} masks are lesion at all four corners: is the lesion drawn in "
+            "black? Then add --invert_masks."
+        )
+
+
 def _examine(source: Source) -> Case:
     """A pair as the split sees it; raises as `_read_pair`."""
     image, labels = _read_pair(source)
@@ -340,6 +370,8 @@ def _examine(source: Source) -> Case:
     ids = labels.mask if labels.categories is None else labels.categories
     pixels = cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel()
     pixels[0] = 0  # background
+    lesion = float(labels.mask.mean())
+    corners = labels.mask[[0, 0, -1, -1], [0, -1, 0, -1]]
     placed = image
     if max(height, width) >= SMALLEST_PLACED:
         placed = place(image, COMPARED_SIZE, "letterbox")
@@ -348,7 +380,8 @@ def _examine(source: Source) -> Case:
         height,
         width,
         category=int(pixels.argmax()),
-        lesion=float(labels.mask.mean()),
+        lesion=lesion,
+        white_corners=bool(corners.all()) and lesion < 1,
         outside=labels.outside,
         source_fingerprint=fingerprint(image),
         placed_fingerprint=fingerprint(placed),

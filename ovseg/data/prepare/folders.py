@@ -217,7 +217,7 @@ def read_spots(found: Found, spots: list[Spot], reading: Reading) -> Found:
             stem=stems[path],
             image_path=path,
             label_paths=tuple(own_masks),
-            read_labels=partial(read_masks, path, tuple(own_masks), reading.categories),
+            read_labels=partial(read_masks, path, tuple(own_masks), reading),
             kind=spot.kind if with_classes else "",
             split=spot.split or split_of_folders(found.root, path),
         )
@@ -304,7 +304,7 @@ def _owner(stem: str, images: Iterable[str], suffix: str | None) -> str | None:
 
 
 def read_masks(
-    image_path: Path, paths: tuple[Path, ...], as_categories: bool, height: int, width: int
+    image_path: Path, paths: tuple[Path, ...], reading: Reading, height: int, width: int
 ) -> Labels:
     """The union of an image's masks; where categories overlap, the later file is on top.
 
@@ -313,10 +313,10 @@ def read_masks(
     """
     labels = np.zeros((height, width), np.uint8)
     for path in paths:
-        if as_categories:
+        if reading.categories:
             part = read_category_map(path, 256)
         else:
-            part = read_two_values(path)
+            part = read_two_values(path, reading.invert_masks)
         if part.shape != labels.shape:
             raise InputError(
                 f"{image_path} and its mask {path} differ in size ({width} x {height} and "
@@ -324,13 +324,17 @@ def read_masks(
             )
         labels = np.where(part > 0, part, labels)
     mask = (labels > 0).astype(np.uint8)
-    return Labels(mask, labels if as_categories else None)
+    return Labels(mask, labels if reading.categories else None)
 
 
-def read_two_values(path: Path) -> np.ndarray:
+def read_two_values(path: Path, invert: bool = False) -> np.ndarray:
     """A mask of any two values, uint8 (H, W) of 0 and 1; the larger value is lesion.
 
     A mask of one value is lesion everywhere or, where it is 0, nowhere.
+
+    Args:
+        path: the file.
+        invert: what would be lesion is background, and the other way round.
 
     Raises:
         InputError: see `ovseg.data.pairs.read_mask`.
@@ -344,7 +348,8 @@ def read_two_values(path: Path) -> np.ndarray:
         threshold = 0
     if is_jpeg(picture) and highest <= JPEG_NOISE:
         threshold = highest
-    return read_mask(path, threshold)
+    mask = read_mask(path, threshold)
+    return 1 - mask if invert else mask
 
 
 def _largest_id(path: Path) -> int:

@@ -49,27 +49,29 @@ class Layout:
     takes: tuple[str, ...]
 
 
+MASK_OPTIONS = ("mask_suffix", "categories", "invert_masks")
+OUTLINE_OPTIONS = ("labels", "categories")
 LAYOUTS = {
     "otu2d": Layout("OTU_2d of MMOTU: images, and annotations in colours", find_otu2d, ()),
-    "cvat": Layout("CVAT for images 1.1: annotations.xml", find_cvat, ("labels", "categories")),
-    "ddti": Layout("DDTI: N.xml with the outlines of N_1.jpg", find_ddti, ("labels", "categories")),
-    "coco": Layout("COCO: a JSON for all images", find_coco, ("labels", "categories")),
-    "labelme": Layout("LabelMe: a JSON for each image", find_labelme, ("labels", "categories")),
-    "yolo": Layout("YOLO: images, and labels as .txt", find_yolo, ("labels", "categories")),
+    "cvat": Layout("CVAT for images 1.1: annotations.xml", find_cvat, OUTLINE_OPTIONS),
+    "ddti": Layout("DDTI: N.xml with the outlines of N_1.jpg", find_ddti, OUTLINE_OPTIONS),
+    "coco": Layout("COCO: a JSON for all images", find_coco, OUTLINE_OPTIONS),
+    "labelme": Layout("LabelMe: a JSON for each image", find_labelme, OUTLINE_OPTIONS),
+    "yolo": Layout("YOLO: images, and labels as .txt", find_yolo, OUTLINE_OPTIONS),
     "tn3k": Layout(
         "TN3K: trainval-image, trainval-mask, test-image, test-mask",
         find_tn3k,
-        ("mask_suffix", "categories"),
+        MASK_OPTIONS,
     ),
     "busi": Layout(
         "BUSI: a folder of each class, with images and their masks",
         find_folders,
-        ("mask_suffix", "categories"),
+        MASK_OPTIONS,
     ),
     "folders": Layout(
         "folders: images and masks, or both in one folder",
         find_folders,
-        ("mask_suffix", "categories"),
+        MASK_OPTIONS,
     ),
 }
 
@@ -118,6 +120,7 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
         "mask_suffix": reading.mask_suffix is not None,
         "labels": bool(reading.labels),
         "categories": reading.categories,
+        "invert_masks": reading.invert_masks,
     }
     for option, is_given in given.items():
         if is_given and option not in chosen.takes:

@@ -103,6 +103,7 @@ class Reading:
         labels: names of the labels that are lesion; empty for all.
         categories: keep each label as a category.
         patients: folders of images are patients, not classes.
+        invert_masks: the darker of a mask's two values is lesion.
     """
 
     images: Path | None = None
@@ -111,6 +112,7 @@ class Reading:
     labels: tuple[str, ...] = ()
     categories: bool = False
     patients: bool = False
+    invert_masks: bool = False
 
 
 def no_lesion(height: int, width: int) -> Labels:

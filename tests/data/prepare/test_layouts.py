@@ -156,6 +156,28 @@ def test_jpeg_masks_keep_their_lesion_and_have_no_noise(root, prepare, count_les
     assert all(abs(count - RECTANGLE_PIXELS) <= 10 for count in counts.values())
 
 
+def test_inverted_masks_are_asked_about(root, prepare, count_lesion, capsys):
+    draw_pairs(root)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(255 - np.array(Image.open(path))).save(path)
+    prepare()
+    assert "12 of 12 masks are lesion at all four corners" in capsys.readouterr().out
+    manifest = prepare(Reading(invert_masks=True))
+    assert set(count_lesion(manifest).values()) == {RECTANGLE_PIXELS}
+    assert "corners" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0, "None of the 12 images"), (9, "All 12 images .* everywhere")]
+)
+def test_masks_that_are_all_empty_or_all_full_are_an_error(root, prepare, value, message):
+    draw_pairs(root)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.full((HEIGHT, WIDTH), value, np.uint8)).save(path)
+    with pytest.raises(InputError, match=message):
+        prepare()
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -713,13 +735,13 @@ def test_cvat_run_lengths_go_along_the_rows(root, prepare, read_written):
 
 def test_later_cvat_layer_is_on_top(root, prepare, read_written):
     shapes = '<polygon label="top" points="10,8;30,8;30,20;10,20" z_order="2"/>'
-    shapes += '<polygon label="below" points="0,0;64,0;64,48;0,48" z_order="1"/>'
+    shapes += '<polygon label="below" points="0,0;60,0;60,48;0,48" z_order="1"/>'
     draw_cvat(root, shapes)
     manifest = prepare(Reading(categories=True))
     assert manifest["categories"] == ["below", "top"]
     ids = read_written(manifest["items"][0], "categories")
     assert (ids == 2).sum() == RECTANGLE_PIXELS
-    assert (ids == 1).sum() == HEIGHT * WIDTH - RECTANGLE_PIXELS
+    assert (ids == 1).sum() == HEIGHT * 60 - RECTANGLE_PIXELS
 
 
 @pytest.mark.parametrize(
