@@ -2,6 +2,7 @@
 
 import hashlib
 import shlex
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -157,8 +158,8 @@ def refuse_mask_names(root: Path, images: Path, masks: Path) -> None:
     """
     if not images.is_dir() or not masks.is_dir():
         return
-    image_stems = {path.stem for path in images.iterdir()}
-    mask_stems = {path.stem for path in masks.iterdir()}
+    image_stems = _shown_stems(images)
+    mask_stems = _shown_stems(masks)
     if image_stems & mask_stems or not image_stems or not mask_stems:
         return
     raise InputError(
@@ -166,6 +167,15 @@ def refuse_mask_names(root: Path, images: Path, masks: Path) -> None:
         f"{min(image_stems, key=natural_key)}, masks such as {min(mask_stems, key=natural_key)}. "
         f"Name them alike, or make a dataset of them: {_preparing_command(root)}."
     )
+
+
+def _shown_stems(folder: Path) -> set[str]:
+    """The stems of the files in a folder, composed (NFC), without hidden ones."""
+    stems = set()
+    for path in folder.iterdir():
+        if not path.name.startswith("."):
+            stems.add(unicodedata.normalize("NFC", path.stem))
+    return stems
 
 
 def _preparing_command(root: Path) -> str:

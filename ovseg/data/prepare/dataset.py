@@ -27,6 +27,7 @@ from ovseg.data.geometry import FITS, fit_box, place
 from ovseg.data.manifest import FILE_NAME, read_manifest
 from ovseg.data.pairs import read_image
 from ovseg.data.prepare.duplicates import (
+    COMPARED_SIZE,
     THRESHOLDS,
     Fingerprint,
     NearDuplicate,
@@ -62,9 +63,6 @@ SPLITTERS = {
     "official": "the dataset's own folders, or train.txt and val.txt of OTU_2d",
 }
 MAX_FOLDS = 20
-# Pixels. Images are compared as they are and letterboxed to this side, whatever squares are
-# written: so the groups, and the split, are the same at every size. Most datasets are written so.
-COMPARED_SIZE = 512
 WHITE_CORNERS_SHARE = 0.9  # of the masks: a lesion that fills all four corners is rare
 SMALLEST_PLACED = 128  # pixels; smaller images are compared as they are: enlarged they look alike
 

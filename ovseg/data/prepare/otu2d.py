@@ -89,8 +89,13 @@ def read_categories(path: Path) -> tuple[np.ndarray, int]:
     """
     opaque = open_picture(path).convert("RGB").convert("RGBA")
     codes = np.array(opaque).view("<u4")[..., 0] & 0xFFFFFF  # a number for each colour, red lowest
+    lesion = codes > 0
+    codes_of_lesion = codes[lesion]
+    found = codes_of_lesion[:1]
+    if (codes_of_lesion != found).any():  # np.unique sorts, which takes long
+        found = np.unique(codes_of_lesion)
     colours = []
-    for code in np.unique(codes[codes > 0]).tolist():
+    for code in found.tolist():
         colours.append((code & 255, code >> 8 & 255, code >> 16))
     colours.sort()
 
@@ -109,7 +114,7 @@ def read_categories(path: Path) -> tuple[np.ndarray, int]:
     category = 0
     if colours:
         category = list(CATEGORIES).index(colours[0]) + 1
-    return (codes > 0).astype(np.uint8) * np.uint8(category), category
+    return lesion.astype(np.uint8) * np.uint8(category), category
 
 
 def read_labels(

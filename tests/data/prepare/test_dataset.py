@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovseg.audit.findings import audit_tree
 from ovseg.core.errors import InputError
+from ovseg.core.files import content_digest
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.duplicates import find_tree_leakage
@@ -372,9 +374,14 @@ def test_split_is_the_same_at_every_size(tmp_path, save_png):
 
 @pytest.mark.slow
 def test_real_pairs_become_a_dataset(shared_file, output):
-    manifest = prepare_dataset(shared_file("data/OTU_2d"), output, size=64)
+    manifest = prepare_dataset(shared_file("data/OTU_2d"), output, size=128)
     assert len(manifest["items"]) == 1218
     assert not manifest["failures"]
+    assert len(set(column(manifest, "group").values())) == 722  # as at every other size
+    # The split of all results so far, which were prepared at 512.
+    train = [item["stem"] for item in manifest["items"] if item["split"] == "train"]
+    assert content_digest(train).startswith("fa5cc58eef8f")
+    assert audit_tree(output).leaks == []
 
 
 @pytest.mark.slow
