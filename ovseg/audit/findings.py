@@ -22,7 +22,12 @@ from ovseg.audit.files import (
 )
 from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError
-from ovseg.data.prepare.duplicates import find_near_duplicates, find_rotated_copies
+from ovseg.data.prepare.duplicates import (
+    COMPARED_SIZE,
+    RESIZED,
+    find_near_duplicates,
+    find_rotated_copies,
+)
 from ovseg.data.tree import SPLITS
 
 COPIES = ("same file", "same pixels", "near-duplicate", "rotated copy")  # strongest first
@@ -125,15 +130,21 @@ def audit_tree(root: Path, mask_threshold: int = 127, invert_masks: bool = False
 
     # Phantoms share a geometry: different ones look alike, so near-duplicates are not looked for.
     exact_only = manifest.get("made_by") == "phantoms"
-    return Audit(root, entries, problems, find_copies(entries, exact_only), exact_only)
+    # The split was made of the original images, and is not judged by what resizing changed.
+    resized = manifest.get("made_by") == "prepare_data" and manifest.get("size") != COMPARED_SIZE
+    copies = find_copies(entries, exact_only, margin=RESIZED if resized else 0)
+    return Audit(root, entries, problems, copies, exact_only)
 
 
-def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy]:
+def find_copies(
+    entries: Sequence[Entry], exact_only: bool = False, margin: float = 0
+) -> list[Copy]:
     """Every two images that show the same, each pair with its strongest kind.
 
     Args:
         entries: images; those that could not be read are left out.
         exact_only: compare file contents and pixels only.
+        margin: see `find_near_duplicates`.
 
     Returns:
         Those across splits first, then by kind, most similar first.
@@ -154,7 +165,7 @@ def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy
         found.setdefault(pair, ("same pixels", 1.0, ""))
     if not exact_only:
         stems = [entry.stem for entry in readable]
-        for i, j, similarity in find_near_duplicates(fingerprints, stems):
+        for i, j, similarity in find_near_duplicates(fingerprints, stems, margin):
             found.setdefault((i, j), ("near-duplicate", similarity, ""))
         for i, j, similarity, rotation in find_rotated_copies(fingerprints):
             found.setdefault((i, j), ("rotated copy", similarity, rotation))

@@ -7,7 +7,8 @@ The only reader of the file. What it holds, all of it optional:
     categories: the names of categories 1, 2, ...
     items: one entry an image, with its `stem` and `split`; where known, also `category` (an id, 0
         for an empty mask), `fold` (None in test), `group` (of near-duplicates), and the original
-        `height` and `width` with the `box` that the picture fills in its square.
+        `height` and `width` with the `box` that the picture fills in its square; `class`, that of
+        its folder, and `patient`.
 """
 
 import json

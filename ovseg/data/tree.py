@@ -1,6 +1,8 @@
 """The pairs of a dataset tree `root/{train,valid,test}/{images,masks}`, by split or by fold."""
 
 import hashlib
+import shlex
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -137,16 +139,20 @@ class DatasetTree:
                     "ovseg prepare_data --source OTU_2d --output FOLDER."
                 )
             if not any((self.root / name).is_dir() for name in SPLITS):
+                refuse_layout(self.root)
                 raise InputError(
                     f"{self.root} is no dataset: it has none of the folders {', '.join(SPLITS)}. "
-                    f"Make one of a download: ovseg prepare_data --source {self.root} --output "
-                    "FOLDER."
+                    "Make one of images and their masks or annotations: ovseg prepare_data "
+                    "--source FOLDER --output FOLDER."
                 )
+            if not (self.root / split / "masks").is_dir():
+                refuse_layout(self.root, but=("folders",))
             images = self.root / split / "images"
             check_folder(self.root / split)
             check_folder(images)
             masks = labels_dir(self.root, split, self.classes)
             check_folder(masks)
+            refuse_mask_names(self.root, images, masks)
             pairs = find_pairs(images, masks, self.exclude)
             self._folders[split] = cut_borders(pairs, self.root, self.fit)
         return self._folders[split]
@@ -183,6 +189,66 @@ def find_other_name(folder: Path) -> Path | None:
         if path.name.lower() in names and path.is_dir():
             return path
     return None
+
+
+def refuse_layout(root: Path, but: Iterable[str] = ()) -> None:
+    """Refuse a folder of a layout that `prepare_data` reads, and say how to prepare it.
+
+    Args:
+        root: the folder.
+        but: layouts to pass over.
+
+    Raises:
+        InputError: it is of such a layout.
+    """
+    from ovseg.data.prepare.layouts import LAYOUTS, recognise, unwrap
+
+    layout = recognise(unwrap(root))
+    if layout and layout not in but:
+        raise InputError(
+            f"{root} is a dataset of another layout ({LAYOUTS[layout].description}), expected "
+            f"{', '.join(SPLITS)} with images and masks in each. Prepare it: "
+            f"{_preparing_command(root)}."
+        )
+
+
+def refuse_mask_names(root: Path, images: Path, masks: Path) -> None:
+    """Refuse folders in which no mask has the stem of an image.
+
+    Raises:
+        InputError: they are so, and the names show which images the masks belong to.
+    """
+    if not images.is_dir() or not masks.is_dir():
+        return
+    image_stems = _shown_stems(images)
+    mask_stems = _shown_stems(masks)
+    if image_stems & mask_stems or not image_stems or not mask_stems:
+        return
+    raise InputError(
+        f"No mask in {masks} has the stem of an image in {images}: images such as "
+        f"{min(image_stems, key=natural_key)}, masks such as {min(mask_stems, key=natural_key)}. "
+        f"Name them alike, or make a dataset of them: {_preparing_command(root)}."
+    )
+
+
+def _shown_stems(folder: Path) -> set[str]:
+    """The stems of the files in a folder, composed (NFC), without hidden ones."""
+    stems = set()
+    for path in folder.iterdir():
+        if not path.name.startswith("."):
+            stems.add(unicodedata.normalize("NFC", path.stem))
+    return stems
+
+
+def _preparing_command(root: Path) -> str:
+    """The command that prepares a folder of another layout."""
+    output = root.resolve()
+    prepared = output.with_name(f"{output.name}_prepared")
+    if not root.is_absolute() and root.name:
+        prepared = root.with_name(f"{root.name}_prepared")
+    return f"ovseg prepare_data --source {shlex.quote(str(root))} --output " + shlex.quote(
+        str(prepared)
+    )
 
 
 def fold_pairs(root: Path, folders: dict[str, list[Pair]], fold: int) -> dict[str, list[Pair]]:
