@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.output_place import CACHE
 from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
@@ -420,7 +421,7 @@ def _cache_folder(root: Path, cache: bool | str) -> Path | None:
     if not cache:
         return None
     if isinstance(cache, bool):
-        return root / ".cache"
+        return root / CACHE
     return Path(cache) / root.resolve().name
 
 
