@@ -108,10 +108,7 @@ class RunFolder:
     @property
     def has_checkpoint(self) -> bool:
         """Whether training has kept any checkpoint; one that is being written is none."""
-        for path in self.checkpoints.glob("*.ckpt"):
-            if not path.name.startswith("."):
-                return True
-        return False
+        return any(not path.name.startswith(".") for path in self.checkpoints.glob("*.ckpt"))
 
     # The baseline's names, kept for its users: train_losses, train_metrics, epoch_change_infer and
     # break_training.
