@@ -288,8 +288,11 @@ class OvarianTumorDataModule(LightningDataModule):
         return category_names(self.root, self.hparams["classes"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the names of the categories, and what the fold holds out."""
-        state: dict[str, Any] = {}
+        """What a checkpoint keeps.
+
+        It is where the dataset is, the names of the categories, and what the fold holds out.
+        """
+        state: dict[str, Any] = {"root": str(self.root.absolute())}
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories
         if self.hparams["fold"] is not None:
