@@ -11,8 +11,8 @@ class InputError(ValueError):
     """
 
 
-class WriteError(InputError):
-    """A file can't be written, such as on a full disk; the cause is the system's `OSError`."""
+class WriteError(InputError, OSError):
+    """A file can't be written, such as on a full disk; the cause is the system's own `OSError`."""
 
 
 def system_reason(error: OSError) -> str:

@@ -47,7 +47,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 def _find_reason(error: BaseException | None) -> str | None:
     """The operating system's words for an error, or for the one that it was raised from."""
     while error is not None:
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, WriteError):
             return system_reason(error)
         error = error.__cause__ or error.__context__
     return None

@@ -30,8 +30,9 @@ def test_failed_folder_keeps_the_old_one(tmp_path):
 
 def test_file_that_cannot_be_written_is_named(tmp_path):
     path = tmp_path / ("x" * 300)
-    with pytest.raises(WriteError, match="Cannot write .*xxx: File name too long"):
+    with pytest.raises(WriteError, match="^Cannot write .*xxx: File name too long.$") as found:
         write_json(path, {})
+    assert isinstance(found.value, InputError) and isinstance(found.value, OSError)
 
 
 def test_folder_of_others_is_spared(tmp_path):
