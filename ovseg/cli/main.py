@@ -5,7 +5,7 @@ import sys
 
 from ovseg.cli import compare, data, experiments, runs
 from ovseg.cli.parser import Command, call_command, summarise
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, system_reason
 from ovseg.core.registry import choose
 from ovseg.core.text import printable
 
@@ -37,18 +37,20 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command's name and its arguments; those of this process by default.
 
     Returns:
-        The exit code: 0; 1 where some files failed or a dataset has leaks; 2 for a user's mistake;
-        130 after Ctrl-C and 143 after SIGTERM.
+        The exit code: 0; 1 where some files failed or a dataset has leaks; 2 for a user's mistake
+        or a file that can't be read or written; 130 after Ctrl-C and 143 after SIGTERM.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output, such as `head`, has ended.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except _lightning_exception("SIGTERMException"):
         # Lightning itself would exit with 0.
@@ -58,6 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(error)
     except _lightning_exception("MisconfigurationException") as error:
         return _refuse(error)
+    except OSError as error:
+        return _refuse_file(error)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -82,6 +86,23 @@ def _dispatch(arguments: list[str]) -> int:
 def _refuse(error: BaseException) -> int:
     print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return 2
+
+
+def _refuse_file(error: OSError) -> int:
+    """What the system refuses, such as to write on a full disk, is no fault of the program."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # standard output itself is a file on that disk
+        _drop_output()
+    text = f"{system_reason(error)}."
+    if error.filename is not None:
+        text = f"Cannot read or write {os.fsdecode(error.filename)}: {text}"
+    return _refuse(InputError(text))
+
+
+def _drop_output() -> None:
+    """Let standard output lead nowhere, so that Python's own flush at the end does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:

@@ -61,8 +61,9 @@ def evaluate(
 def infer(
     *,
     run: Path,
-    images: Path,
+    images: list[Path],
     output: Path,
+    recursive: bool = False,
     overlays: bool = False,
     probabilities: bool = False,
     batch_size: int = 4,
@@ -71,12 +72,15 @@ def infer(
     device: str = "auto",
     overwrite: bool = False,
 ) -> int:
-    """Segment every picture of a folder: one mask each, at the picture's own size.
+    """Segment pictures: one mask each, at the picture's own size.
+
+    If it is interrupted, the same command continues where it stopped.
 
     Args:
         run: run folder, checkpoint, or folder of an ensemble
-        images: folder of JPEG, PNG, BMP or TIFF pictures
+        images: pictures and folders of pictures (JPEG, PNG, BMP, TIFF)
         output: folder to make
+        recursive: also take the folders in folders; masks keep their structure
         overlays: also write the masks over the images
         probabilities: also write 16-bit probability maps
         batch_size: pictures at a time
@@ -99,6 +103,7 @@ def infer(
         postprocessing=postprocessing,
         device=device,
         overwrite=overwrite,
+        recursive=recursive,
     )
     names = output / "categories.json"
     kind = f"category ids, named in {names.name}" if names.exists() else "0 and 255"
@@ -146,7 +151,7 @@ def export(
 
     Args:
         run: run folder or checkpoint
-        output: folder to make (default: export in the run folder)
+        output: folder to make (default: export in the run folder; a lone checkpoint needs one)
         format: onnx
         overwrite: replace an earlier export
     """

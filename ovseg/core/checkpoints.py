@@ -139,6 +139,7 @@ class Member:
         epoch: number of epochs it was trained for.
         held_out: digest of the images that its fold held out, see
             `ovseg.data.tree.DatasetTree.held_out`; None without folds.
+        root: the absolute path of the dataset in training; None in checkpoints without it.
     """
 
     path: Path
@@ -147,6 +148,7 @@ class Member:
     categories: list[str]
     epoch: int
     held_out: str | None
+    root: str | None = None
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
@@ -166,6 +168,26 @@ def read_member(path: Path) -> Member:
         categories=state.get("categories", []),
         epoch=epochs_done(checkpoint),
         held_out=state.get("held_out"),
+        root=state.get("root"),
+    )
+
+
+def find_dataset(member: Member) -> str:
+    """The dataset that a checkpoint was trained on, by the path of that time.
+
+    A relative path starts at the current folder; if there is none, the absolute path counts.
+
+    Raises:
+        InputError: it is in neither place.
+    """
+    named = str(member.data["root"])
+    looked_for = list(dict.fromkeys([str(Path(named).absolute()), member.root or named]))
+    for path in (named, *looked_for):
+        if Path(path).is_dir():
+            return path
+    raise InputError(
+        f"There is no dataset folder {named}, on which {member.path} was trained. Looked for: "
+        f"{first_five(looked_for)}. Name the dataset with --data."
     )
 
 

@@ -29,7 +29,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg import __version__
 from ovseg.core.console import THREADS
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, system_reason
 from ovseg.core.files import atomic_path, content_digest
 from ovseg.data.geometry import place
 from ovseg.data.masks import MaskFacts
@@ -186,7 +186,7 @@ class SplitCaches:
                 return build_cache(path, describe(pairs, self.settings), check)
             except OSError as error:
                 rank_zero_info(
-                    f"There is no cache in {self.folder} ({error.strerror}), so every epoch "
+                    f"There is no cache in {self.folder} ({system_reason(error)}), so every epoch "
                     "decodes its pictures again. Set data.cache to a folder with room, or to "
                     "false."
                 )

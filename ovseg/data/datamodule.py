@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.output_place import CACHE
 from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
@@ -361,8 +362,11 @@ class OvarianTumorDataModule(LightningDataModule):
         return category_names(self.root, self.hparams["classes"], given)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the names of the categories, and what the fold holds out."""
-        state: dict[str, Any] = {}
+        """What a checkpoint keeps.
+
+        It is where the dataset is, the names of the categories, and what the fold holds out.
+        """
+        state: dict[str, Any] = {"root": str(self.root.absolute())}
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories
         if self.hparams["fold"] is not None:
@@ -503,7 +507,7 @@ def _cache_folder(root: Path, cache: bool | str) -> Path | None:
     if not cache:
         return None
     if isinstance(cache, bool):
-        return root / ".cache"
+        return root / CACHE
     return Path(cache) / root.resolve().name
 
 

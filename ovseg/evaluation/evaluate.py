@@ -9,7 +9,12 @@ import pandas as pd
 import torch
 
 from ovseg import __version__
-from ovseg.core.checkpoints import check_evaluable, checkpoint_digest, read_members
+from ovseg.core.checkpoints import (
+    check_evaluable,
+    checkpoint_digest,
+    find_dataset,
+    read_members,
+)
 from ovseg.core.console import progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.runs import RunFolder
@@ -82,7 +87,7 @@ class Evaluation:
 
         first = self.members[0]
         settings = {**first.data, **UNUSED, "batch_size": batch_size}
-        settings["root"] = str(root or settings["root"])
+        settings["root"] = str(root or find_dataset(first))
         if mask_threshold is not None:
             settings["mask_threshold"] = mask_threshold
         self.datamodule = OvarianTumorDataModule(**settings)

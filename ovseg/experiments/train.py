@@ -12,7 +12,6 @@ from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -28,11 +27,14 @@ from ovseg.training.callbacks import (
     EARLY_STOPPING_DEFAULTS,
     BestCheckpoint,
     BreakTraining,
+    Curves,
     EpochSeed,
     EpochSnapshots,
     HistoryPlots,
     LastCheckpoint,
     LineProgress,
+    MetricsLog,
+    Shown,
 )
 from ovseg.training.checkpoint_io import WholeCheckpointIO
 from ovseg.training.checks import check_monitors, check_schedule, share_classes
@@ -148,13 +150,17 @@ class TrainCLI(LightningCLI):
             kwargs |= self._claim_run(settings)
 
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except InputError:
             self._release_run()
             raise
         except Exception as error:  # whatever the constructors of the Trainer's parts raise
             self._release_run()
             raise explain_refusal(error, self.settings) from error
+        # What only shows an epoch comes after the checkpoints that keep it.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: isinstance(callback, Shown))
+        return trainer
 
     def _list_callbacks(self, settings: Namespace) -> list[Callback]:
         """The configuration's callbacks, and what depends on other parts of the configuration."""
@@ -174,7 +180,7 @@ class TrainCLI(LightningCLI):
         if self.run_folder is not None:
             version = self.run_folder.path.name
 
-        loggers = [CSVLogger(parent.parent, parent.name, version)]
+        loggers = [MetricsLog(parent.parent, parent.name, version)]
         if not isinstance(settings["logger"], bool):
             loggers += _as_list(settings["logger"])
         # Under SLURM Lightning writes and looks for checkpoints of its own there.
@@ -263,7 +269,7 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
         trainer_defaults={
             "log_every_n_steps": 1,
             "enable_model_summary": False,  # `_announce` has it in a line
-            "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining()],
+            "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining(), Curves()],
         },
         auto_configure_optimizers=False,
         save_config_kwargs={"config_filename": RunFolder(Path()).config.name},

@@ -30,6 +30,7 @@ def test_report_counts_everything(tree, copy_pair, read_png, save_png):
 
     names = {path.name for path in output.iterdir()}
     assert names == {
+        ".ovseg_files",
         "audit.html",
         "audit.json",
         "Statistics.png",

@@ -13,6 +13,7 @@ from ovseg.core.checkpoints import (
     checkpoint_digest,
     find_checkpoint,
     find_checkpoints,
+    find_dataset,
     read_checkpoint,
     read_member,
     read_members,
@@ -134,3 +135,18 @@ def test_members_that_cannot_be_scored_together_are_refused(data, split, message
 
 def test_members_of_different_images_are_scored_on_test():
     check_evaluable([make_member("a"), make_member("b", exclude=["x"])], "test", None)
+
+
+def test_dataset_of_a_relative_path_is_found_from_another_folder(tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    (there / "data").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    member = Member(Path("a.ckpt"), {"root": "data"}, 1, [], 1, None, str(there / "data"))
+    monkeypatch.chdir(there)
+    assert find_dataset(member) == "data"
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_dataset(member) == str(there / "data")
+    (there / "data").rmdir()
+    message = "no dataset folder data, on which a.ckpt .*here/data, .*there/data. Name .*--data"
+    with pytest.raises(InputError, match=message):
+        find_dataset(member)

@@ -1,12 +1,26 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from ovseg.core.errors import InputError, first_five
-from ovseg.core.files import atomic_dir, atomic_path, fit_file_name, write_image, write_table
+from ovseg.core.errors import InputError, WriteError, first_five
+from ovseg.core.files import (
+    atomic_dir,
+    atomic_path,
+    fit_file_name,
+    write_image,
+    write_json,
+    write_table,
+)
 from ovseg.core.registry import check_arguments, choose
+
+
+def write_folder(output: Path, text: str, **options) -> None:
+    """Make a folder with the file `marker`."""
+    with atomic_dir(output, marker="marker", **options) as folder:
+        (folder / "marker").write_text(text)
 
 
 def test_failed_file_leaves_nothing(tmp_path):
@@ -17,13 +31,18 @@ def test_failed_file_leaves_nothing(tmp_path):
 
 
 def test_failed_folder_keeps_the_old_one(tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "marker").write_text("old")
+    write_folder(tmp_path / "out", "old")
     with pytest.raises(RuntimeError), atomic_dir(tmp_path / "out", overwrite=True, marker="marker"):
         raise RuntimeError
-    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (
-        tmp_path / "out" / "marker"
-    ).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "marker").read_text() == "old"
+
+
+def test_file_that_cannot_be_written_is_named(tmp_path):
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(WriteError, match="^Cannot write .*xxx: File name too long.$") as found:
+        write_json(path, {})
+    assert isinstance(found.value, InputError) and isinstance(found.value, OSError)
 
 
 def test_folder_of_others_is_spared(tmp_path):

@@ -2,10 +2,11 @@
 
 from ovseg.training.callbacks.break_training import BreakTraining
 from ovseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from ovseg.training.callbacks.curves import CURVES, HistoryPlots, last_epoch
+from ovseg.training.callbacks.curves import CURVES, Curves, HistoryPlots, last_epoch
 from ovseg.training.callbacks.early_stopping import EARLY_STOPPING_DEFAULTS, stopped_early
 from ovseg.training.callbacks.progress import LineProgress
 from ovseg.training.callbacks.seed import EpochSeed
+from ovseg.training.callbacks.shown import MetricsLog, Shown
 from ovseg.training.callbacks.snapshots import EpochSnapshots
 
 __all__ = [
@@ -13,11 +14,14 @@ __all__ = [
     "EARLY_STOPPING_DEFAULTS",
     "BestCheckpoint",
     "BreakTraining",
+    "Curves",
     "EpochSeed",
     "EpochSnapshots",
     "HistoryPlots",
     "LastCheckpoint",
     "LineProgress",
+    "MetricsLog",
+    "Shown",
     "last_epoch",
     "stopped_early",
 ]
