@@ -5,12 +5,13 @@ import json
 import math
 import sys
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
@@ -36,7 +37,13 @@ from ovseg.training.callbacks import (
     LineProgress,
 )
 from ovseg.training.checkpoint_io import WholeCheckpointIO
-from ovseg.training.checks import check_monitors, check_schedule, share_classes
+from ovseg.training.checks import (
+    check_callbacks,
+    check_monitors,
+    check_schedule,
+    check_unused,
+    share_classes,
+)
 from ovseg.training.ema import AveragedWeights
 from ovseg.training.resume import check_checkpoint
 from ovseg.training.settings import (
@@ -103,6 +110,7 @@ class TrainCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise explain(error, parser, self.settings, SECTIONS) from error
+        _make_plain(self.config)
 
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
@@ -111,6 +119,7 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse settings that would fail or do nothing after hours of training."""
         share_classes(self.config)
+        check_unused(self.config)
         check_monitors(self.config)
         check_schedule(self.config)
         if self.config.ckpt_path is None:
@@ -159,8 +168,11 @@ class TrainCLI(LightningCLI):
     def _list_callbacks(self, settings: Namespace) -> list[Callback]:
         """The configuration's callbacks, and what depends on other parts of the configuration."""
         # The seed comes first: other callbacks may draw random numbers too.
-        callbacks = [EpochSeed(self.config.data.seed), *_as_list(settings["callbacks"])]
-        if settings["enable_progress_bar"] is not False:
+        given = _as_list(settings["callbacks"])
+        check_callbacks(given)
+        callbacks = [EpochSeed(self.config.data.seed), *given]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        if settings["enable_progress_bar"] is not False and not has_bar:
             callbacks.append(_build_progress_bar())
         if self.config.ema.decay:
             callbacks.append(AveragedWeights(self.config.ema.decay))
@@ -328,6 +340,19 @@ def _as_list(value: Any) -> list[Any]:
     if isinstance(value, list):
         return list(value)
     return [value]
+
+
+def _make_plain(config: Namespace) -> None:
+    """Put the value in the place of each enumeration, which the run's config.yaml cannot hold.
+
+    Callbacks of Lightning have such defaults for arguments that they declare as text.
+    """
+    for key, value in list(config.items()):
+        for part in _as_list(value):
+            if isinstance(part, Namespace):
+                _make_plain(part)
+        if isinstance(value, Enum):
+            config[key] = value.value
 
 
 def _build_progress_bar() -> LineProgress | TQDMProgressBar:

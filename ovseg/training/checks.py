@@ -6,12 +6,18 @@ training are in `ovseg.training.resume`.
 
 from typing import Any
 
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.utilities import rank_zero_info
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import fill_defaults
 from ovseg.metrics import LOGGED_SCORES, monitor_mode
 from ovseg.training.schedules import SCHEDULERS
+
+# Settings of loops of Lightning that are not used.
+UNUSED = ("limit_test_batches", "limit_predict_batches")
+TUNERS = (BatchSizeFinder, LearningRateFinder)
 
 
 def share_classes(config: Any) -> None:
@@ -61,6 +67,44 @@ def check_monitors(config: Any) -> None:
         raise InputError(
             "Best checkpoint, early stopping and schedule need a validation every epoch: leave "
             "trainer.check_val_every_n_epoch at 1 and trainer.limit_val_batches above 0."
+        )
+    interval = config.trainer.val_check_interval
+    if interval is not None and (interval != 1.0 or isinstance(interval, int)):
+        raise InputError(
+            f"trainer.val_check_interval is {interval}, but best checkpoint, early stopping and "
+            "schedule look at the scores once, at the end of an epoch. Leave it out."
+        )
+
+
+def check_unused(config: Any) -> None:
+    """Refuse settings of Lightning's Trainer that nothing here reads.
+
+    Raises:
+        InputError: names them all.
+    """
+    given = [f"trainer.{name}" for name in UNUSED if config.trainer[name] is not None]
+    if given:
+        raise InputError(
+            f"{first_five(given)} would do nothing: Lightning's own test and prediction are not "
+            "used, and test is always scored whole. Leave it out; evaluate_test: false scores no "
+            "test images."
+        )
+
+
+def check_callbacks(callbacks: list[Callback]) -> None:
+    """Refuse callbacks that change a batch size or a rate that they cannot find.
+
+    Args:
+        callbacks: those of the configuration.
+
+    Raises:
+        InputError: names them all.
+    """
+    tuners = [type(each).__name__ for each in callbacks if isinstance(each, TUNERS)]
+    if tuners:
+        raise InputError(
+            f"trainer.callbacks has {first_five(tuners)}, which cannot change "
+            "data.batch_size or model.optimizer_args.lr. Search for them with `ovseg sweep`."
         )
 
 

@@ -357,7 +357,14 @@ def explain_failure(
             "Raise data.batch_size or data.image_size, or set data.drop_last to true where only "
             "the last batch is that short."
         )
-    if not trained and was_raised_by(error, "pytorch_lightning", "lightning_fabric"):
+    if trained:
+        return error
+    # Lightning writes the run's config.yaml, with jsonargparse, when the training starts.
+    if was_raised_by(error, "pytorch_lightning", "lightning_fabric", "jsonargparse"):
+        return explain_refusal(error, settings)
+    # A callback of Lightning may ask the network for what it does not have.
+    folders = [Path(frame.filename).parts[-3:-1] for frame in extract_tb(error.__traceback__)]
+    if ("pytorch_lightning", "callbacks") in folders:
         return explain_refusal(error, settings)
     return error
 
