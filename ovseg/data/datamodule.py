@@ -191,6 +191,7 @@ class OvarianTumorDataModule(LightningDataModule):
         settings = {name: self.hparams[name] for name in CACHE_SETTINGS}
         self._caches = SplitCaches(_cache_folder(self.root, cache), settings)
         self._verified = False
+        self._empty: dict[str, set[str]] = {}  # stems by folder, of what was verified
 
     def prepare_data(self) -> None:
         """Write the phantoms if asked, then verify every pair of every split.
@@ -262,12 +263,22 @@ class OvarianTumorDataModule(LightningDataModule):
             except InputError as error:
                 problems.append(str(error))
                 continue
+            self._empty[name] = set(empty)
             if empty:
                 rank_zero_info(
                     f"{len(empty)} of {len(pairs)} masks in {name} are empty: {first_five(empty)}"
                 )
         if problems:
             raise InputError("\n".join(problems))
+
+    def has_lesion(self, split: str) -> bool:
+        """Whether any mask of a split that was verified is not empty."""
+        wanted = set(self.pairs(split))
+        for name, pairs in self.tree.folders(split).items():
+            for pair in pairs:
+                if pair in wanted and pair.stem not in self._empty[name]:
+                    return True
+        return False
 
     @property
     def leakage(self) -> bool:

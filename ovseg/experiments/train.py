@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, ProgressBar, TQDMProgressBar
+from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
@@ -30,6 +30,8 @@ from ovseg.training.callbacks import (
     EARLY_STOPPING_DEFAULTS,
     BestCheckpoint,
     BreakTraining,
+    EarlyStopping,
+    EndIfDiverged,
     EpochSeed,
     EpochSnapshots,
     HistoryPlots,
@@ -39,6 +41,7 @@ from ovseg.training.callbacks import (
 from ovseg.training.checkpoint_io import WholeCheckpointIO
 from ovseg.training.checks import (
     check_callbacks,
+    check_lesions,
     check_monitors,
     check_schedule,
     check_unused,
@@ -142,7 +145,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Verify the data, then make the run folder, then build the trainer."""
         settings = self.config_init["trainer"]
-        rank_zero_only(self.datamodule.prepare_data)()
+        rank_zero_only(self._verify_data)()
 
         if self.config.ckpt_path:
             resumed_run = RunFolder.of_checkpoint(Path(self.config.ckpt_path))
@@ -164,6 +167,11 @@ class TrainCLI(LightningCLI):
         except Exception as error:  # whatever the constructors of the Trainer's parts raise
             self._release_run()
             raise explain_refusal(error, self.settings) from error
+
+    def _verify_data(self) -> None:
+        """Verify the dataset, and what the configuration asks of it."""
+        self.datamodule.prepare_data()
+        check_lesions(self.config, self.datamodule)
 
     def _list_callbacks(self, settings: Namespace) -> list[Callback]:
         """The configuration's callbacks, and what depends on other parts of the configuration."""
@@ -275,7 +283,7 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
         trainer_defaults={
             "log_every_n_steps": 1,
             "enable_model_summary": False,  # `_announce` has it in a line
-            "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining()],
+            "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining(), EndIfDiverged()],
         },
         auto_configure_optimizers=False,
         save_config_kwargs={"config_filename": RunFolder(Path()).config.name},

@@ -12,11 +12,14 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import fill_defaults
+from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.metrics import LOGGED_SCORES, monitor_mode
 from ovseg.training.schedules import SCHEDULERS
 
 # Settings of loops of Lightning that are not used.
 UNUSED = ("limit_test_batches", "limit_predict_batches")
+# What validation logs that has a value where no mask has a lesion.
+VALUED_WITHOUT_LESIONS = ("val_loss", "val_dice_coef", "val_specificity")
 TUNERS = (BatchSizeFinder, LearningRateFinder)
 
 
@@ -73,6 +76,30 @@ def check_monitors(config: Any) -> None:
         raise InputError(
             f"trainer.val_check_interval is {interval}, but best checkpoint, early stopping and "
             "schedule look at the scores once, at the end of an epoch. Leave it out."
+        )
+
+
+def check_lesions(config: Any, data: OvarianTumorDataModule) -> None:
+    """Check that every monitored score has a value.
+
+    Args:
+        config: the whole configuration.
+        data: verified.
+
+    Raises:
+        InputError: no image of `valid` has a lesion, but a score is monitored that needs one.
+    """
+    monitors = {name: config[name].monitor for name in ("early_stopping", "best_checkpoint")}
+    if config.model.scheduler in SCHEDULERS:
+        monitors["model"] = config.model.monitor
+    without_value = []
+    for name, monitor in monitors.items():
+        if monitor.startswith("val_") and monitor not in VALUED_WITHOUT_LESIONS:
+            without_value.append(f"{name}.monitor {monitor}")
+    if without_value and not data.has_lesion("valid"):
+        raise InputError(
+            f"No image of valid in {data.root} has a lesion, so {first_five(without_value)} has "
+            "no value. Set it to val_loss, or move images with a lesion to valid."
         )
 
 

@@ -212,12 +212,16 @@ class SegmentationTask(LightningModule):
         """Step plateau schedules.
 
         Lightning does so after it has written the checkpoints, so that a resume would lose a step.
+        An epoch in which the value is NaN is not counted.
         """
         for config in self.trainer.lr_scheduler_configs:
             monitor = config.monitor
-            if config.reduce_on_plateau and monitor in self.trainer.callback_metrics:
+            if not config.reduce_on_plateau or monitor not in self.trainer.callback_metrics:
+                continue
+            value = self.trainer.callback_metrics[monitor].item()
+            if not math.isnan(value):
                 schedule = cast(torch.optim.lr_scheduler.ReduceLROnPlateau, config.scheduler)
-                schedule.step(self.trainer.callback_metrics[monitor].item())
+                schedule.step(value)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step schedules that watch no value; `on_train_epoch_end` steps the others."""

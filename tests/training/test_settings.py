@@ -105,7 +105,7 @@ ARGUMENTS = [
     (["--trainer.devices", "many"], "(command line: trainer.devices is many"),
     (["--trainer.strategy", "dpd"], "(command line: trainer.strategy is dpd, tiny.yaml: trainer."),
     (["--trainer.max_epochs", "-5"], "(command line: trainer.max_epochs is -5, tiny.yaml: traine"),
-    (["--trainer.val_check_interval", "1000"], "(command line: trainer.val_check_interval is 1000"),
+    (["--trainer.val_check_interval", "1000"], "trainer.val_check_interval is 1000, but best"),
     (["--trainer.limit_train_batches", "0.01"], "refuses its settings (command line: trainer.lim"),
     (["--trainer.fast_dev_run", "-1"], "(command line: trainer.fast_dev_run is -1, tiny.yaml: "),
     (["--trainer.logger=WandbLogger"], "WandbLogger"),

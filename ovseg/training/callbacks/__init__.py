@@ -3,7 +3,12 @@
 from ovseg.training.callbacks.break_training import BreakTraining
 from ovseg.training.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from ovseg.training.callbacks.curves import CURVES, HistoryPlots, last_epoch
-from ovseg.training.callbacks.early_stopping import EARLY_STOPPING_DEFAULTS, stopped_early
+from ovseg.training.callbacks.divergence import EndIfDiverged
+from ovseg.training.callbacks.early_stopping import (
+    EARLY_STOPPING_DEFAULTS,
+    EarlyStopping,
+    stopped_early,
+)
 from ovseg.training.callbacks.progress import LineProgress
 from ovseg.training.callbacks.seed import EpochSeed
 from ovseg.training.callbacks.snapshots import EpochSnapshots
@@ -13,6 +18,8 @@ __all__ = [
     "EARLY_STOPPING_DEFAULTS",
     "BestCheckpoint",
     "BreakTraining",
+    "EarlyStopping",
+    "EndIfDiverged",
     "EpochSeed",
     "EpochSnapshots",
     "HistoryPlots",

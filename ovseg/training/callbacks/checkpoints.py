@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from ovseg.core.files import atomic_path
 from ovseg.core.runs import BEST, INTERRUPTED, LAST, RunFolder
@@ -33,6 +35,12 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
         self.resumed_run = RunFolder(Path())
+
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether a value is the best so far; NaN, which has no order, never is."""
+        if current is not None and torch.isnan(current):
+            return False
+        return super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy the best checkpoint so far from the run that is resumed."""
