@@ -27,7 +27,7 @@ from ovseg.data.manifest import category_names, check_manifest, count_phantoms, 
 from ovseg.data.pairs import Pair, list_images, read_image, read_pair, verify_pairs
 from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.data.samplers import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
-from ovseg.data.tree import SPLITS, DatasetTree
+from ovseg.data.tree import FOLD_SPLITS, SPLITS, DatasetTree
 
 # An index of a pair, or with the seed of its augmentation; -1 stands for no pair.
 Key = int | tuple[int, int]
@@ -192,6 +192,7 @@ class OvarianTumorDataModule(LightningDataModule):
         self._caches = SplitCaches(_cache_folder(self.root, cache), settings)
         self._verified = False
         self._empty: dict[str, set[str]] = {}  # stems by folder, of what was verified
+        self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
         """Write the phantoms if asked, then verify every pair of every split.
@@ -280,6 +281,13 @@ class OvarianTumorDataModule(LightningDataModule):
                     return True
         return False
 
+    def digest(self, folder: str) -> str:
+        """SHA-256 of the pairs in the folder of a split, see `ovseg.data.cache.pairs_digest`."""
+        if folder not in self._digests:
+            pairs = self.tree.folders(folder)[folder]
+            self._digests[folder] = self._caches.digest(folder, pairs)
+        return self._digests[folder]
+
     @property
     def leakage(self) -> bool:
         """Whether the dataset was prepared with near-duplicates in two splits.
@@ -298,8 +306,12 @@ class OvarianTumorDataModule(LightningDataModule):
         return category_names(self.root, self.hparams["classes"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the names of the categories, and what the fold holds out."""
-        state: dict[str, Any] = {}
+        """What a checkpoint keeps.
+
+        These are the digests of what was trained on and validated with, the names of the
+        categories, and what the fold holds out.
+        """
+        state: dict[str, Any] = {"digests": {name: self.digest(name) for name in FOLD_SPLITS}}
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories
         if self.hparams["fold"] is not None:

@@ -26,6 +26,7 @@ from ovseg.data.tree import SPLITS
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 from ovseg.evaluation.report import print_summary, report_evaluation
+from ovseg.experiments.run_record import RunRecord, find_unfinished
 from ovseg.training.callbacks import (
     EARLY_STOPPING_DEFAULTS,
     BestCheckpoint,
@@ -41,6 +42,7 @@ from ovseg.training.callbacks import (
 from ovseg.training.checkpoint_io import WholeCheckpointIO
 from ovseg.training.checks import (
     check_callbacks,
+    check_held_out,
     check_lesions,
     check_monitors,
     check_schedule,
@@ -48,7 +50,7 @@ from ovseg.training.checks import (
     share_classes,
 )
 from ovseg.training.ema import AveragedWeights
-from ovseg.training.resume import check_checkpoint
+from ovseg.training.resume import check_checkpoint, check_data
 from ovseg.training.settings import (
     Setting,
     check_values,
@@ -68,16 +70,25 @@ class TrainCLI(LightningCLI):
     """LightningCLI, where every YAML key is a constructor argument and a command-line option.
 
     Attributes:
+        arguments: of the command line.
         settings: what the configuration files and the command line set, for error messages.
         run_folder: the run folder that this process made; None before, and in other processes.
+        resumed: the checkpoint to resume from, until the trainer is built.
     """
 
+    arguments: list[str]
     settings: list[Setting]
     run_folder: RunFolder | None = None
+    resumed: dict[str, Any] | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="resume from this checkpoint"
+        )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="resume the newest unfinished run of this configuration in runs_dir, if any",
         )
         parser.add_argument(
             "--runs_dir", type=str, default="runs", help="parent of all run folders"
@@ -106,8 +117,8 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look for mistakes before jsonargparse does, which names neither the file nor a remedy."""
         known_keys = list(parser.get_defaults(skip_validation=True).keys())
-        arguments = cast(list[str], args)  # `build_cli` passes no other kind
-        self.settings = read_settings(arguments, known_keys)
+        self.arguments = cast(list[str], args)  # `build_cli` passes no other kind
+        self.settings = read_settings(self.arguments, known_keys)
         check_values(self.settings, SECTIONS)
         try:
             super().parse_arguments(parser, args)
@@ -121,6 +132,8 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse settings that would fail or do nothing after hours of training."""
+        if self.config.pop("resume"):  # not for the run's config.yaml: it has ckpt_path
+            self._find_unfinished()
         share_classes(self.config)
         check_unused(self.config)
         check_monitors(self.config)
@@ -128,10 +141,25 @@ class TrainCLI(LightningCLI):
         if self.config.ckpt_path is None:
             return
 
-        check_checkpoint(self.config, read_checkpoint(Path(self.config.ckpt_path)))
+        self.resumed = read_checkpoint(Path(self.config.ckpt_path))
+        check_checkpoint(self.config, self.resumed)
+        self.config.model.weights = None  # the checkpoint has its own
         arch_args = self.config.model.arch_args or {}
         if arch_args.get("encoder_weights"):
             arch_args["encoder_weights"] = None  # the checkpoint has them: nothing to download
+
+    def _find_unfinished(self) -> None:
+        """Set `ckpt_path` to the last checkpoint of the newest unfinished run, if there is one."""
+        if self.config.ckpt_path is not None:
+            raise InputError(
+                f"--resume looks for a checkpoint, but --ckpt_path is {self.config.ckpt_path}. "
+                "Leave one of them out."
+            )
+        parent = Path(self.config.runs_dir) / self._config_name()
+        is_first = rank_zero_only(lambda: True)() is not None
+        path = find_unfinished(parent, self.config, is_first)
+        if path is not None:
+            self.config.ckpt_path = str(path)
 
     def instantiate_classes(self) -> None:
         """Build everything; a logger or callback may need a package that is not installed."""
@@ -146,6 +174,7 @@ class TrainCLI(LightningCLI):
         """Verify the data, then make the run folder, then build the trainer."""
         settings = self.config_init["trainer"]
         rank_zero_only(self._verify_data)()
+        self.resumed = None  # Lightning reads it again
 
         if self.config.ckpt_path:
             resumed_run = RunFolder.of_checkpoint(Path(self.config.ckpt_path))
@@ -172,13 +201,18 @@ class TrainCLI(LightningCLI):
         """Verify the dataset, and what the configuration asks of it."""
         self.datamodule.prepare_data()
         check_lesions(self.config, self.datamodule)
+        if self.resumed is not None:
+            check_data(Path(self.config.ckpt_path), self.resumed, self.datamodule)
+        if self.config.model.weights is not None:
+            check_held_out(self.config.model.weights, self.config.data.fold, self.datamodule)
 
     def _list_callbacks(self, settings: Namespace) -> list[Callback]:
         """The configuration's callbacks, and what depends on other parts of the configuration."""
         # The seed comes first: other callbacks may draw random numbers too.
         given = _as_list(settings["callbacks"])
         check_callbacks(given)
-        callbacks = [EpochSeed(self.config.data.seed), *given]
+        record = RunRecord(self.arguments, self.config)
+        callbacks = [EpochSeed(self.config.data.seed), record, *given]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         if settings["enable_progress_bar"] is not False and not has_bar:
             callbacks.append(_build_progress_bar())
@@ -252,6 +286,17 @@ class TrainCLI(LightningCLI):
 
 class ConfigurationCLI(TrainCLI):
     """Checks a configuration as `train` does and builds the network, but writes nothing."""
+
+    def _find_unfinished(self) -> None:
+        """Refuse to resume a run, because none is made.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "--resume is an option of `ovseg train` alone. Leave it out: cross_validate and "
+            "sweep continue by themselves when they are called again."
+        )
 
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Nothing is trained, so no trainer is built."""
@@ -403,6 +448,7 @@ def _choose_postprocessing(run: RunFolder) -> None:
 
 def _evaluate_best(run: RunFolder) -> None:
     output = run.evaluation("test")
-    print_summary(report_evaluation(Evaluation(run.path), output))
+    # Someone may have evaluated the run while it trained.
+    print_summary(report_evaluation(Evaluation(run.path), output, overwrite=True))
     print(f"Snapshots: {run.snapshots}/")
     print(f"Evaluation: {output}/")

@@ -4,15 +4,18 @@ These are settings that would fail after hours, do nothing, or be ignored. Those
 training are in `ovseg.training.resume`.
 """
 
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.utilities import rank_zero_info
 
+from ovseg.core.checkpoints import digests_of, find_checkpoint, read_checkpoint
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import fill_defaults
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.tree import FOLD_SPLITS
 from ovseg.metrics import LOGGED_SCORES, monitor_mode
 from ovseg.training.schedules import SCHEDULERS
 
@@ -100,6 +103,31 @@ def check_lesions(config: Any, data: OvarianTumorDataModule) -> None:
         raise InputError(
             f"No image of valid in {data.root} has a lesion, so {first_five(without_value)} has "
             "no value. Set it to val_loss, or move images with a lesion to valid."
+        )
+
+
+def check_held_out(weights: str, fold: int | None, data: OvarianTumorDataModule) -> None:
+    """Check that the weights have not seen the images that validate the new training.
+
+    Args:
+        weights: see `ovseg.training.task.SegmentationTask`.
+        fold: that the new training holds out.
+        data: verified.
+
+    Raises:
+        InputError: they were trained on the same images of train and valid, but held out others.
+    """
+    path = find_checkpoint(Path(weights))
+    checkpoint = read_checkpoint(path)
+    digests = digests_of(checkpoint)
+    trained_fold = checkpoint["datamodule_hyper_parameters"].get("fold")
+    if digests is None or trained_fold == fold:
+        return
+    if all(digests[name] == data.digest(name) for name in FOLD_SPLITS):
+        raise InputError(
+            f"model.weights {path} were trained on {data.root} with data.fold {trained_fold}, but "
+            f"data.fold is {fold}, whose validation images they may have seen. Choose weights that "
+            "were trained on other images."
         )
 
 
