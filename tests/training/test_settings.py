@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, Dataset
 
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
@@ -253,6 +254,26 @@ def test_a_bug_keeps_its_traceback_and_lack_of_memory_is_told():
     assert isinstance(
         told, InputError
     ) and "data.batch_size 4 and data.image_size 32. Lower one" in str(told)
+
+
+class Unreadable(Dataset):
+    """A dataset whose one item is a user's mistake."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise InputError("a.png cannot be read.\nReplace it.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mistake_that_a_loader_process_finds_has_its_own_words(workers):
+    try:
+        list(DataLoader(Unreadable(), num_workers=workers))
+    except InputError as error:
+        told = explain_failure(error, [], True, 32, 4)
+    assert isinstance(told, InputError)
+    assert str(told) == "a.png cannot be read.\nReplace it."
 
 
 def test_run_folder_with_a_checkpoint_is_never_released(tmp_path):
