@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, Trainer, callbacks
 from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
@@ -31,10 +31,10 @@ from ovseg.training.callbacks import (
     EARLY_STOPPING_DEFAULTS,
     BestCheckpoint,
     BreakTraining,
-    EarlyStopping,
     EndIfDiverged,
     EpochSeed,
     EpochSnapshots,
+    ExplainedEarlyStopping,
     HistoryPlots,
     LastCheckpoint,
     LineProgress,
@@ -108,7 +108,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument(
             "--evaluate_test", type=bool, default=True, help="score the best checkpoint on test"
         )
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ExplainedEarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
         for name, value in EARLY_STOPPING_DEFAULTS.items():
@@ -211,14 +211,17 @@ class TrainCLI(LightningCLI):
         # The seed comes first: other callbacks may draw random numbers too.
         given = _as_list(settings["callbacks"])
         check_callbacks(given)
+        for callback in given:
+            if isinstance(callback, callbacks.EarlyStopping):
+                callback.verbose = True  # else it ends the training without a word
         record = RunRecord(self.arguments, self.config)
-        callbacks = [EpochSeed(self.config.data.seed), record, *given]
+        ordered = [EpochSeed(self.config.data.seed), record, *given]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         if settings["enable_progress_bar"] is not False and not has_bar:
-            callbacks.append(_build_progress_bar())
+            ordered.append(_build_progress_bar())
         if self.config.ema.decay:
-            callbacks.append(AveragedWeights(self.config.ema.decay))
-        return callbacks
+            ordered.append(AveragedWeights(self.config.ema.decay))
+        return ordered
 
     def _claim_run(self, settings: Namespace) -> dict[str, Any]:
         """Make the run folder and return the Trainer's arguments that follow from it."""

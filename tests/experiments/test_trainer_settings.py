@@ -76,6 +76,14 @@ def test_given_progress_bar_replaces_our_own(tiny, train, capsys):
     assert "epoch 1/1" not in capsys.readouterr().err
 
 
+def test_early_stopping_of_the_configuration_says_why_it_ends(tiny, train, caplog):
+    stopping = ("--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val_dice")
+    at_once = ("--trainer.callbacks.stopping_threshold", "2", "--trainer.max_epochs", "3")
+    with caplog.at_level("INFO"):
+        assert train(*stopping, *at_once) == 0
+    assert "Stopping threshold reached: val_dice = " in caplog.text
+
+
 # Values that are NaN
 
 

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
 from pytorch_lightning.trainer.states import TrainerFn
 
-from ovseg.training.callbacks import EarlyStopping, stopped_early
+from ovseg.training.callbacks import ExplainedEarlyStopping, stopped_early
 
 NOT_STOPPED = 0
 BY_THRESHOLD = 1
@@ -67,13 +68,13 @@ def a_trainer(**logged: float) -> SimpleNamespace:
     )
 
 
-def start(callback: EarlyStopping, trainer: SimpleNamespace) -> None:
+def start(callback: ExplainedEarlyStopping, trainer: SimpleNamespace) -> None:
     callback.setup(trainer, None, "fit")
     callback.on_train_start(trainer, None)
 
 
 def test_epoch_without_a_score_is_not_counted(caplog):
-    stopping = EarlyStopping("val_dice", mode="max", patience=1)
+    stopping = ExplainedEarlyStopping("val_dice", mode="max", patience=1)
     trainer = a_trainer(val_dice=float("nan"))
     start(stopping, trainer)
     stopping.on_train_epoch_end(trainer, None)
@@ -82,7 +83,7 @@ def test_epoch_without_a_score_is_not_counted(caplog):
 
 
 def test_reason_of_an_early_stop_is_printed(caplog):
-    stopping = EarlyStopping("val_loss", patience=1)
+    stopping = ExplainedEarlyStopping("val_loss", patience=1)
     trainer = a_trainer(val_loss=0.5)
     start(stopping, trainer)
     with caplog.at_level("INFO"):
@@ -98,7 +99,7 @@ def test_reason_of_an_early_stop_is_printed(caplog):
 def test_resumed_training_has_the_patience_of_its_configuration(patience, stops):
     """With 3 it had only gone on to reach min_epochs."""
     state = a_checkpoint(4, 3, 3, OUT_OF_PATIENCE)["callbacks"].popitem()[1]
-    stopping = EarlyStopping("val_loss", patience=patience)
+    stopping = ExplainedEarlyStopping("val_loss", patience=patience)
     stopping.load_state_dict(state)
     trainer = a_trainer(val_loss=0.6)
     start(stopping, trainer)
@@ -106,3 +107,8 @@ def test_resumed_training_has_the_patience_of_its_configuration(patience, stops)
     stopping.on_train_epoch_end(trainer, None)
     assert stopping.wait_count == 4
     assert trainer.should_stop
+
+
+def test_checkpoints_hold_the_state_under_the_name_of_lightning_s_class():
+    key = LightningEarlyStopping("val_loss", mode="min").state_key
+    assert ExplainedEarlyStopping("val_loss", mode="min").state_key == key

@@ -6,7 +6,7 @@ from ovseg.training.callbacks.curves import CURVES, HistoryPlots, last_epoch
 from ovseg.training.callbacks.divergence import EndIfDiverged
 from ovseg.training.callbacks.early_stopping import (
     EARLY_STOPPING_DEFAULTS,
-    EarlyStopping,
+    ExplainedEarlyStopping,
     stopped_early,
 )
 from ovseg.training.callbacks.progress import LineProgress
@@ -18,10 +18,10 @@ __all__ = [
     "EARLY_STOPPING_DEFAULTS",
     "BestCheckpoint",
     "BreakTraining",
-    "EarlyStopping",
     "EndIfDiverged",
     "EpochSeed",
     "EpochSnapshots",
+    "ExplainedEarlyStopping",
     "HistoryPlots",
     "LastCheckpoint",
     "LineProgress",

@@ -20,14 +20,19 @@ AT_ONCE = (
 )
 
 
-class EarlyStopping(callbacks.EarlyStopping):
+class ExplainedEarlyStopping(callbacks.EarlyStopping):
     """Ends training when the monitored value no longer improves, and says why.
 
     An epoch in which the value is NaN is not counted: a score is NaN where no image has a value,
     and a loss that is NaN ends the training as an error, see `EndIfDiverged`. A resumed training
-    has the patience of its own configuration. The name is that of Lightning's class, under which
-    checkpoints hold the state.
+    has the patience of its own configuration.
     """
+
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's class, under which earlier checkpoints hold the state."""
+        own = type(self).__qualname__
+        return super().state_key.replace(own, callbacks.EarlyStopping.__qualname__, 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best value, and the number of epochs without a better one."""
@@ -72,7 +77,7 @@ def stopped_early(checkpoint: dict[str, Any], patience: int | None = None) -> bo
     """
     last_epoch = epochs_done(checkpoint) - 1
     for name, state in checkpoint["callbacks"].items():
-        if not name.startswith(EarlyStopping.__name__):
+        if not name.startswith(callbacks.EarlyStopping.__name__):
             continue
         allowed = state["patience"] if patience is None else patience
         at_once = EarlyStoppingReason(state["stopping_reason"]) in AT_ONCE
