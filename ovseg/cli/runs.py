@@ -4,9 +4,11 @@ from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
 from ovseg.core.configs import resolve_configs
+from ovseg.core.long_work import end_with_caller, long_work
 from ovseg.core.memory import keep_freed_memory
 
 
+@long_work
 def train(*arguments: str) -> int:
     """Train a network: `ovseg train --config unet`, where every YAML key is an option.
 
@@ -14,6 +16,7 @@ def train(*arguments: str) -> int:
         arguments: --config with a file or the name of a shipped configuration, and keys such as
             --data.batch_size 4
     """
+    end_with_caller()
     quiet_lightning()
     keep_freed_memory()
     from ovseg.experiments.train import train_from_command_line

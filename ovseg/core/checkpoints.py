@@ -36,6 +36,7 @@ INDIFFERENT = (
 )
 # The sections from which Lightning builds the task and the data module.
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+DATA_STATE = "OvarianTumorDataModule"  # the key of the data module's own state
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -156,11 +157,16 @@ def epochs_done(checkpoint: Mapping[str, Any]) -> int:
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 
+def digests_of(checkpoint: dict[str, Any]) -> dict[str, str] | None:
+    """The digests of the folders that a training used; None for one by an older ovseg."""
+    return checkpoint.get(DATA_STATE, {}).get("digests")
+
+
 def read_member(path: Path) -> Member:
     """One checkpoint, see `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
     arch_args = checkpoint["hyper_parameters"].get("arch_args") or {}
-    state = checkpoint.get("OvarianTumorDataModule", {})
+    state = checkpoint.get(DATA_STATE, {})
     return Member(
         path=path,
         data=checkpoint["datamodule_hyper_parameters"],

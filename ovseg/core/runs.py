@@ -98,6 +98,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def record(self) -> Path:
+        """The command line, versions, project, data and machine of the training."""
+        return self.path / "run.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from ovseg import __version__
 from ovseg.core.console import THREADS
 from ovseg.core.errors import InputError, system_reason
-from ovseg.core.files import atomic_path, content_digest
+from ovseg.core.files import atomic_path, content_digest, file_digest
 from ovseg.data.geometry import place
 from ovseg.data.masks import MaskFacts
 from ovseg.data.pairs import Pair
@@ -183,7 +184,8 @@ class SplitCaches:
         if build and self.folder is not None:
             try:
                 path = self._path(self.folder, split)
-                return build_cache(path, describe(pairs, self.settings), check)
+                description = describe(pairs, self.settings)
+                return build_cache(path, description, check, partial(pairs_digest, pairs))
             except OSError as error:
                 rank_zero_info(
                     f"There is no cache in {self.folder} ({system_reason(error)}), so every epoch "
@@ -193,9 +195,35 @@ class SplitCaches:
         self.folder = None
         return check(None)
 
+    def digest(self, split: str, pairs: list[Pair]) -> str:
+        """See `pairs_digest`; a valid cache holds it, so that nothing is read again."""
+        cached = self.open(split, pairs)
+        if cached is not None and "digest" in cached.footer:
+            return cached.footer["digest"]
+        return pairs_digest(pairs)
+
     def _path(self, folder: Path, split: str) -> Path:
         """The file of a split; other settings have another name, so both can be kept."""
         return folder / f"{split}-{content_digest(self.settings)[:12]}.pairs"
+
+
+def pairs_digest(pairs: list[Pair]) -> str:
+    """SHA-256 of the stems, the borders and the bytes of pairs, in hexadecimal.
+
+    It is the same where the dataset lies elsewhere.
+    """
+    paths = []
+    for pair in pairs:
+        paths += [pair.image_path, pair.mask_path]
+    # Threads help, because hashlib releases the GIL.
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = list(pool.map(_digest_file, paths))
+    boxes = [None if pair.box is None else list(astuple(pair.box)) for pair in pairs]
+    return content_digest([[pair.stem for pair in pairs], files, boxes])
+
+
+def _digest_file(path: Path | None) -> str | None:
+    return None if path is None else file_digest(path)
 
 
 def describe(pairs: list[Pair], settings: dict[str, Any]) -> dict[str, Any]:
@@ -273,7 +301,10 @@ def open_cache(path: Path, description: dict[str, Any]) -> PairCache | None:
 
 
 def build_cache(
-    path: Path, description: dict[str, Any], fill: Callable[[Store], list[MaskFacts]]
+    path: Path,
+    description: dict[str, Any],
+    fill: Callable[[Store], list[MaskFacts]],
+    digest: Callable[[], str],
 ) -> list[MaskFacts]:
     """Build a cache file; it appears when it is whole, and replaces an older one.
 
@@ -282,6 +313,7 @@ def build_cache(
         description: see `describe`.
         fill: is given a `Store`, which threads may call; it stores every pair and returns what
             their masks tell.
+        digest: returns the digest of the pairs, see `pairs_digest`.
 
     Returns:
         What `fill` returned.
@@ -315,7 +347,12 @@ def build_cache(
 
         masks = fill(store)
         values = [astuple(mask) for mask in masks]
-        content = {**description, "checksums": checksums, "masks": values}
+        content = {
+            **description,
+            "checksums": checksums,
+            "masks": values,
+            "digest": digest(),
+        }
         footer = json.dumps(content).encode()
         file.seek(count * record_bytes)
         file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)

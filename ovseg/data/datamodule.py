@@ -239,6 +239,8 @@ class OvarianTumorDataModule(LightningDataModule):
         self._caches = SplitCaches(_cache_folder(self.root, cache), settings)
         self.needs_test = True
         self._verified = False
+        self._empty: dict[str, set[str]] = {}  # stems by folder, of what was verified
+        self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
         """Write the phantoms if asked, then verify every pair of every split.
@@ -337,11 +339,30 @@ class OvarianTumorDataModule(LightningDataModule):
                 problems.append(str(error))
             else:
                 stems = [pair.stem for pair in pairs]
+                self._empty[name] = {
+                    stem for stem, mask in zip(stems, masks, strict=True) if not mask.lesion
+                }
                 lines += describe_oddities(name, stems, masks, mask_threshold, invert)
             for line in lines:
                 rank_zero_info(line)
         if problems:
             raise InputError("\n".join(problems))
+
+    def has_lesion(self, split: str) -> bool:
+        """Whether any mask of a split that was verified is not empty."""
+        wanted = set(self.pairs(split))
+        for name, pairs in self.tree.folders(split).items():
+            for pair in pairs:
+                if pair in wanted and pair.stem not in self._empty[name]:
+                    return True
+        return False
+
+    def digest(self, folder: str) -> str:
+        """SHA-256 of the pairs in the folder of a split, see `ovseg.data.cache.pairs_digest`."""
+        if folder not in self._digests:
+            pairs = self.tree.folders(folder)[folder]
+            self._digests[folder] = self._caches.digest(folder, pairs)
+        return self._digests[folder]
 
     @property
     def leakage(self) -> bool:
@@ -364,9 +385,13 @@ class OvarianTumorDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps.
 
-        It is where the dataset is, the names of the categories, and what the fold holds out.
+        These are where the dataset is, the digests of what was trained on and validated with, the
+        names of the categories, and what the fold holds out.
         """
-        state: dict[str, Any] = {"root": str(self.root.absolute())}
+        state: dict[str, Any] = {
+            "root": str(self.root.absolute()),
+            "digests": {name: self.digest(name) for name in FOLD_SPLITS},
+        }
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories
         if self.hparams["fold"] is not None:

@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ovseg.core.checkpoints import epochs_done, read_checkpoint
+from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.files import content_digest, write_json
 from ovseg.core.runs import BEST, LAST, RunFolder
@@ -27,8 +27,8 @@ from ovseg.experiments.child_training import (
     write_configuration,
 )
 from ovseg.experiments.out_of_fold import score_folds
-from ovseg.training.callbacks import last_epoch, stopped_early
-from ovseg.training.checks import ends_within
+from ovseg.training.callbacks import last_epoch
+from ovseg.training.resume import is_finished
 
 SETTINGS = "cross_validation.json"
 FINISHED = "finished.json"
@@ -229,12 +229,3 @@ def read_finite_checkpoint(path: Path) -> dict[str, Any]:
     if not math.isfinite(loss):
         raise InputError(f"{path} is of a training that diverged: val_loss is {loss}.")
     return checkpoint
-
-
-def is_finished(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
-    """Whether all epochs are done, or early stopping has ended the training."""
-    epochs = epochs_done(checkpoint)
-    max_epochs = trainer["max_epochs"] or 1000  # Lightning's default
-    if ends_within(max_epochs, epochs):
-        return True
-    return stopped_early(checkpoint) and epochs >= (trainer["min_epochs"] or 0)

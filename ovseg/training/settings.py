@@ -22,6 +22,7 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.yaml_files import parse_yaml, read_yaml
 
 COMMAND_LINE = "command line"
+FLAGS = ("--print_config", "--resume")  # options that need no value
 HELP = "`ovseg train --help` lists the keys and what they take."
 # Keys below a key that is a dict; people look for them by their last part.
 WANTED_KEYS = ("model.optimizer_args.lr",)
@@ -84,7 +85,7 @@ def read_settings(arguments: list[str], known: Sequence[str]) -> list[Setting]:
         elif name in sections:
             content = {name: parse_yaml(value, COMMAND_LINE)}
             settings += _flatten(COMMAND_LINE, content, sections)
-        elif name != "print_config":
+        elif f"--{name}" not in FLAGS:
             settings.append(Setting(COMMAND_LINE, name, value))
     for setting in settings:
         _check_key(setting, known)
@@ -112,7 +113,7 @@ def _read_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
                 f"{COMMAND_LINE}: {name!r} is not an option, expected --KEY VALUE or "
                 f"--config FILE. {HELP}"
             )
-        if not equals and name != "--print_config":
+        if not equals and name not in FLAGS:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"{COMMAND_LINE}: {name} has no value. Write {name} VALUE. {HELP}")
             value = rest.pop(0)
@@ -344,11 +345,21 @@ def explain_failure(
         batch: images a batch.
     """
     if isinstance(error, InputError):
-        return error
+        # That of a loader process arrives with its traceback, whose last line it is.
+        name = f"{InputError.__module__}.{InputError.__qualname__}: "
+        return InputError(str(error).rpartition(name)[2].strip())
     if isinstance(error, torch.OutOfMemoryError):
         return InputError(
             f"Out of memory with data.batch_size {batch} and data.image_size {size}. "
             "Lower one of them."
+        )
+    raised_in = Path(extract_tb(error.__traceback__)[-1].filename)
+    if isinstance(error, RuntimeError) and "torch/utils/data" in raised_in.as_posix():
+        # An error inside a process would be raised elsewhere, as itself.
+        return InputError(
+            f"A loader process ended: {_plain_text(error)}. If the machine had no memory left, "
+            "lower data.num_workers. `ovseg train --resume` with the same arguments continues from "
+            "the last complete epoch."
         )
     functions = [frame.name for frame in extract_tb(error.__traceback__)]
     if isinstance(error, ValueError) and "batch_norm" in functions:
@@ -357,7 +368,14 @@ def explain_failure(
             "Raise data.batch_size or data.image_size, or set data.drop_last to true where only "
             "the last batch is that short."
         )
-    if not trained and was_raised_by(error, "pytorch_lightning", "lightning_fabric"):
+    if trained:
+        return error
+    # Lightning writes the run's config.yaml, with jsonargparse, when the training starts.
+    if was_raised_by(error, "pytorch_lightning", "lightning_fabric", "jsonargparse"):
+        return explain_refusal(error, settings)
+    # A callback of Lightning may ask the network for what it does not have.
+    folders = [Path(frame.filename).parts[-3:-1] for frame in extract_tb(error.__traceback__)]
+    if ("pytorch_lightning", "callbacks") in folders:
         return explain_refusal(error, settings)
     return error
 

@@ -19,6 +19,7 @@ from ovseg.training.schedules import (
     build_scheduler,
     check_length,
 )
+from ovseg.training.weights import load_weights
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -40,6 +41,10 @@ class SegmentationTask(LightningModule):
     Args:
         arch: architecture, see `ovseg.models.list_models()`.
         arch_args: its constructor arguments.
+        weights: start from the weights of this checkpoint or run folder, of the same architecture;
+            the head of another number of classes stays as initialised. Optimiser, schedule, epochs
+            and best score start afresh, and no encoder weights are loaded. A resume and a reload
+            have the weights of their own checkpoint instead.
         loss: see `ovseg.training.losses.LOSSES`, and `CATEGORY_LOSSES` where `arch_args` has
             `classes` above 1.
         optimizer: see `ovseg.training.optim.OPTIMIZERS`.
@@ -60,13 +65,14 @@ class SegmentationTask(LightningModule):
             for this number of epochs.
 
     Raises:
-        InputError: an unknown name or argument.
+        InputError: an unknown name or argument, or weights that do not fit.
     """
 
     def __init__(
         self,
         arch: str = "flexible_unet",
         arch_args: dict[str, Any] | None = None,
+        weights: str | None = None,
         loss: str = "bce_dice_loss",
         optimizer: str = "adam",
         optimizer_args: dict[str, Any] | None = None,
@@ -80,10 +86,14 @@ class SegmentationTask(LightningModule):
         freeze_encoder_epochs: int = 0,
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="weights")
         arguments = arch_args or {}
+        if weights is not None and arguments.get("encoder_weights"):
+            arguments = {**arguments, "encoder_weights": None}
         self.classes = arguments.get("classes", 1)
         self.network = build_model(arch, **arguments)
+        if weights is not None:
+            load_weights(self.network, weights, arch, self.classes)
         self.loss = build_loss(loss, self.classes)
         self.scores = nn.ModuleDict(
             {"val": OnlineScores(self.classes), "test": OnlineScores(self.classes)}
@@ -212,12 +222,16 @@ class SegmentationTask(LightningModule):
         """Step plateau schedules.
 
         Lightning does so after it has written the checkpoints, so that a resume would lose a step.
+        An epoch in which the value is NaN is not counted.
         """
         for config in self.trainer.lr_scheduler_configs:
             monitor = config.monitor
-            if config.reduce_on_plateau and monitor in self.trainer.callback_metrics:
+            if not config.reduce_on_plateau or monitor not in self.trainer.callback_metrics:
+                continue
+            value = self.trainer.callback_metrics[monitor].item()
+            if not math.isnan(value):
                 schedule = cast(torch.optim.lr_scheduler.ReduceLROnPlateau, config.scheduler)
-                schedule.step(self.trainer.callback_metrics[monitor].item())
+                schedule.step(value)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step schedules that watch no value; `on_train_epoch_end` steps the others."""
