@@ -7,6 +7,7 @@ from ovseg.cli import compare, data, experiments, runs
 from ovseg.cli.parser import Command, call_command, summarise
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
+from ovseg.core.trust import FLAG, trusting
 
 COMMANDS: dict[str, Command] = {
     "train": runs.train,
@@ -27,6 +28,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+# As either of its two spellings becomes below.
+_FLAG_SPELT = FLAG.replace("-", "_")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `ovseg NAME ...`.
 
@@ -39,9 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 1 where some files failed or a dataset has leaks; 2 for a user's mistake;
         130 after Ctrl-C and 143 after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in given if argument.replace("-", "_") != _FLAG_SPELT]
     try:
-        return _dispatch(arguments)
+        with trusting(len(arguments) < len(given)):
+            return _dispatch(arguments)
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         return 130
@@ -94,7 +101,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "`ovseg NAME --help` lists the options of a command.",
+            "`ovseg NAME --help` lists the options of a command. Each also takes --trust_config,",
+            "which lets a configuration or a checkpoint name code of other packages.",
         ]
     )
 

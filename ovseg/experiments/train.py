@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
+from ovseg.core.trust import CALLERS, PACKAGES, is_trusted
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.tree import SPLITS
 from ovseg.evaluation.evaluate import Evaluation
@@ -242,9 +243,7 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
 
     Every `--config` of `train`, `cross_validate` and `sweep` is read from `arguments` here.
     """
-    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls
-    # what it names.
-    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    _restrict_imports()
     # Lightning warns if sys.argv holds arguments too. They stay there: the processes of a
     # distributed training are started with them.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
@@ -270,6 +269,20 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
         # Else checkpoints hold an "_instantiator" that only LightningCLI understands.
         load_from_checkpoint_support=False,
     )
+
+
+def _restrict_imports() -> None:
+    """Let jsonargparse import only what a configuration may name, see `ovseg.core.trust`.
+
+    In a process that has once read a configuration which was not trusted, that stays so.
+    """
+    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls
+    # what it names.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    if is_trusted():
+        set_parsing_settings(import_path_denylist=[])  # jsonargparse's own list is enforced
+        return
+    set_parsing_settings(import_path_denylist=["*", *CALLERS], import_path_allowlist=list(PACKAGES))
 
 
 def read_configuration(arguments: list[str]) -> dict[str, Any]:
