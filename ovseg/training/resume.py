@@ -25,6 +25,7 @@ RESUMED = (
     "scheduler",
     "scheduler_args",
     "loss",
+    "loss_args",
     "encoder_lr_factor",
     "freeze_encoder_epochs",
 )

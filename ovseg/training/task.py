@@ -1,13 +1,16 @@
 """The LightningModule: it joins network, loss, scores and optimiser, and knows nothing of files."""
 
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
+from ovseg.core.registry import check_arguments
 from ovseg.metrics import OnlineScores, dice_coef, lesion_probs, monitor_mode
 from ovseg.models import build_model
 from ovseg.training.losses import build_loss
@@ -38,10 +41,11 @@ class SegmentationTask(LightningModule):
     `SegmentationTask.load_from_checkpoint(path)` needs no other file, and no download.
 
     Args:
-        arch: architecture, see `ovseg.models.list_models()`.
+        arch: architecture, see `ovseg.models.list_models()`; or `package.module.Class` of your own.
         arch_args: its constructor arguments.
         loss: see `ovseg.training.losses.LOSSES`, and `CATEGORY_LOSSES` where `arch_args` has
-            `classes` above 1.
+            `classes` above 1; or `package.module.name` of a function of your own.
+        loss_args: its arguments after logits and mask.
         optimizer: see `ovseg.training.optim.OPTIMIZERS`.
         optimizer_args: its arguments (`lr`, ...).
         scheduler: see `ovseg.training.schedules.SCHEDULERS`; null keeps the rate constant.
@@ -78,13 +82,14 @@ class SegmentationTask(LightningModule):
         tf32: bool = True,
         encoder_lr_factor: float = 1.0,
         freeze_encoder_epochs: int = 0,
+        loss_args: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
         arguments = arch_args or {}
         self.classes = arguments.get("classes", 1)
         self.network = build_model(arch, **arguments)
-        self.loss = build_loss(loss, self.classes)
+        self.loss = build_loss(loss, self.classes, loss_args)
         self.scores = nn.ModuleDict(
             {"val": OnlineScores(self.classes), "test": OnlineScores(self.classes)}
         )
@@ -262,3 +267,23 @@ class SegmentationTask(LightningModule):
         else:
             schedule["monitor"] = settings["monitor"]
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def load_task(path: Path) -> SegmentationTask:
+    """The task of a checkpoint, on the CPU.
+
+    Unlike Lightning's `load_from_checkpoint` it takes plain values of known names only.
+
+    Raises:
+        InputError: the file is no whole checkpoint, has other settings than a task, or its weights
+            are not those of its network.
+    """
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint["hyper_parameters"]
+    check_arguments(f"the task of {path}", SegmentationTask, settings)
+    task = SegmentationTask(**settings)
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise InputError(f"{path} holds other weights than its network has: {error}") from error
+    return task

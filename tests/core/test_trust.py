@@ -61,9 +61,7 @@ def test_only_classes_of_the_libraries_are_allowed(path, allowed):
 
 
 def test_code_of_ones_own_is_imported_only_when_it_is_trusted(own_code):
-    with pytest.raises(
-        InputError, match="own_code.square is code .* add --trust_config"
-    ):
+    with pytest.raises(InputError, match="own_code.square is code .* add --trust_config"):
         import_own("model.arch", "own_code.square")
     assert not (own_code / "canary").exists()
 
