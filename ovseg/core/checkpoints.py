@@ -61,6 +61,9 @@ class TaskSettings(Struct):
 
     arch: str
     arch_args: ArchArgs | None = None
+    loss_args: dict[str, Any] | None = None
+    optimizer_args: dict[str, Any] | None = None
+    scheduler_args: dict[str, Any] | None = None
 
 
 class DataSettings(Struct):
@@ -110,6 +113,7 @@ class CheckpointFile(Struct):
     hyper_parameters: TaskSettings
     datamodule_hyper_parameters: DataSettings
     loops: Loops
+    global_step: Count
     callbacks: dict[str, Any] = {}
     # What Lightning calls the arguments of a constructor; with another name it would pass all
     # hyper-parameters as that one argument.

@@ -37,7 +37,12 @@ from ovseg.training.callbacks import (
     LineProgress,
 )
 from ovseg.training.checkpoint_io import WholeCheckpointIO
-from ovseg.training.checks import check_monitors, check_schedule, share_classes
+from ovseg.training.checks import (
+    check_monitors,
+    check_own_network,
+    check_schedule,
+    share_classes,
+)
 from ovseg.training.ema import AveragedWeights
 from ovseg.training.resume import check_checkpoint
 from ovseg.training.settings import (
@@ -61,10 +66,12 @@ class TrainCLI(LightningCLI):
     Attributes:
         settings: what the configuration files and the command line set, for error messages.
         run_folder: the run folder that this process made; None before, and in other processes.
+        resumed_steps: how many steps the resumed checkpoint has done; None without one.
     """
 
     settings: list[Setting]
     run_folder: RunFolder | None = None
+    resumed_steps: int | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -117,7 +124,9 @@ class TrainCLI(LightningCLI):
         if self.config.ckpt_path is None:
             return
 
-        check_checkpoint(self.config, read_checkpoint(Path(self.config.ckpt_path)))
+        checkpoint = read_checkpoint(Path(self.config.ckpt_path))
+        check_checkpoint(self.config, checkpoint)
+        self.resumed_steps = checkpoint["global_step"]
         arch_args = self.config.model.arch_args or {}
         if arch_args.get("encoder_weights"):
             arch_args["encoder_weights"] = None  # the checkpoint has them: nothing to download
@@ -131,9 +140,16 @@ class TrainCLI(LightningCLI):
                 raise explain(error, self.parser, self.settings, SECTIONS) from error
             raise
 
+    def _check_own_network(self) -> None:
+        arch = self.config.model.arch
+        if "." in arch:
+            data = self.config.data
+            check_own_network(arch, self.model.network, data.image_size, data.classes)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Verify the data, then make the run folder, then build the trainer."""
         settings = self.config_init["trainer"]
+        self._check_own_network()
         rank_zero_only(self.datamodule.prepare_data)()
 
         if self.config.ckpt_path:
@@ -217,9 +233,25 @@ class TrainCLI(LightningCLI):
             self._release_unstarted_run()
             trained = self.trainer.global_step > 0
             data = self.config.data
-            raise explain_failure(
+            explained = explain_failure(
                 error, self.settings, trained, data.image_size, data.batch_size
-            ) from None
+            )
+            steps = self.resumed_steps
+            if explained is error and steps is not None and self.trainer.global_step <= steps:
+                self._release_run()
+                raise self._explain_failed_resume(error) from error
+            raise explained from None
+
+    def _explain_failed_resume(self, error: Exception) -> InputError:
+        """What is raised for an error of any kind before the first step of a resumed training.
+
+        Lightning restores the state of each part without a check of what it holds.
+        """
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return InputError(
+            f"{self.config.ckpt_path} can't be resumed ({reason[:300]}). It is damaged, or was "
+            "written by another version. Resume from another checkpoint, or train anew."
+        )
 
     def _release_unstarted_run(self) -> None:
         """Remove the run folder, unless a step was done: then its logs help to find the error."""

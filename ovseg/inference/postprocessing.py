@@ -250,7 +250,7 @@ def read_postprocessing(run: Path, digest: str, classes: int) -> Postprocessing 
         InputError: the file is damaged, or was chosen for another checkpoint.
     """
     path = RunFolder(Path(run)).postprocessing
-    if not path.is_file():
+    if not path.exists():
         return None
     remedy = f"Choose again with ovseg postprocess --run {run}, or add --no_postprocessing."
     found = read_json(path, PostprocessingFile, "ovseg postprocess", remedy)

@@ -89,6 +89,7 @@ def read_settings(arguments: list[str], known: Sequence[str]) -> list[Setting]:
             settings.append(Setting(COMMAND_LINE, name, value))
     for setting in settings:
         _check_key(setting, known)
+        _check_names(setting)
         _check_class_paths(setting)
     return settings
 
@@ -173,6 +174,16 @@ def _check_key(setting: Setting, known: Sequence[str]) -> None:
     if _similarity(key, closest) >= 0.6:
         hint = f" Did you mean {closest}?"
     raise InputError(f"{setting.where}: there is no key {key}.{hint} {HELP}")
+
+
+def _check_names(setting: Setting) -> None:
+    """Refuse numbers and the like as names of arguments."""
+    if isinstance(setting.value, dict):
+        wrong = [name for name in setting.value if not isinstance(name, str)]
+        if wrong:
+            raise InputError(
+                f"{setting}, in which {first_five(wrong)} is no name of an argument. {HELP}"
+            )
 
 
 def _check_class_paths(setting: Setting) -> None:
