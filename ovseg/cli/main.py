@@ -8,6 +8,7 @@ from ovseg.cli.parser import Command, call_command, summarise
 from ovseg.core.errors import InputError, system_reason
 from ovseg.core.registry import choose
 from ovseg.core.text import printable
+from ovseg.core.trust import FLAG, trusting
 
 COMMANDS: dict[str, Command] = {
     "train": runs.train,
@@ -28,6 +29,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+# As either of its two spellings becomes below.
+_FLAG_SPELT = FLAG.replace("-", "_")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `ovseg NAME ...`.
 
@@ -40,9 +45,11 @@ def main(argv: list[str] | None = None) -> int:
         The exit code: 0; 1 where some files failed or a dataset has leaks; 2 for a user's mistake
         or a file that can't be read or written; 130 after Ctrl-C and 143 after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in given if argument.replace("-", "_") != _FLAG_SPELT]
     try:
-        code = _dispatch(arguments)
+        with trusting(len(arguments) < len(given)):
+            code = _dispatch(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -116,7 +123,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "`ovseg NAME --help` lists the options of a command.",
+            "`ovseg NAME --help` lists the options of a command. Each also takes --trust_config,",
+            "which lets a configuration or a checkpoint name code of other packages.",
         ]
     )
 

@@ -275,7 +275,7 @@ def read_footer(path: Path) -> dict[str, Any] | None:
             start = file.seek(-len(MAGIC) - 8 - length, os.SEEK_END)
             footer = json.loads(file.read(length))
             return {**footer, "start": start}
-    except (OSError, ValueError, OverflowError, TypeError):
+    except (OSError, ValueError, OverflowError, TypeError, RecursionError):
         return None
 
 

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.limits import IMAGE_SIZES, MAX_CLASSES, MAX_WORKERS
 from ovseg.core.output_place import CACHE
 from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
@@ -223,12 +224,12 @@ class OvarianTumorDataModule(LightningDataModule):
     ):
         super().__init__()
         self.save_hyperparameters()
-        _check_range("image_size", image_size, 16, 8192)
+        _check_range("image_size", image_size, *IMAGE_SIZES)
         _check_range("batch_size", batch_size, 1, 65536)
-        _check_range("num_workers", num_workers, 0, 1024)
+        _check_range("num_workers", num_workers, 0, MAX_WORKERS)
         _check_range("mask_threshold", mask_threshold, 0, 254)
         _check_range("seed", seed, 0, 2**32 - 1)
-        _check_range("classes", classes, 1, 256)
+        _check_range("classes", classes, 1, MAX_CLASSES)
         choose("fit", fit, FITS)
         if invert_masks and classes > 1:
             raise InputError("data.invert_masks is for masks, so data.classes must be 1.")

@@ -11,18 +11,58 @@ The only reader of the file. What it holds, all of it optional:
         its folder, and `patient`.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.schema import read_json
 from ovseg.data.geometry import Box
 from ovseg.data.pairs import Pair, normal_stem
 
 FILE_NAME = "manifest.json"
 DEFAULT_FOLDS = 5
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
+class BoxEntry(Struct):
+    """Where the picture lies in its square, see `ovseg.data.geometry.Box`."""
+
+    top: Count
+    left: Count
+    height: Size
+    width: Size
+
+
+class Item(Struct):
+    """An image. What is not known is absent, not null; only `fold` is null in test."""
+
+    stem: str
+    split: str
+    category: Count | UnsetType = UNSET
+    fold: Count | None = None
+    group: int | str | UnsetType = UNSET
+    height: Size | UnsetType = UNSET
+    width: Size | UnsetType = UNSET
+    box: BoxEntry | UnsetType = UNSET
+
+
+class Manifest(Struct):
+    """The whole file, see above."""
+
+    made_by: str | UnsetType = UNSET
+    count: Size | UnsetType = UNSET
+    size: Size | UnsetType = UNSET
+    seed: Count | UnsetType = UNSET
+    fit: str | UnsetType = UNSET
+    leakage: bool | UnsetType = UNSET
+    categories: list[str] = []
+    items: list[Item] = []
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -32,72 +72,30 @@ def read_manifest(root: Path) -> dict[str, Any]:
         InputError: it can't be read, or is not what our commands write.
     """
     path = Path(root) / FILE_NAME
-    if not path.is_file():
+    if not path.exists():
         return {}
 
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    else:
-        problem = _find_problem(manifest)
-    if problem:
+    remedy = "Prepare the dataset again."
+    manifest = read_json(path, Manifest, "prepare_data", remedy)
+    if manifest.get("made_by") == "phantoms" and not {"count", "size", "seed"} <= manifest.keys():
         raise InputError(
-            f"{path} is not the JSON that prepare_data writes ({problem}). "
-            "Prepare the dataset again."
+            f"{path} is not what make_phantoms writes (no count, size or seed). Make them again."
         )
-    for item in manifest.get("items", []):
+    known = len(manifest.get("categories", []))
+    for number, item in enumerate(manifest.get("items", [])):
         item["stem"] = normal_stem(item["stem"])
+        category = item.get("category", 0)
+        if category > known:
+            raise InputError(
+                f"{path} is not what prepare_data writes (item {number} has the category "
+                f"{category}, expected 0..{known}). {remedy}"
+            )
+        if "box" in item and not {"height", "width"} <= item.keys():
+            raise InputError(
+                f"{path} is not what prepare_data writes (item {number} has a box, but not the "
+                f"picture's height and width). {remedy}"
+            )
     return manifest
-
-
-def _find_problem(manifest: object) -> str:
-    """The first thing that is not as our commands write it; empty where all is well."""
-    if not isinstance(manifest, dict):
-        return "expected an object with names"
-
-    categories = manifest.get("categories", [])
-    if not isinstance(categories, list):
-        return "categories is no list"
-    for name in categories:
-        if not isinstance(name, str):
-            return f"the category {name!r} is no name"
-
-    items = manifest.get("items", [])
-    if not isinstance(items, list):
-        return "items is no list"
-    for number, item in enumerate(items):
-        problem = _find_item_problem(item, len(categories))
-        if problem:
-            return f"item {number} {problem}"
-    return ""
-
-
-def _find_item_problem(item: object, categories: int) -> str:
-    """What is wrong with the entry of an image, given how many categories have a name."""
-    if not isinstance(item, dict):
-        return "is no object"
-    for key in ("stem", "split"):
-        if not isinstance(item.get(key), str):
-            return f"has no {key}"
-
-    category = item.get("category", 0)
-    if not isinstance(category, int) or not 0 <= category <= categories:
-        return f"has the category {category!r}, expected 0..{categories}"
-
-    fold = item.get("fold")
-    if fold is not None and not isinstance(fold, int):
-        return f"has the fold {fold!r}, expected a number"
-
-    if "box" in item:
-        box = item["box"]
-        keys = {field.name for field in fields(Box)}
-        if not isinstance(box, dict) or set(box) != keys:
-            return f"has the box {box!r}, expected {', '.join(sorted(keys))}"
-        sizes = [item.get("height"), item.get("width"), *box.values()]
-        if not all(isinstance(size, int) for size in sizes):
-            return "has a box without whole numbers for it and for the picture's height and width"
-    return ""
 
 
 def prepared_items(root: Path) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ from ovseg.core.checkpoints import (
 )
 from ovseg.core.console import progress_bar
 from ovseg.core.device import choose_device
+from ovseg.core.registry import check_arguments
 from ovseg.core.runs import RunFolder
 from ovseg.core.statistics import mean_interval
 from ovseg.core.versions import installed_versions
@@ -43,7 +44,7 @@ from ovseg.metrics import (
     hard_scores,
     main_category,
 )
-from ovseg.training.task import SegmentationTask
+from ovseg.training.task import load_task
 
 # Settings of training that an evaluation does not use; files that they name may be missing by now.
 UNUSED = {"augmentation": "none", "mini_test": None, "phantoms": 0}
@@ -87,6 +88,7 @@ class Evaluation:
 
         first = self.members[0]
         settings = {**first.data, **UNUSED, "batch_size": batch_size}
+        check_arguments(f"the dataset of {first.path}", OvarianTumorDataModule, settings)
         settings["root"] = str(root or find_dataset(first))
         if mask_threshold is not None:
             settings["mask_threshold"] = mask_threshold
@@ -109,9 +111,7 @@ class Evaluation:
 
         self.tasks = []
         for path in self.paths:
-            task = SegmentationTask.load_from_checkpoint(
-                path, map_location=self.device, weights_only=True
-            )
+            task = load_task(path).to(self.device)
             arrange_for_inference(task.network, self.device)
             self.tasks.append(task.eval())
         self.task = self.tasks[0]

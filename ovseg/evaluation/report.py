@@ -127,7 +127,7 @@ def _compare_descriptions(output: Path, description: dict[str, Any]) -> list[str
     """
     try:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(earlier, dict):
         return None

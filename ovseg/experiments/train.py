@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
+from ovseg.core.trust import CALLERS, PACKAGES, is_trusted
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
@@ -46,6 +47,7 @@ from ovseg.training.checks import (
     check_held_out,
     check_lesions,
     check_monitors,
+    check_own_network,
     check_schedule,
     check_unused,
     share_classes,
@@ -75,12 +77,14 @@ class TrainCLI(LightningCLI):
         settings: what the configuration files and the command line set, for error messages.
         run_folder: the run folder that this process made; None before, and in other processes.
         resumed: the checkpoint to resume from, until the trainer is built.
+        resumed_steps: how many steps the resumed checkpoint has done; None without one.
     """
 
     arguments: list[str]
     settings: list[Setting]
     run_folder: RunFolder | None = None
     resumed: dict[str, Any] | None = None
+    resumed_steps: int | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -144,6 +148,7 @@ class TrainCLI(LightningCLI):
 
         self.resumed = read_checkpoint(Path(self.config.ckpt_path))
         check_checkpoint(self.config, self.resumed)
+        self.resumed_steps = self.resumed["global_step"]
         self.config.model.weights = None  # the checkpoint has its own
         arch_args = self.config.model.arch_args or {}
         if arch_args.get("encoder_weights"):
@@ -171,10 +176,17 @@ class TrainCLI(LightningCLI):
                 raise explain(error, self.parser, self.settings, SECTIONS) from error
             raise
 
+    def _check_own_network(self) -> None:
+        arch = self.config.model.arch
+        if "." in arch:
+            data = self.config.data
+            check_own_network(arch, self.model.network, data.image_size, data.classes)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Verify the data, then make the run folder, then build the trainer."""
         settings = self.config_init["trainer"]
         self.datamodule.needs_test = self.config.evaluate_test
+        self._check_own_network()
         rank_zero_only(self._verify_data)()
         self.resumed = None  # Lightning reads it again
 
@@ -279,9 +291,25 @@ class TrainCLI(LightningCLI):
             self._release_unstarted_run()
             trained = self.trainer.global_step > 0
             data = self.config.data
-            raise explain_failure(
+            explained = explain_failure(
                 error, self.settings, trained, data.image_size, data.batch_size
-            ) from None
+            )
+            steps = self.resumed_steps
+            if explained is error and steps is not None and self.trainer.global_step <= steps:
+                self._release_run()
+                raise self._explain_failed_resume(error) from error
+            raise explained from None
+
+    def _explain_failed_resume(self, error: Exception) -> InputError:
+        """What is raised for an error of any kind before the first step of a resumed training.
+
+        Lightning restores the state of each part without a check of what it holds.
+        """
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return InputError(
+            f"{self.config.ckpt_path} can't be resumed ({reason[:300]}). It is damaged, or was "
+            "written by another version. Resume from another checkpoint, or train anew."
+        )
 
     def _release_unstarted_run(self) -> None:
         """Remove the run folder, unless a step was done: then its logs help to find the error."""
@@ -316,9 +344,7 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
 
     Every `--config` of `train`, `cross_validate` and `sweep` is read from `arguments` here.
     """
-    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls
-    # what it names.
-    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    _restrict_imports()
     # Lightning warns if sys.argv holds arguments too. They stay there: the processes of a
     # distributed training are started with them.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
@@ -350,6 +376,20 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
         # Else checkpoints hold an "_instantiator" that only LightningCLI understands.
         load_from_checkpoint_support=False,
     )
+
+
+def _restrict_imports() -> None:
+    """Let jsonargparse import only what a configuration may name, see `ovseg.core.trust`.
+
+    In a process that has once read a configuration which was not trusted, that stays so.
+    """
+    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls
+    # what it names.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    if is_trusted():
+        set_parsing_settings(import_path_denylist=[])  # jsonargparse's own list is enforced
+        return
+    set_parsing_settings(import_path_denylist=["*", *CALLERS], import_path_allowlist=list(PACKAGES))
 
 
 def read_configuration(arguments: list[str]) -> dict[str, Any]:

@@ -7,9 +7,11 @@ training are in `ovseg.training.resume`.
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
 
 from ovseg.core.checkpoints import digests_of, find_checkpoint, read_checkpoint
 from ovseg.core.errors import InputError, first_five
@@ -208,3 +210,33 @@ def check_schedule(config: Any) -> None:
 def ends_within(max_epochs: int | None, epochs: float) -> bool:
     """Whether training ends within so many epochs; None and -1 are no end."""
     return max_epochs is not None and 0 < max_epochs <= epochs
+
+
+def check_own_network(arch: str, network: nn.Module, size: int, classes: int) -> None:
+    """Check that a network that is not ovseg's takes and returns what ovseg's networks do.
+
+    Args:
+        arch: its name, for the message.
+        network: on the CPU.
+        size: side of the squares, pixels.
+        classes: that it must return.
+
+    Raises:
+        InputError: it fails on a black image, or returns something else than logits.
+    """
+    image = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    contract = f"uint8 (1, 3, {size}, {size}) to logits, float (1, {classes}, {size}, {size})"
+    try:
+        with torch.no_grad():
+            logits = network.eval()(image)
+    # Whatever the code of somebody else raises.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"model.arch {arch} fails ({reason}). Expected {contract}.") from error
+    network.train()
+    found = f"{type(logits).__name__}"
+    if isinstance(logits, Tensor):
+        if logits.shape == (1, classes, size, size) and logits.is_floating_point():
+            return
+        found = f"{logits.dtype} {tuple(logits.shape)}"
+    raise InputError(f"model.arch {arch} returns {found}. Expected {contract}.")

@@ -32,6 +32,7 @@ RESUMED = (
     "scheduler",
     "scheduler_args",
     "loss",
+    "loss_args",
     "encoder_lr_factor",
     "freeze_encoder_epochs",
     "monitor",

@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 
 from ovseg.core.configs import list_configs
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.trust import FLAG, PACKAGES, is_allowed
 from ovseg.core.yaml_files import parse_yaml, read_yaml
 
 COMMAND_LINE = "command line"
@@ -89,6 +90,8 @@ def read_settings(arguments: list[str], known: Sequence[str]) -> list[Setting]:
             settings.append(Setting(COMMAND_LINE, name, value))
     for setting in settings:
         _check_key(setting, known)
+        _check_names(setting)
+        _check_class_paths(setting)
     return settings
 
 
@@ -172,6 +175,47 @@ def _check_key(setting: Setting, known: Sequence[str]) -> None:
     if _similarity(key, closest) >= 0.6:
         hint = f" Did you mean {closest}?"
     raise InputError(f"{setting.where}: there is no key {key}.{hint} {HELP}")
+
+
+def _check_names(setting: Setting) -> None:
+    """Refuse numbers and the like as names of arguments."""
+    if isinstance(setting.value, dict):
+        wrong = [name for name in setting.value if not isinstance(name, str)]
+        if wrong:
+            raise InputError(
+                f"{setting}, in which {first_five(wrong)} is no name of an argument. {HELP}"
+            )
+
+
+def _check_class_paths(setting: Setting) -> None:
+    """Refuse classes that a configuration may not name, with the remedy.
+
+    jsonargparse, which imports them, refuses them too, and those that are named in other ways.
+    """
+    value = setting.value
+    if setting.where == COMMAND_LINE and "class_path" in str(value):
+        value = _parse_argument(str(value))
+    names = list(_list_class_paths(value))
+    if setting.key.endswith("class_path"):
+        names.append(str(setting.value))
+    for name in names:
+        if "." in name and not is_allowed(name):
+            raise InputError(
+                f"{setting}, which is refused: {name} is not of {', '.join(PACKAGES)}, or calls "
+                f"any function. If you trust the file, and what it imports, add {FLAG}."
+            )
+
+
+def _list_class_paths(value: object) -> Iterator[str]:
+    """Every `class_path` in a value, at any depth."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            yield str(value["class_path"])
+        for inner in value.values():
+            yield from _list_class_paths(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _list_class_paths(inner)
 
 
 def _similarity(key: str, other: str) -> float:
