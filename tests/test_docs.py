@@ -16,6 +16,7 @@ from markdown_it.token import Token
 from PIL import Image
 
 from ovseg.cli.main import COMMANDS
+from ovseg.core.trust import FLAG
 from support import REPOSITORY
 
 README = REPOSITORY / "README.md"
@@ -113,7 +114,7 @@ def options(run_command: Callable[..., int]) -> dict[str, set[str]]:
         output = io.StringIO()
         with contextlib.redirect_stdout(output):
             assert run_command(name, "--help") == 0
-        found[name] = set(re.findall(r"(?<![\w-])--[\w.]+", output.getvalue()))
+        found[name] = {FLAG, *re.findall(r"(?<![\w-])--[\w.]+", output.getvalue())}
     return found
 
 

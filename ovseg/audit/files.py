@@ -12,18 +12,26 @@ import numpy as np
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import file_digest
 from ovseg.data.colours import is_doppler, measure_colours
-from ovseg.data.manifest import FILE_NAME, read_manifest
-from ovseg.data.pairs import (
-    SUFFIXES,
-    is_jpeg,
+from ovseg.data.manifest import FILE_NAME, default_names, read_manifest
+from ovseg.data.masks import (
+    MaskFacts,
+    alpha_problem,
+    binarise,
+    mask_facts,
     mask_problem,
-    natural_key,
+    refuse_implausible,
+)
+from ovseg.data.pairs import natural_key, normal_stem
+from ovseg.data.pictures import (
+    SUFFIXES,
+    has_suffix,
+    is_lossy,
+    list_visible,
     open_picture,
     read_image,
 )
 from ovseg.data.prepare.duplicates import Fingerprint, crop_letterbox, fingerprint
-from ovseg.data.prepare.otu2d import CATEGORIES
-from ovseg.data.tree import SPLITS
+from ovseg.data.tree import SPLITS, find_other_name
 
 BROKEN = {  # kinds of faults; a tree with one of them cannot be trained on as it is
     "missing folder": "the layout needs images and masks of train, valid and test",
@@ -34,11 +42,14 @@ BROKEN = {  # kinds of faults; a tree with one of them cannot be trained on as i
     "sizes differ": "the picture does not lie on its image",
     "no binary mask": "many values, or none that counts as lesion",
     "bad categories": "not ids of the lesion alone",
+    "implausible masks": "no mask of a split has a lesion, or all are lesion everywhere",
     "manifest differs": "the manifest names other images than the tree has",
 }
 REMARKS = {
     "empty mask": "no lesion: legal, counted",
     "full mask": "all lesion",
+    "white corners": "white at all four corners: is the lesion drawn in black (--invert_masks)?",
+    "soft edges": "values between black and white, which are lesion above the threshold",
     "no picture": "a file that is not used",
 }
 
@@ -69,8 +80,9 @@ class Entry:
         mask: path relative to the tree.
         height: of the image, pixels.
         width: of the image, pixels.
-        category: name of the lesion's category.
+        category: name of the lesion's category; of several, of the one with most pixels.
         lesion: share of the picture that is lesion, 0..1.
+        mask_facts: what the mask tells about the masks of its split.
         brightness: mean grey level without the letterbox, 0..255.
         red: share of the pixels that are saturated red.
         blue: share of the pixels that are saturated blue.
@@ -97,6 +109,7 @@ class Entry:
     pixel_sha256: str = ""
     usable: bool = False
     fingerprint: Fingerprint | None = field(default=None, repr=False)
+    mask_facts: MaskFacts | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -132,19 +145,27 @@ def _list_folder(root: Path, folder: str) -> tuple[dict[str, str], list[Problem]
     found: dict[str, str] = {}
     problems: list[Problem] = []
     if not (root / folder).is_dir():
-        return found, [Problem("missing folder", folder, BROKEN["missing folder"])]
-    paths = sorted(
-        (root / folder).iterdir(), key=lambda path: (natural_key(path.stem), path.suffix)
+        message = BROKEN["missing folder"]
+        other = find_other_name(root / folder) or find_other_name((root / folder).parent)
+        if other is not None:
+            message = f"found {other.relative_to(root)}, which has another name"
+        return found, [Problem("missing folder", folder, message)]
+    # Two pictures of one stem in the order of their suffixes.
+    files = sorted(
+        list_visible(root / folder), key=lambda file: (natural_key(file[0].stem), file[0].suffix)
     )
-    for path in paths:
+    for path, is_folder in files:
         name = f"{folder}/{path.name}"
-        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+        stem = normal_stem(path.stem)
+        if is_folder:
+            problems.append(Problem("no picture", name, "a folder, which is not looked into"))
+        elif not has_suffix(path):
             problems.append(Problem("no picture", name, f"expected {', '.join(SUFFIXES)}"))
-        elif path.stem in found:
-            message = f"{found[path.stem]} has the same stem"
+        elif stem in found:
+            message = f"{found[stem]} has the same stem"
             problems.append(Problem("two of one stem", name, message))
         else:
-            found[path.stem] = name
+            found[stem] = name
     return found, problems
 
 
@@ -170,7 +191,11 @@ def compare_manifest(root: Path, entries: Sequence[Entry]) -> tuple[dict[str, An
 
 
 def examine(
-    root: Path, entry: Entry, threshold: int, categories: Sequence[str] | None = None
+    root: Path,
+    entry: Entry,
+    threshold: int,
+    categories: Sequence[str] | None = None,
+    invert: bool = False,
 ) -> list[Problem]:
     """Read the files of an entry and fill in what they show.
 
@@ -178,14 +203,15 @@ def examine(
         root: dataset folder.
         entry: is filled.
         threshold: grey values of masks above it are lesion.
-        categories: names of the categories 1, 2, ...; None for those of OTU_2d.
+        categories: names of the categories 1, 2, ...; None where nobody has named them.
+        invert: see `ovseg.data.masks.read_mask`.
 
     Returns:
         What is wrong with the files.
     """
     problems = _examine_image(root, entry)
-    problems += _examine_mask(root, entry, threshold)
-    problems += _examine_categories(root, entry, categories or list(CATEGORIES.values()))
+    problems += _examine_mask(root, entry, threshold, invert)
+    problems += _examine_categories(root, entry, categories or default_names(255))
     broken = any(problem.kind in BROKEN for problem in problems)
     entry.usable = entry.lesion is not None and not broken
     return problems
@@ -209,7 +235,7 @@ def _examine_image(root: Path, entry: Entry) -> list[Problem]:
     return []
 
 
-def _examine_mask(root: Path, entry: Entry, threshold: int) -> list[Problem]:
+def _examine_mask(root: Path, entry: Entry, threshold: int, invert: bool) -> list[Problem]:
     if entry.mask is None:
         return []
     try:
@@ -217,7 +243,8 @@ def _examine_mask(root: Path, entry: Entry, threshold: int) -> list[Problem]:
     except InputError as error:
         return [Problem("unreadable", entry.mask, str(error))]
     grey = np.array(picture.convert("L"))
-    message = mask_problem(grey, threshold, lossy=is_jpeg(picture))
+    lossy = is_lossy(picture)
+    message = alpha_problem(picture, grey) or mask_problem(grey, threshold, lossy)
     if message:
         return [Problem("no binary mask", entry.mask, message)]
     if entry.height and grey.shape != (entry.height, entry.width):
@@ -225,12 +252,35 @@ def _examine_mask(root: Path, entry: Entry, threshold: int) -> list[Problem]:
         message = f"{width} x {height}, its image {entry.width} x {entry.height}"
         return [Problem("sizes differ", entry.mask, message)]
 
-    entry.lesion = float((grey > threshold).mean())
-    if entry.lesion == 0:
-        return [Problem("empty mask", entry.mask, REMARKS["empty mask"])]
-    if entry.lesion == 1:
-        return [Problem("full mask", entry.mask, REMARKS["full mask"])]
-    return []
+    entry.lesion = float(binarise(grey, threshold, invert).mean())
+    facts = mask_facts(grey, threshold, invert, lossy)
+    entry.mask_facts = facts
+    kinds = []
+    if not facts.lesion:
+        kinds.append("empty mask")
+    if facts.full:
+        kinds.append("full mask")
+    if facts.white_corners and not invert:
+        kinds.append("white corners")
+    problems = [Problem(kind, entry.mask, REMARKS[kind]) for kind in kinds]
+    if facts.soft:
+        problems.append(Problem("soft edges", entry.mask, f"{facts.soft:,} pixels"))
+    return problems
+
+
+def judge_masks(entries: Sequence[Entry], threshold: int) -> list[Problem]:
+    """The splits whose masks can't be meant, see `refuse_implausible`; each mask may be legal."""
+    problems = []
+    for split in SPLITS:
+        facts = []
+        for entry in entries:
+            if entry.split == split and entry.mask_facts is not None:
+                facts.append(entry.mask_facts)
+        try:
+            refuse_implausible(split, facts, threshold)
+        except InputError as error:
+            problems.append(Problem("implausible masks", f"{split}/masks", str(error)))
+    return problems
 
 
 def _examine_categories(root: Path, entry: Entry, categories: Sequence[str]) -> list[Problem]:
@@ -246,13 +296,17 @@ def _examine_categories(root: Path, entry: Entry, categories: Sequence[str]) -> 
         message = f"{ids.shape[1]} x {ids.shape[0]}, its image differs"
         return [Problem("sizes differ", name, message)]
 
-    values = [int(value) for value in np.unique(ids) if value]
-    if ids.ndim != 2 or len(values) > 1 or max(values, default=0) > len(categories):
-        message = f"holds {first_five(values)}, expected one of 1..{len(categories)}"
+    if ids.ndim != 2:
+        message = "has several channels, expected one of ids"
+        return [Problem("bad categories", name, message)]
+    counts = np.bincount(ids[ids > 0], minlength=256)
+    values = np.flatnonzero(counts).tolist()
+    if max(values, default=0) > len(categories):
+        message = f"holds the ids {first_five(values)}, expected 0..{len(categories)}"
         return [Problem("bad categories", name, message)]
     if entry.lesion is not None and bool(values) != (entry.lesion > 0):
         message = "its mask is empty and it is not, or the reverse"
         return [Problem("bad categories", name, message)]
     if values:
-        entry.category = categories[values[0] - 1]
+        entry.category = categories[int(counts.argmax()) - 1]
     return []

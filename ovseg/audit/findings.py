@@ -17,11 +17,17 @@ from ovseg.audit.files import (
     Problem,
     compare_manifest,
     examine,
+    judge_masks,
     list_tree,
 )
 from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError
-from ovseg.data.prepare.duplicates import find_near_duplicates, find_rotated_copies
+from ovseg.data.prepare.duplicates import (
+    COMPARED_SIZE,
+    RESIZED,
+    find_near_duplicates,
+    find_rotated_copies,
+)
 from ovseg.data.tree import SPLITS
 
 COPIES = ("same file", "same pixels", "near-duplicate", "rotated copy")  # strongest first
@@ -86,7 +92,7 @@ class Audit:
         return not self.leaks and not self.broken
 
 
-def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
+def audit_tree(root: Path, mask_threshold: int = 127, invert_masks: bool = False) -> Audit:
     """Read every picture of `root/{train,valid,test}/{images,masks,categories}`.
 
     A fault in one file does not stop the audit of the others.
@@ -94,6 +100,7 @@ def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
     Args:
         root: dataset folder; `categories` and `manifest.json` are used where they are there.
         mask_threshold: grey values of masks above it are lesion, as in training.
+        invert_masks: the lesion is drawn in black, as in training.
 
     Raises:
         InputError: the threshold is out of range, or there is no image at all.
@@ -110,23 +117,34 @@ def audit_tree(root: Path, mask_threshold: int = 127) -> Audit:
     problems += manifest_problems
 
     examine_entry = partial(
-        examine, root, threshold=mask_threshold, categories=manifest.get("categories")
+        examine,
+        root,
+        threshold=mask_threshold,
+        categories=manifest.get("categories"),
+        invert=invert_masks,
     )
     # Fills in each entry too.
     for found in map_with_progress(examine_entry, entries, "Examining pairs"):
         problems += found
+    problems += judge_masks(entries, mask_threshold)
 
     # Phantoms share a geometry: different ones look alike, so near-duplicates are not looked for.
     exact_only = manifest.get("made_by") == "phantoms"
-    return Audit(root, entries, problems, find_copies(entries, exact_only), exact_only)
+    # The split was made of the original images, and is not judged by what resizing changed.
+    resized = manifest.get("made_by") == "prepare_data" and manifest.get("size") != COMPARED_SIZE
+    copies = find_copies(entries, exact_only, margin=RESIZED if resized else 0)
+    return Audit(root, entries, problems, copies, exact_only)
 
 
-def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy]:
+def find_copies(
+    entries: Sequence[Entry], exact_only: bool = False, margin: float = 0
+) -> list[Copy]:
     """Every two images that show the same, each pair with its strongest kind.
 
     Args:
         entries: images; those that could not be read are left out.
         exact_only: compare file contents and pixels only.
+        margin: see `find_near_duplicates`.
 
     Returns:
         Those across splits first, then by kind, most similar first.
@@ -147,7 +165,7 @@ def find_copies(entries: Sequence[Entry], exact_only: bool = False) -> list[Copy
         found.setdefault(pair, ("same pixels", 1.0, ""))
     if not exact_only:
         stems = [entry.stem for entry in readable]
-        for i, j, similarity in find_near_duplicates(fingerprints, stems):
+        for i, j, similarity in find_near_duplicates(fingerprints, stems, margin):
             found.setdefault((i, j), ("near-duplicate", similarity, ""))
         for i, j, similarity, rotation in find_rotated_copies(fingerprints):
             found.setdefault((i, j), ("rotated copy", similarity, rotation))
@@ -219,6 +237,7 @@ def _copy_as_dict(copy: Copy) -> dict[str, Any]:
 def _entry_as_dict(entry: Entry) -> dict[str, Any]:
     content = dict(vars(entry))
     del content["fingerprint"]
+    del content["mask_facts"]
     return content
 
 

@@ -11,13 +11,18 @@ from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_json
 from ovseg.core.pages import embed_file, write_page
+from ovseg.core.text import printable
 
 LISTED = 200  # rows of a table on the page; audit.json has all
 PAGE = Path(__file__).parent / "page.html.j2"
 
 
 def report_audit(
-    root: Path, output: Path | None = None, mask_threshold: int = 127, overwrite: bool = False
+    root: Path,
+    output: Path | None = None,
+    mask_threshold: int = 127,
+    overwrite: bool = False,
+    invert_masks: bool = False,
 ) -> dict[str, Any]:
     """Audit a tree and write `audit.html`, `audit.json`, `Statistics.png` and the sheets.
 
@@ -26,6 +31,7 @@ def report_audit(
         output: folder to make, `root/audit` if None; it appears when it is whole.
         mask_threshold: see `audit_tree`.
         overwrite: replace an earlier audit.
+        invert_masks: see `audit_tree`.
 
     Returns:
         What `audit.json` holds.
@@ -38,11 +44,11 @@ def report_audit(
         raise InputError(f"There is no folder {root}. Check the path.")
     output = output or root / "audit"
     with atomic_dir(output, overwrite, marker="audit.json", inputs=[root]) as folder:
-        audit = audit_tree(root, mask_threshold)
+        audit = audit_tree(root, mask_threshold, invert_masks)
         summary = summarise(audit)
         write_json(folder / "audit.json", summary)
         plots = draw_numbers(audit, folder)
-        sheets = draw_sheets(audit, mask_threshold, folder)
+        sheets = draw_sheets(audit, mask_threshold, folder, invert_masks)
         _write_page(folder, audit, summary, plots, sheets)
     return summary
 
@@ -56,9 +62,9 @@ def print_audit(summary: dict[str, Any]) -> None:
             continue
         problems = [problem for problem in summary["problems"] if problem["kind"] == kind]
         files = [problem["file"] for problem in problems]
-        print(f"{kind}: {count} ({_first(files, 3)})")
+        print(f"{kind}: {count} ({printable(_first(files, 3))})")
         if kind in BROKEN:
-            print(f"    the first: {problems[0]['message']}")
+            print(f"    the first: {printable(problems[0]['message'])}")
     for kind, counts in summary["copy_counts"].items():
         across = counts["across splits"]
         within = counts["within a split"]

@@ -10,7 +10,8 @@ from ovseg.audit.findings import Audit, Copy
 from ovseg.core.drawing import TRUTH, caption, contact_sheet, outline, shrink_to
 from ovseg.core.files import write_image
 from ovseg.core.plots import draw_bars, draw_distributions
-from ovseg.data.pairs import open_picture, read_image
+from ovseg.data.masks import binarise
+from ovseg.data.pictures import open_picture, read_image
 from ovseg.data.tree import SPLITS
 
 TILE = 200  # side of a picture on a sheet, pixels
@@ -45,13 +46,14 @@ def draw_numbers(audit: Audit, folder: Path) -> dict[str, str]:
     }
 
 
-def draw_sheets(audit: Audit, threshold: int, folder: Path) -> dict[str, str]:
+def draw_sheets(audit: Audit, threshold: int, folder: Path, invert: bool = False) -> dict[str, str]:
     """Draw contact sheets of copies, samples and colour Doppler; what cannot be read is left out.
 
     Args:
         audit: what was found.
         threshold: grey values of masks above it are lesion.
         folder: where the sheets are written.
+        invert: see `ovseg.data.masks.read_mask`.
 
     Returns:
         Title -> name of the file, for the sheets that show something.
@@ -74,7 +76,7 @@ def draw_sheets(audit: Audit, threshold: int, folder: Path) -> dict[str, str]:
         chosen = _choose_evenly(usable, SAMPLES)
         if chosen:
             name = f"samples_{split}.jpg"
-            rows = [_sample_row(audit.root, entry, threshold) for entry in chosen]
+            rows = [_sample_row(audit.root, entry, threshold, invert) for entry in chosen]
             write_image(folder / name, contact_sheet(rows, columns=3))
             sheets[_count(f"Images and masks of {split}", chosen, usable)] = name
 
@@ -111,13 +113,13 @@ def _copy_row(root: Path, copy: Copy) -> np.ndarray:
     return _side_by_side(first, second)
 
 
-def _sample_row(root: Path, entry: Entry, threshold: int) -> np.ndarray:
+def _sample_row(root: Path, entry: Entry, threshold: int, invert: bool) -> np.ndarray:
     """The image with the lesion's outline beside its mask."""
     assert entry.mask is not None  # as of every usable entry
     image = read_image(root / entry.image)
     grey = np.array(open_picture(root / entry.mask).convert("L"))
-    lesion = grey > threshold
-    white = lesion[..., None].astype(np.uint8) * np.uint8(255)
+    lesion = binarise(grey, threshold, invert)
+    white = lesion[..., None] * np.uint8(255)
     mask = np.repeat(white, 3, axis=2)
     return _side_by_side(
         caption(shrink_to(outline(image, lesion, TRUTH), TILE), entry.name),

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.core.errors import InputError
+from ovseg.core.limits import MAX_CONFIG_BYTES
 from ovseg.core.registry import choose, fill_defaults
+from ovseg.core.schema import read_text
 from ovseg.models.layers import ACTIVATIONS
 from ovseg.models.swin_unet import SwinUNet
 from ovseg.training.losses import LOSSES
@@ -44,9 +46,10 @@ class BaselineFile:
             return default
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        # What is nested too deeply raises the last two.
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             raise InputError(
-                f"{self.path}: [{section}] {key} = {text} is no Python literal. Correct it."
+                f"{self.path}: [{section}] {key} = {text[:80]} is no Python literal. Correct it."
             ) from None
         self.rows.append((f"{section}.{key}", text, becomes))
         return value
@@ -110,13 +113,8 @@ def open_baseline_config(path: Path) -> BaselineFile:
     """
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        parser.read_string(text, source=str(path))
-    except OSError as error:
-        raise InputError(
-            f"Cannot read {path}: {error.strerror}. Name a train_eval_infer.config."
-        ) from None
-    except (configparser.Error, UnicodeDecodeError) as error:
+        parser.read_string(read_text(path, MAX_CONFIG_BYTES), source=str(path))
+    except configparser.Error as error:
         raise InputError(f"{path} is not an INI file: {error}") from None
     if "model" not in parser:
         raise InputError(

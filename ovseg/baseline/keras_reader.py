@@ -17,7 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.limits import MAX_TEXT_BYTES
+
+# Weights hardly shrink: a file that was packed again is at most some per cent smaller.
+MAX_COMPRESSION = 4
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,14 @@ def read_keras_layers(path: Path) -> list[KerasLayer]:
         if zipfile.is_zipfile(path):
             return _read_archive(path)
         with h5py.File(path, "r") as file:
+            _refuse_unusual(path, file)
             if "layers" in file:
                 return _read_keras3(file, {})
             return _read_keras2(file)
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except InputError:
+        raise
+    # HDF5 and zip raise whatever their parsers make of damaged bytes.
+    except Exception as error:
         text = str(error) or type(error).__name__
         reason = text.splitlines()[0]
         raise InputError(
@@ -80,11 +80,55 @@ def read_keras_layers(path: Path) -> list[KerasLayer]:
 
 def _read_archive(path: Path) -> list[KerasLayer]:
     """The weights inside a `.keras` archive, with the layer names of its configuration."""
+    limit = MAX_COMPRESSION * path.stat().st_size
     with zipfile.ZipFile(path) as archive:
+        weights_size = archive.getinfo("model.weights.h5").file_size
+        config_size = archive.getinfo("config.json").file_size
+        if weights_size > limit or config_size > MAX_TEXT_BYTES:
+            raise InputError(
+                f"{path} is {weights_size + config_size:,} bytes unpacked, more than "
+                f"{MAX_COMPRESSION} times the file, which weights never are. Nothing was read."
+            )
         config = json.loads(archive.read("config.json"))
         weights = archive.read("model.weights.h5")
     with h5py.File(io.BytesIO(weights), "r") as file:
+        _refuse_unusual(path, file)
         return _read_keras3(file, _names_of_groups(config))
+
+
+def _refuse_unusual(path: Path, file: h5py.File) -> None:
+    """Refuse what Keras never writes and what could read other files or fill the memory.
+
+    An HDF5 file can take a dataset's bytes from any other file: by external storage, by a virtual
+    dataset, or by a link. A dataset can also be larger than what is stored of it.
+
+    Raises:
+        InputError: there is such an item; nothing of it was read.
+    """
+    problems = []
+
+    def visit_link(name: str, link: object) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            problems.append(f"{name} is a link to another file")
+        elif isinstance(link, h5py.SoftLink):
+            problems.append(f"{name} is a symbolic link")
+
+    def visit(name: str, item: object) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.is_virtual or item.external:
+            problems.append(f"{name} takes its values from another file")
+        elif item.nbytes > item.id.get_storage_size():
+            problems.append(f"{name} is {item.nbytes:,} bytes, more than the file stores of it")
+
+    file.visititems_links(visit_link)
+    if not problems:
+        file.visititems(visit)
+    if problems:
+        raise InputError(
+            f"{path} has what Keras never writes: {first_five(problems)}. Nothing was read from "
+            "it. Use a file from a source that you trust."
+        )
 
 
 def _read_keras2(file: h5py.File) -> list[KerasLayer]:

@@ -3,29 +3,49 @@
 from pathlib import Path
 
 from ovseg.cli.output import conclude
+from ovseg.core.errors import first_five
 
 
 def prepare_data(
     *,
-    source: Path,
+    source: Path | None = None,
+    images: Path | None = None,
+    masks: Path | None = None,
     output: Path,
+    layout: str = "auto",
+    mask_suffix: str | None = None,
+    labels: str | None = None,
+    categories: bool = False,
+    invert_masks: bool = False,
+    unmatched: str = "error",
+    groups: str | None = None,
     size: int = 512,
     fit: str = "letterbox",
-    split: str = "groups",
+    split: str = "auto",
     split_file: Path | None = None,
     folds: int = 0,
     allow_leakage: bool = False,
     seed: int = 42,
     overwrite: bool = False,
 ) -> int:
-    """Make a dataset of squares from the official OTU_2d download.
+    """Make a dataset of squares, split without leakage, from a dataset of any usual layout.
 
     Args:
-        source: folder with images and annotations
+        source: folder of the dataset
+        images: folder of images, in place of --source
+        masks: folder of their masks, with --images
         output: dataset folder to make
+        layout: auto (by its content) or otu2d, cvat, ddti, coco, labelme, yolo, tn3k, busi, folders
+        mask_suffix: what follows an image's name in those of its masks (default: found by rule)
+        labels: the labels that are lesion, with commas between (default: all)
+        categories: keep each label as a category
+        invert_masks: the darker of a mask's two values is lesion
+        unmatched: images without mask: error, skip (leave them out) or empty (no lesion)
+        groups: CSV stem,group of patients or examinations, or folders (one of each patient)
         size: side of the squares in pixels
         fit: letterbox or stretch
-        split: groups (of near-duplicates) or official (train.txt, val.txt)
+        split: auto (the dataset's own folders, else groups), groups (of near-duplicates) or
+            official (its own folders, or train.txt and val.txt)
         split_file: a split to use instead: JSON {stem: split} or CSV stem,split
         folds: also divide train and valid into this many folds
         allow_leakage: accept near-duplicates in two splits
@@ -33,8 +53,19 @@ def prepare_data(
         overwrite: replace an earlier dataset
     """
     from ovseg.data.prepare.dataset import prepare_dataset
+    from ovseg.data.prepare.sources import Reading
     from ovseg.data.tree import SPLITS
 
+    names = [label.strip() for label in (labels or "").split(",")]
+    chosen = tuple(name for name in names if name)
+    reading = Reading(
+        images=images,
+        masks=masks,
+        mask_suffix=mask_suffix,
+        labels=chosen,
+        categories=categories,
+        invert_masks=invert_masks,
+    )
     manifest = prepare_dataset(
         source=source,
         output=output,
@@ -46,13 +77,20 @@ def prepare_data(
         allow_leakage=allow_leakage,
         seed=seed,
         overwrite=overwrite,
+        layout=layout,
+        reading=reading,
+        unmatched=unmatched,
+        groups=groups,
     )
     splits = [item["split"] for item in manifest["items"]]
     counts = ", ".join(f"{splits.count(name)} {name}" for name in SPLITS)
-    groups = {item["group"] for item in manifest["items"]}
-    text = f"{len(splits)} pairs in {output}: {counts}, {len(groups)} groups of near-duplicates"
+    found = {item["group"] for item in manifest["items"]}
+    text = f"{len(splits)} pairs in {output}: {counts}, {len(found)} groups of near-duplicates"
     if manifest["leakage"]:
         text += f" with leakage: {len(manifest['leaking_pairs'])} pairs are in two splits"
+    if manifest["left_out"]:
+        text += f"\n{len(manifest['left_out'])} files were left out: "
+        text += first_five(manifest["left_out"])
     return conclude(text, manifest["failures"])
 
 
@@ -61,6 +99,7 @@ def audit_data(
     data: Path,
     output: Path | None = None,
     mask_threshold: int = 127,
+    invert_masks: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Find faults, copies and leakage in a dataset.
@@ -71,11 +110,12 @@ def audit_data(
         data: dataset folder with train, valid and test
         output: folder to make (default: audit in the dataset folder)
         mask_threshold: grey values above it are lesion
+        invert_masks: the lesion is drawn in black on white
         overwrite: replace an earlier audit
     """
     from ovseg.audit.report import print_audit, report_audit
 
-    summary = report_audit(data, output, mask_threshold, overwrite)
+    summary = report_audit(data, output, mask_threshold, overwrite, invert_masks)
     print_audit(summary)
     print(f"Written to {output or data / 'audit'}")
     return 0 if summary["passed"] else 1

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
 from ovseg.core.configs import find_config
+from ovseg.core.long_work import long_work
 
 
+@long_work
 def cross_validate(
     *train_arguments: str,
     config: str,
@@ -39,6 +41,7 @@ def cross_validate(
     )
 
 
+@long_work
 def sweep(
     *train_arguments: str,
     config: str,

@@ -5,8 +5,10 @@ import sys
 
 from ovseg.cli import compare, data, experiments, runs
 from ovseg.cli.parser import Command, call_command, summarise
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, system_reason
 from ovseg.core.registry import choose
+from ovseg.core.text import printable
+from ovseg.core.trust import FLAG, trusting
 
 COMMANDS: dict[str, Command] = {
     "train": runs.train,
@@ -28,6 +30,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+# As either of its two spellings becomes below.
+_FLAG_SPELT = FLAG.replace("-", "_")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `ovseg NAME ...`.
 
@@ -37,18 +43,22 @@ def main(argv: list[str] | None = None) -> int:
         argv: the command's name and its arguments; those of this process by default.
 
     Returns:
-        The exit code: 0; 1 where some files failed or a dataset has leaks; 2 for a user's mistake;
-        130 after Ctrl-C and 143 after SIGTERM.
+        The exit code: 0; 1 where some files failed or a dataset has leaks; 2 for a user's mistake
+        or a file that can't be read or written; 130 after Ctrl-C and 143 after SIGTERM.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in given if argument.replace("-", "_") != _FLAG_SPELT]
     try:
-        return _dispatch(arguments)
+        with trusting(len(arguments) < len(given)):
+            code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("error: stopped by Ctrl-C", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output, such as `head`, has ended.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except _lightning_exception("SIGTERMException"):
         # Lightning itself would exit with 0.
@@ -58,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(error)
     except _lightning_exception("MisconfigurationException") as error:
         return _refuse(error)
+    except OSError as error:
+        return _refuse_file(error)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -80,8 +92,25 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _refuse(error: BaseException) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return 2
+
+
+def _refuse_file(error: OSError) -> int:
+    """What the system refuses, such as to write on a full disk, is no fault of the program."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # standard output itself is a file on that disk
+        _drop_output()
+    text = f"{system_reason(error)}."
+    if error.filename is not None:
+        text = f"Cannot read or write {os.fsdecode(error.filename)}: {text}"
+    return _refuse(InputError(text))
+
+
+def _drop_output() -> None:
+    """Let standard output lead nowhere, so that Python's own flush at the end does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _help() -> str:
@@ -95,7 +124,8 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "`ovseg NAME --help` lists the options of a command.",
+            "`ovseg NAME --help` lists the options of a command. Each also takes --trust_config,",
+            "which lets a configuration or a checkpoint name code of other packages.",
         ]
     )
 

@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from ovseg.core.text import printable
+
 
 def conclude(text: str, failures: Sequence[str] = ()) -> int:
     """Print the result on standard output and the files that failed on standard error.
@@ -15,7 +17,7 @@ def conclude(text: str, failures: Sequence[str] = ()) -> int:
     """
     print(text)
     for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
+        print(f"failed: {printable(failure)}", file=sys.stderr)
     if not failures:
         return 0
     print(f"{len(failures)} files failed.", file=sys.stderr)

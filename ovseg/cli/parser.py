@@ -91,6 +91,9 @@ def _add_option(
         parser.add_argument(f"--no_{name}", dest=name, action="store_false", help=description)
     elif kind is bool:
         parser.add_argument(f"--{name}", action="store_true", help=description)
+    elif _item_type(kind) is not None and default is parameter.empty:
+        item = _item_type(kind)
+        parser.add_argument(f"--{name}", type=item, nargs="+", required=True, help=description)
     elif _item_type(kind) is not None:
         parser.add_argument(f"--{name}", type=_item_type(kind), nargs="*", help=description)
     elif default is parameter.empty:

@@ -4,9 +4,11 @@ from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
 from ovseg.core.configs import resolve_configs
+from ovseg.core.long_work import end_with_caller, long_work
 from ovseg.core.memory import keep_freed_memory
 
 
+@long_work
 def train(*arguments: str) -> int:
     """Train a network: `ovseg train --config unet`, where every YAML key is an option.
 
@@ -14,6 +16,7 @@ def train(*arguments: str) -> int:
         arguments: --config with a file or the name of a shipped configuration, and keys such as
             --data.batch_size 4
     """
+    end_with_caller()
     quiet_lightning()
     keep_freed_memory()
     from ovseg.experiments.train import train_from_command_line
@@ -75,8 +78,9 @@ def evaluate(
 def infer(
     *,
     run: Path,
-    images: Path,
+    images: list[Path],
     output: Path,
+    recursive: bool = False,
     overlays: bool = False,
     probabilities: bool = False,
     batch_size: int = 4,
@@ -85,12 +89,15 @@ def infer(
     device: str = "auto",
     overwrite: bool = False,
 ) -> int:
-    """Segment every picture of a folder: one mask each, at the picture's own size.
+    """Segment pictures: one mask each, at the picture's own size.
+
+    If it is interrupted, the same command continues where it stopped.
 
     Args:
         run: run folder, checkpoint, or folder of an ensemble
-        images: folder of JPEG, PNG, BMP or TIFF pictures
+        images: pictures and folders of pictures (JPEG, PNG, BMP, TIFF)
         output: folder to make
+        recursive: also take the folders in folders; masks keep their structure
         overlays: also write the masks over the images
         probabilities: also write 16-bit probability maps
         batch_size: pictures at a time
@@ -113,6 +120,7 @@ def infer(
         postprocessing=postprocessing,
         device=device,
         overwrite=overwrite,
+        recursive=recursive,
     )
     names = output / "categories.json"
     kind = f"category ids, named in {names.name}" if names.exists() else "0 and 255"
@@ -160,7 +168,7 @@ def export(
 
     Args:
         run: run folder or checkpoint
-        output: folder to make (default: export in the run folder)
+        output: folder to make (default: export in the run folder; a lone checkpoint needs one)
         format: onnx
         overwrite: replace an earlier export
     """

@@ -6,21 +6,24 @@ run folder and average the probabilities of its members.
 """
 
 import hashlib
-import json
-import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from msgspec import Meta, Struct, field
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import file_digest
+from ovseg.core.limits import IMAGE_SIZES, MAX_CLASSES, MAX_MEMBERS
 from ovseg.core.runs import RunFolder
+from ovseg.core.schema import find_problem, is_plain, read_json
+from ovseg.core.trust import FLAG, is_trusted
 
 # Arguments of the data module that decide how an image becomes a square.
-PLACEMENT = ("image_size", "fit", "mask_threshold")
+PLACEMENT = ("image_size", "fit", "mask_threshold", "invert_masks")
 # Arguments that decide neither that nor which images are used.
 INDIFFERENT = (
     "batch_size",
@@ -32,9 +35,92 @@ INDIFFERENT = (
     "mini_test",
     "phantoms",
     "cache",
+    "category_names",
 )
 # The sections from which Lightning builds the task and the data module.
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+DATA_STATE = "OvarianTumorDataModule"  # the key of the data module's own state
+
+Count = Annotated[int, Meta(ge=0)]
+Classes = Annotated[int, Meta(ge=1, le=MAX_CLASSES)]
+ImageSize = Annotated[int, Meta(ge=IMAGE_SIZES[0], le=IMAGE_SIZES[1])]
+
+
+class EnsembleFile(Struct):
+    """`ensemble.json`."""
+
+    members: Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1)]
+
+
+class ArchArgs(Struct):
+    """Of the arguments of an architecture, the one that all have."""
+
+    classes: Classes = 1
+
+
+class TaskSettings(Struct):
+    """What the network needs; its own constructor checks the arguments of an architecture."""
+
+    arch: str
+    arch_args: ArchArgs | None = None
+    loss_args: dict[str, Any] | None = None
+    optimizer_args: dict[str, Any] | None = None
+    scheduler_args: dict[str, Any] | None = None
+
+
+class DataSettings(Struct):
+    """What a prediction needs; the data module's constructor checks the others."""
+
+    root: str
+    image_size: ImageSize
+    fit: str
+
+
+class Progress(Struct):
+    """Numbers of epochs or batches."""
+
+    ready: Count
+    processed: Count
+
+
+class EpochProgress(Struct):
+    current: Progress
+
+
+class BatchProgress(Struct):
+    current: Progress
+    is_last_batch: bool
+
+
+class FitLoop(Struct):
+    epoch_progress: EpochProgress
+    batch_progress: BatchProgress = field(name="epoch_loop.batch_progress")
+
+
+class Loops(Struct):
+    fit_loop: FitLoop
+
+
+class DataState(Struct):
+    """What the data module keeps in a checkpoint."""
+
+    categories: Annotated[list[str], Meta(max_length=MAX_CLASSES)] = []
+    held_out: str | None = None
+
+
+class CheckpointFile(Struct):
+    """What ovseg reads of a checkpoint itself; Lightning restores the rest in a resume."""
+
+    state_dict: dict[str, torch.Tensor]
+    hyper_parameters: TaskSettings
+    datamodule_hyper_parameters: DataSettings
+    loops: Loops
+    global_step: Count
+    callbacks: dict[str, Any] = {}
+    # What Lightning calls the arguments of a constructor; with another name it would pass all
+    # hyper-parameters as that one argument.
+    hparams_name: Literal["kwargs"] = "kwargs"
+    data_state: DataState = field(name="OvarianTumorDataModule", default_factory=DataState)
 
 
 def find_checkpoint(run: Path) -> Path:
@@ -53,66 +139,95 @@ def find_checkpoints(run: Path) -> list[Path]:
     """The checkpoint of a run, or the checkpoints of the members of an ensemble.
 
     Raises:
-        InputError: there is none, or `ensemble.json` names no members.
+        InputError: there is none, or `ensemble.json` names no members, too many, or one outside of
+            its folder in a command that does not trust it (see `ovseg.core.trust`).
     """
     path = RunFolder(Path(run)).ensemble
     if not path.is_file():
         return [find_checkpoint(run)]
-    members = _read_ensemble(path)
-    return [find_checkpoint(path.parent / member) for member in members]
-
-
-def _read_ensemble(path: Path) -> list[str]:
-    """The paths of an `ensemble.json`, relative to its folder."""
     expected = '{"members": ["path of a run, relative to this file", ...]}'
-    refusal = InputError(f"{path} has other content than {expected}. Correct or remove it.")
-    try:
-        members = json.loads(path.read_text(encoding="utf-8"))["members"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise refusal from None
-    if not isinstance(members, list) or not members:
-        raise refusal
-    for member in members:
-        if not isinstance(member, str):
-            raise refusal
-    return members
+    remedy = f"Expected {expected}. Correct or remove it."
+    content = read_json(path, EnsembleFile, "ovseg cross_validate", remedy)
+    members = content["members"]
+    if len(members) > MAX_MEMBERS:
+        raise InputError(
+            f"{path} has {len(members)} members, expected at most {MAX_MEMBERS}: all networks are "
+            "in memory at once. Leave members out."
+        )
+    return [find_checkpoint(path_inside(path, member)) for member in members]
+
+
+def path_inside(path: Path, name: str) -> Path:
+    """The file or folder that a JSON file names, which must be in the JSON file's folder.
+
+    Args:
+        path: of the JSON file.
+        name: relative to its folder.
+
+    Raises:
+        InputError: it is elsewhere, links followed, and the command does not trust it.
+    """
+    folder = path.parent
+    if "\0" not in name and (folder / name).resolve().is_relative_to(folder.resolve()):
+        return folder / name
+    if is_trusted():
+        return folder / name
+    raise InputError(
+        f"{path} names {name!r}, which is not inside {folder}. If you trust the file, add {FLAG}; "
+        "else correct it."
+    )
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint as a dict, without running code from the file.
 
     Raises:
-        InputError: it is missing, truncated or not a checkpoint of ovseg, or it has
-            hyper-parameters that could run code.
+        InputError: it is missing, truncated or not a checkpoint of ovseg, larger than its file
+            once unpacked, or it has hyper-parameters that could run code.
     """
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint {path}. Check the path.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"state_dict", *HYPER_PARAMETERS} - checkpoint.keys()
-        if missing or "arch" not in checkpoint["hyper_parameters"]:
-            raise KeyError("arch")
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        KeyError,
-        AttributeError,
-        ValueError,
-    ) as error:
-        raise InputError(
-            f"{path} is not a whole checkpoint of ovseg ({type(error).__name__})."
-        ) from error
+    problem = _find_archive_problem(path)
+    checkpoint: Any = None
+    if not problem:
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        # A damaged pickle raises whatever its instructions make of what they find.
+        except Exception as error:
+            problem = type(error).__name__
+    if not problem:
+        problem = find_problem(checkpoint, CheckpointFile)
+    if problem:
+        raise InputError(f"{path} is not a whole checkpoint of ovseg ({problem}).")
     for section in HYPER_PARAMETERS:
         # Lightning would build the network by the function that such a name holds.
         private = [name for name in checkpoint[section] if str(name).startswith("_")]
-        if private:
-            raise InputError(
-                f"{path} has {section} that ovseg never writes: {first_five(private)}. They can "
-                "run code, so it is not loaded. Use a checkpoint from a source that you trust."
-            )
+        if not private and is_plain(checkpoint[section]):
+            continue
+        found = first_five(private) or "objects instead of plain values"
+        raise InputError(
+            f"{path} has {section} that ovseg never writes: {found}. They can "
+            "run code, so it is not loaded. Use a checkpoint from a source that you trust."
+        )
     return checkpoint
+
+
+def _find_archive_problem(path: Path) -> str:
+    """Why a file can't be what torch saves: a zip archive without compression; else empty.
+
+    So nothing of it becomes larger in memory than on the disk.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        return str(error)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        return "it is compressed, as torch never does"
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > Path(path).stat().st_size:
+        return f"it is {unpacked:,} bytes unpacked, more than the file"
+    return ""
 
 
 def checkpoint_digest(*paths: Path) -> str:
@@ -138,6 +253,7 @@ class Member:
         epoch: number of epochs it was trained for.
         held_out: digest of the images that its fold held out, see
             `ovseg.data.tree.DatasetTree.held_out`; None without folds.
+        root: the absolute path of the dataset in training; None in checkpoints without it.
     """
 
     path: Path
@@ -146,6 +262,7 @@ class Member:
     categories: list[str]
     epoch: int
     held_out: str | None
+    root: str | None = None
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:
@@ -153,11 +270,16 @@ def epochs_done(checkpoint: Mapping[str, Any]) -> int:
     return checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
 
 
+def digests_of(checkpoint: dict[str, Any]) -> dict[str, str] | None:
+    """The digests of the folders that a training used; None for one by an older ovseg."""
+    return checkpoint.get(DATA_STATE, {}).get("digests")
+
+
 def read_member(path: Path) -> Member:
     """One checkpoint, see `read_checkpoint`."""
     checkpoint = read_checkpoint(path)
     arch_args = checkpoint["hyper_parameters"].get("arch_args") or {}
-    state = checkpoint.get("OvarianTumorDataModule", {})
+    state = checkpoint.get(DATA_STATE, {})
     return Member(
         path=path,
         data=checkpoint["datamodule_hyper_parameters"],
@@ -165,6 +287,26 @@ def read_member(path: Path) -> Member:
         categories=state.get("categories", []),
         epoch=epochs_done(checkpoint),
         held_out=state.get("held_out"),
+        root=state.get("root"),
+    )
+
+
+def find_dataset(member: Member) -> str:
+    """The dataset that a checkpoint was trained on, by the path of that time.
+
+    A relative path starts at the current folder; if there is none, the absolute path counts.
+
+    Raises:
+        InputError: it is in neither place.
+    """
+    named = str(member.data["root"])
+    looked_for = list(dict.fromkeys([str(Path(named).absolute()), member.root or named]))
+    for path in (named, *looked_for):
+        if Path(path).is_dir():
+            return path
+    raise InputError(
+        f"There is no dataset folder {named}, on which {member.path} was trained. Looked for: "
+        f"{first_five(looked_for)}. Name the dataset with --data."
     )
 
 
@@ -233,6 +375,7 @@ def _compare_data(first: Mapping[str, object], other: Mapping[str, object]) -> d
     for name in {**first, **other}:
         value = first.get(name)
         other_value = other.get(name)
-        if value != other_value:
+        # What an older checkpoint does not have was off.
+        if (value or None) != (other_value or None):
             different[name] = f"data.{name} {value} and {other_value}"
     return different

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from ovseg.core.text import printable
+
 EVERY_SECONDS = 30.0  # between the lines in a log file
 TABLE_WIDTH = 110  # columns of the terminal
 THREADS = 4  # for work on files, whose libraries release the interpreter's lock
@@ -84,9 +86,14 @@ class _LineWriter:
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:
     """Print a table of texts, `TABLE_WIDTH` columns wide."""
-    table = Table(*head, title=title)
+    table = Table(title=Text(printable(title)))
+    for text in _as_texts(head):
+        table.add_column(text)
     for row in rows:
-        # As `Text`, because rich would read a name such as [a] as markup.
-        cells = [Text(cell) for cell in row]
-        table.add_row(*cells)
+        table.add_row(*_as_texts(row))
     Console(width=TABLE_WIDTH).print(table)
+
+
+def _as_texts(cells: Iterable[str]) -> list[Text]:
+    """Cells as `Text`, because rich would read a name such as [a] as markup."""
+    return [Text(printable(cell)) for cell in cells]

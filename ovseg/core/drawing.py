@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from ovseg.core.text import printable
+
 Color = tuple[int, int, int]
 TRUTH: Color = (0, 220, 60)  # outline of the reference: green
 PRED: Color = (255, 60, 60)  # outline of the prediction: red
@@ -83,7 +85,7 @@ def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None)
     texts = {}
     for category, name in enumerate(names, 1):
         if shown is None or category in shown:
-            texts[category] = f"{category} {name}"
+            texts[category] = _drawable(f"{category} {name}")
 
     corners = {}  # category -> top and left of its entry
     top = 0
@@ -108,8 +110,13 @@ def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None)
 def caption(picture: np.ndarray, text: str) -> np.ndarray:
     """The picture (H, W, 3) with a line of text on a black strip above it."""
     strip = np.zeros((LINE_HEIGHT, picture.shape[1], 3), np.uint8)
-    _write(strip, text, 3, 13)
+    _write(strip, _drawable(text), 3, 13)
     return np.concatenate([strip, picture])
+
+
+def _drawable(text: str) -> str:
+    """A text in ASCII, all that OpenCV draws; it crashes on names that are not UTF-8."""
+    return printable(text).encode("ascii", "replace").decode("ascii")
 
 
 def _write(picture: np.ndarray, text: str, left: int, baseline: int) -> None:

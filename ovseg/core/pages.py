@@ -8,6 +8,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ovseg.core.files import atomic_path
+from ovseg.core.text import printable
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
 JPEG_QUALITY = 85
@@ -25,10 +26,18 @@ def write_page(path: Path, template: Path, **values: object) -> None:
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_show,
     )
     page = environment.get_template(template.name).render(values)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _show(value: object) -> object:
+    """A value of a template as it may be shown; what a macro made is shown already."""
+    if hasattr(value, "__html__"):
+        return value
+    return printable(value)
 
 
 def embed_file(path: Path) -> str:

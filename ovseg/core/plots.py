@@ -1,5 +1,6 @@
 """Figures of numbers, drawn as PNG without a display."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ovseg.core.files import atomic_path
+from ovseg.core.text import printable
 
 DOTS_PER_INCH = 110
 
@@ -62,7 +64,7 @@ def draw_boxes(groups: dict[str, np.ndarray], title: str, path: Path) -> None:
     for height, values in zip(heights, groups.values(), strict=True):
         jitter = rng.uniform(-0.2, 0.2, len(values))
         axes.scatter(values, height + jitter, s=10, alpha=0.6, color="tab:blue")
-    labels = [f"{name} ({len(values)})" for name, values in groups.items()]
+    labels = [f"{_plain(name)} ({len(values)})" for name, values in groups.items()]
     axes.set_yticks(heights, labels)
     axes.set(xlim=(-0.02, 1.02), title=title)
     axes.grid(axis="x", alpha=0.3)
@@ -81,8 +83,9 @@ def draw_confusion(counts: pd.DataFrame, path: Path) -> None:
         is_dark = share.iat[row, column] > 0.5
         color = "white" if is_dark else "black"
         axes.text(column, row, count or "", ha="center", va="center", color=color)
-    axes.set_xticks(range(size), counts.columns, rotation=40, ha="right")
-    axes.set_yticks(range(size), counts.index)
+    names = [_plain(name) for name in counts.index]
+    axes.set_xticks(range(size), names, rotation=40, ha="right")
+    axes.set_yticks(range(size), names)
     axes.set(xlabel="predicted, by most pixels", ylabel="reference")
     axes.set(title=f"{counts.to_numpy().sum()} images")
     save_figure(figure, path)
@@ -132,7 +135,7 @@ def draw_bars(counts: dict[str, int], title: str, unit: str, path: Path) -> None
     axes = figure.subplots()
     bars = axes.bar(list(counts), list(counts.values()), color="tab:blue")
     axes.bar_label(bars)
-    axes.set(ylabel=unit, title=title)
+    axes.set(ylabel=unit, title=_plain(title))
     axes.margins(y=0.1)
     save_figure(figure, path)
 
@@ -186,7 +189,14 @@ def _scatter_parameter(axes: Axes, trials: pd.DataFrame, name: str) -> None:
     axes.set_xlabel(name)
 
 
+def _plain(name: str) -> str:
+    """A name that Matplotlib draws as it is, not as a formula."""
+    return printable(name).replace("$", r"\$")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        # Of letters that the font lacks, such as Chinese ones in a name, boxes are drawn.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(temporary, dpi=DOTS_PER_INCH)

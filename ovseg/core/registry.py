@@ -1,20 +1,15 @@
 """Entries of tables by name, and arguments checked against a signature."""
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping
 from typing import TypeVar
+
+import msgspec
 
 from ovseg.core.errors import InputError, first_five
 
 Entry = TypeVar("Entry")
-
-# Which values a parameter takes, by its annotation; other annotations are not checked.
-ACCEPTED_TYPES: dict[object, tuple[type, ...]] = {
-    int: (int,),
-    float: (int, float),
-    bool: (bool,),
-    str: (str,),
-}
 
 
 def choose(kind: str, name: object, table: Mapping[str, Entry]) -> Entry:
@@ -71,17 +66,27 @@ def check_arguments(
     for name, value in arguments.items():
         annotation = parameters[name].annotation
         if not _accepts(annotation, value):
-            raise InputError(f"{kind}: {name} is {value!r}, expected {annotation.__name__}.")
+            expected = getattr(annotation, "__name__", annotation)
+            if typing.get_origin(annotation) is not None:
+                expected = annotation
+            raise InputError(f"{kind}: {name} is {value!r}, expected {expected}.")
 
 
 def _accepts(annotation: object, value: object) -> bool:
-    accepted = ACCEPTED_TYPES.get(annotation)
-    if accepted is None:
+    """Whether a value is of a plain type or a list of them; others are not checked.
+
+    As for msgspec, true is no number of filters, though in Python a bool is an int.
+    """
+    if annotation is inspect.Parameter.empty:
         return True
-    # In Python a bool is an int, but true is no number of filters.
-    if isinstance(value, bool):
-        return annotation is bool
-    return isinstance(value, accepted)
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError:
+        return False
+    # Types of other packages, which msgspec does not know.
+    except TypeError:
+        return True
+    return True
 
 
 def fill_defaults(function: Callable, arguments: Mapping[str, object] | None) -> dict[str, object]:

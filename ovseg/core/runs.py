@@ -69,8 +69,13 @@ class RunFolder:
 
     @classmethod
     def of(cls, path: Path) -> "RunFolder":
-        """The run of what a user names: its folder, or a checkpoint in it."""
-        return cls(path) if path.is_dir() else cls.of_checkpoint(path)
+        """The run of what a user names: its folder, or a checkpoint in it.
+
+        Of a checkpoint that was copied elsewhere it is the file itself, which has no place for
+        results.
+        """
+        in_run = path.parent.name == cls(path).checkpoints.name
+        return cls.of_checkpoint(path) if path.is_file() and in_run else cls(path)
 
     @property
     def config_name(self) -> str:
@@ -93,6 +98,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def record(self) -> Path:
+        """The command line, versions, project, data and machine of the training."""
+        return self.path / "run.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -102,8 +112,8 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether training has kept any checkpoint."""
-        return any(self.checkpoints.glob("*.ckpt"))
+        """Whether training has kept any checkpoint; one that is being written is none."""
+        return any(not path.name.startswith(".") for path in self.checkpoints.glob("*.ckpt"))
 
     # The baseline's names, kept for its users: train_losses, train_metrics, epoch_change_infer and
     # break_training.
@@ -139,7 +149,12 @@ class RunFolder:
 
     @property
     def export(self) -> Path:
-        """The folder of the exported network."""
+        """The folder of the exported network.
+
+        Raises:
+            InputError: this is a file (a checkpoint), so the folder of the result must be named.
+        """
+        self._refuse_file()
         return self.path / "export"
 
     def evaluation(self, split: str) -> Path:
@@ -148,12 +163,15 @@ class RunFolder:
         Raises:
             InputError: this is a file (a checkpoint), so the folder of the result must be named.
         """
+        self._refuse_file()
+        return self.path / ("evaluation" if split == "test" else f"evaluation_{split}")
+
+    def _refuse_file(self) -> None:
         if self.path.is_file():
             raise InputError(
                 f"{self.path} is not a run folder, so it has no place for the result. "
                 "Add --output FOLDER."
             )
-        return self.path / ("evaluation" if split == "test" else f"evaluation_{split}")
 
     def find_checkpoint(self) -> Path:
         """The checkpoint that the run stands for: `best`, else `last`, else `interrupted`.

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,17 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg import __version__
 from ovseg.core.console import THREADS
-from ovseg.core.errors import InputError
-from ovseg.core.files import atomic_path, content_digest
+from ovseg.core.errors import InputError, system_reason
+from ovseg.core.files import atomic_path, content_digest, file_digest
 from ovseg.data.geometry import place
+from ovseg.data.masks import MaskFacts
 from ovseg.data.pairs import Pair
 
 # Places image, uint8 (H, W, 3), and mask, uint8 (H, W), of the pair of an index, and stores them.
 Store = Callable[[int, np.ndarray, np.ndarray], None]
 
-MAGIC = b"ovseg-1\n"
+# Another number where files are read in another way, so that older caches are built again.
+MAGIC = b"ovseg-2\n"
 # Seconds without a write after which a temporary file belongs to no running process.
 ABANDONED = 3600
 
@@ -76,9 +79,9 @@ class PairCache:
         self.records = self._map_records()
 
     @property
-    def empty(self) -> list[str]:
-        """Stems of the pairs whose mask is empty."""
-        return self.footer["empty"]
+    def masks(self) -> list[MaskFacts]:
+        """What the mask of each pair tells."""
+        return [MaskFacts(*values) for values in self.footer["masks"]]
 
     def is_intact(self) -> bool:
         """Whether every record still has its checksum; reads the whole file once."""
@@ -157,9 +160,13 @@ class SplitCaches:
         return PickedCache(caches, [rows[pair] for pair in pairs])
 
     def verify(
-        self, split: str, pairs: list[Pair], check: Callable[[Store | None], list[str]], build: bool
-    ) -> list[str]:
-        """Stems of the empty masks of a split, from a valid cache or by decoding.
+        self,
+        split: str,
+        pairs: list[Pair],
+        check: Callable[[Store | None], list[MaskFacts]],
+        build: bool,
+    ) -> list[MaskFacts]:
+        """What the masks of a split tell, from a valid cache or by decoding.
 
         Decoding also builds the cache if asked. Where the folder can't be written, a message says
         so, and no cache is used from then on.
@@ -168,28 +175,55 @@ class SplitCaches:
             split: name of the split.
             pairs: its pairs.
             check: decodes and verifies the pairs, hands each to the function that it is given, and
-                returns the empty ones.
+                returns what their masks tell.
             build: whether to write a cache.
         """
         cached = self.open(split, pairs)
         if cached is not None and cached.is_intact():
-            return cached.empty
+            return cached.masks
         if build and self.folder is not None:
             try:
                 path = self._path(self.folder, split)
-                return build_cache(path, describe(pairs, self.settings), check)
+                description = describe(pairs, self.settings)
+                return build_cache(path, description, check, partial(pairs_digest, pairs))
             except OSError as error:
                 rank_zero_info(
-                    f"There is no cache in {self.folder} ({error.strerror}), so every epoch "
+                    f"There is no cache in {self.folder} ({system_reason(error)}), so every epoch "
                     "decodes its pictures again. Set data.cache to a folder with room, or to "
                     "false."
                 )
         self.folder = None
         return check(None)
 
+    def digest(self, split: str, pairs: list[Pair]) -> str:
+        """See `pairs_digest`; a valid cache holds it, so that nothing is read again."""
+        cached = self.open(split, pairs)
+        if cached is not None and "digest" in cached.footer:
+            return cached.footer["digest"]
+        return pairs_digest(pairs)
+
     def _path(self, folder: Path, split: str) -> Path:
         """The file of a split; other settings have another name, so both can be kept."""
         return folder / f"{split}-{content_digest(self.settings)[:12]}.pairs"
+
+
+def pairs_digest(pairs: list[Pair]) -> str:
+    """SHA-256 of the stems, the borders and the bytes of pairs, in hexadecimal.
+
+    It is the same where the dataset lies elsewhere.
+    """
+    paths = []
+    for pair in pairs:
+        paths += [pair.image_path, pair.mask_path]
+    # Threads help, because hashlib releases the GIL.
+    with ThreadPoolExecutor(THREADS) as pool:
+        files = list(pool.map(_digest_file, paths))
+    boxes = [None if pair.box is None else list(astuple(pair.box)) for pair in pairs]
+    return content_digest([[pair.stem for pair in pairs], files, boxes])
+
+
+def _digest_file(path: Path | None) -> str | None:
+    return None if path is None else file_digest(path)
 
 
 def describe(pairs: list[Pair], settings: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +275,7 @@ def read_footer(path: Path) -> dict[str, Any] | None:
             start = file.seek(-len(MAGIC) - 8 - length, os.SEEK_END)
             footer = json.loads(file.read(length))
             return {**footer, "start": start}
-    except (OSError, ValueError, OverflowError, TypeError):
+    except (OSError, ValueError, OverflowError, TypeError, RecursionError):
         return None
 
 
@@ -267,15 +301,19 @@ def open_cache(path: Path, description: dict[str, Any]) -> PairCache | None:
 
 
 def build_cache(
-    path: Path, description: dict[str, Any], fill: Callable[[Store], list[str]]
-) -> list[str]:
+    path: Path,
+    description: dict[str, Any],
+    fill: Callable[[Store], list[MaskFacts]],
+    digest: Callable[[], str],
+) -> list[MaskFacts]:
     """Build a cache file; it appears when it is whole, and replaces an older one.
 
     Args:
         path: the cache file.
         description: see `describe`.
-        fill: is given a `Store`, which threads may call; it stores every pair and returns the stems
-            of those whose mask is empty.
+        fill: is given a `Store`, which threads may call; it stores every pair and returns what
+            their masks tell.
+        digest: returns the digest of the pairs, see `pairs_digest`.
 
     Returns:
         What `fill` returned.
@@ -307,15 +345,21 @@ def build_cache(
                 file.seek(index * record_bytes)
                 file.write(record)
 
-        empty = fill(store)
-        content = {**description, "checksums": checksums, "empty": empty}
+        masks = fill(store)
+        values = [astuple(mask) for mask in masks]
+        content = {
+            **description,
+            "checksums": checksums,
+            "masks": values,
+            "digest": digest(),
+        }
         footer = json.dumps(content).encode()
         file.seek(count * record_bytes)
         file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)
         file.flush()
         # Otherwise a crash could leave the name with missing content.
         os.fsync(file.fileno())
-    return empty
+    return masks
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -6,7 +6,7 @@ for a repeated pair that is not to be counted. Scaling to the network's range is
 first layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,34 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.limits import IMAGE_SIZES, MAX_CLASSES, MAX_WORKERS
+from ovseg.core.output_place import CACHE
 from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
 from ovseg.data.geometry import FITS, place
-from ovseg.data.manifest import category_names, check_manifest, count_phantoms, read_manifest
-from ovseg.data.pairs import Pair, list_images, read_image, read_pair, verify_pairs
+from ovseg.data.manifest import (
+    category_names,
+    check_manifest,
+    count_phantoms,
+    default_names,
+    read_manifest,
+)
+from ovseg.data.masks import describe_oddities, refuse_implausible
+from ovseg.data.pairs import Pair, list_images, read_pair, verify_pairs
+from ovseg.data.pictures import read_image
 from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.data.samplers import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
-from ovseg.data.tree import SPLITS, DatasetTree
+from ovseg.data.tree import FOLD_SPLITS, SPLITS, DatasetTree
 
 # An index of a pair, or with the seed of its augmentation; -1 stands for no pair.
 Key = int | tuple[int, int]
 
 # Arguments of the data module from which the records of a cache follow.
-CACHE_SETTINGS = ("image_size", "fit", "mask_threshold", "exclude", "classes")
+CACHE_SETTINGS = ("image_size", "fit", "mask_threshold", "invert_masks", "exclude", "classes")
 # Snapshots read this many pictures of `mini_test` at most, so as many are checked beforehand.
 MAX_MINI_TEST = 64
 
@@ -52,6 +62,7 @@ class PairDataset(Dataset):
         augmentation: see `OvarianTumorDataModule`.
         classes: see `OvarianTumorDataModule`.
         cache: the records of these pairs; None to decode the pairs.
+        invert_masks: see `OvarianTumorDataModule`.
     """
 
     def __init__(
@@ -63,6 +74,7 @@ class PairDataset(Dataset):
         augmentation: str = "none",
         classes: int = 1,
         cache: PairCache | PickedCache | None = None,
+        invert_masks: bool = False,
     ):
         self.pairs = pairs
         self.image_size = image_size
@@ -71,17 +83,26 @@ class PairDataset(Dataset):
         self.classes = classes
         self.transform = build_transform(augmentation)
         self.cache = cache
+        self.invert_masks = invert_masks
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         """One pair: `image` uint8 (3, S, S), `mask` uint8 (1, S, S), `stem`."""
-        batch = self.__getitems__([key])
+        batch = self._load_batch([key])
         return {name: values[0] for name, values in batch.items()}
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
-        """A batch."""
+    def __getitems__(self, keys: list[Key]) -> dict[str, Any] | InputError:
+        """A batch; in a worker also the error of a file that can't be used, see `PairLoader`."""
+        try:
+            return self._load_batch(keys)
+        except InputError as error:
+            if get_worker_info() is None:
+                raise
+            return error
+
+    def _load_batch(self, keys: list[Key]) -> dict[str, Any]:
         images, masks = empty_batch(len(keys), self.image_size)
         stems = []
         for row, key in enumerate(keys):
@@ -114,8 +135,23 @@ class PairDataset(Dataset):
             *planes, mask = self.cache.records[index]
             # Copies, because the records are read-only.
             return cv2.merge(planes), np.array(mask)
-        image, mask = read_pair(self.pairs[index], self.mask_threshold, self.classes)
+        pair = self.pairs[index]
+        image, mask = read_pair(pair, self.mask_threshold, self.classes, self.invert_masks)
         return place(image, self.image_size, self.fit), place(mask, self.image_size, self.fit)
+
+
+class PairLoader(DataLoader):
+    """A loader that reports a file that a worker can't use as the main process would.
+
+    An error that is raised in a worker reaches the main process with the worker's traceback in its
+    message. So the worker returns it in place of the batch.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
 
 
 class OvarianTumorDataModule(LightningDataModule):
@@ -142,7 +178,8 @@ class OvarianTumorDataModule(LightningDataModule):
             dataset that was prepared with letterbox, stretch takes each picture without its border.
         mask_threshold: grey values above it are lesion, 0..254.
         exclude: stems to leave out of every split.
-        mini_test: folder of images for the snapshots of every epoch; by default images of `test`.
+        mini_test: folder of images for the snapshots of every epoch; by default images of `test`,
+            or of `valid` where there is no test image.
         phantoms: where `root` does not exist, write this many synthetic pairs there; 0 never does.
             A message says if another number of phantoms is there.
         classes: 1 for lesion and background; the number of categories and background for category
@@ -152,6 +189,13 @@ class OvarianTumorDataModule(LightningDataModule):
             need not repeat.
         fold: validate with this fold of a dataset prepared with `--folds`, 0, 1, ..., and train on
             all other images of train and valid; test stays as it is.
+        invert_masks: the lesion is drawn in black on white: grey values up to `mask_threshold` are
+            lesion.
+        category_names: names of the categories 1, 2, ... where `classes` is above 1; by default
+            those of the dataset's manifest.json, or "category 1", ...
+
+    Attributes:
+        needs_test: whether a dataset without test images is an error.
 
     Raises:
         InputError: a value out of range, an unknown `augmentation` or `fit`.
@@ -175,22 +219,29 @@ class OvarianTumorDataModule(LightningDataModule):
         classes: int = 1,
         cache: bool | str = True,
         fold: int | None = None,
+        invert_masks: bool = False,
+        category_names: list[str] | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
-        _check_range("image_size", image_size, 16, 8192)
+        _check_range("image_size", image_size, *IMAGE_SIZES)
         _check_range("batch_size", batch_size, 1, 65536)
-        _check_range("num_workers", num_workers, 0, 1024)
+        _check_range("num_workers", num_workers, 0, MAX_WORKERS)
         _check_range("mask_threshold", mask_threshold, 0, 254)
         _check_range("seed", seed, 0, 2**32 - 1)
-        _check_range("classes", classes, 1, 256)
+        _check_range("classes", classes, 1, MAX_CLASSES)
         choose("fit", fit, FITS)
+        if invert_masks and classes > 1:
+            raise InputError("data.invert_masks is for masks, so data.classes must be 1.")
         build_transform(augmentation)  # checks the name, or the file
         self.root = Path(root)
         self.tree = DatasetTree(self.root, exclude, classes, fold, fit)
         settings = {name: self.hparams[name] for name in CACHE_SETTINGS}
         self._caches = SplitCaches(_cache_folder(self.root, cache), settings)
+        self.needs_test = True
         self._verified = False
+        self._empty: dict[str, set[str]] = {}  # stems by folder, of what was verified
+        self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
         """Write the phantoms if asked, then verify every pair of every split.
@@ -211,8 +262,14 @@ class OvarianTumorDataModule(LightningDataModule):
                 self.hparams["seed"],
             )
         self._tell_of_other_phantoms()
-        self.verify(SPLITS, keep=True)
-        self.tree.check_exclude()
+        splits = self.splits
+        if "test" not in splits:
+            rank_zero_info(
+                f"{self.root} has no test images: nothing is scored on test, and snapshots show "
+                "images of valid."
+            )
+        self.verify(splits, keep=True)
+        self.tree.check_exclude(splits)
         if self.hparams["mini_test"]:
             for pair in self.mini_test_pairs(MAX_MINI_TEST):
                 read_image(pair.image_path)
@@ -231,10 +288,17 @@ class OvarianTumorDataModule(LightningDataModule):
                 "for a folder that does not exist yet."
             )
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of the dataset: without `test` where it has no images and needs none."""
+        if self.needs_test or self.tree.has_images("test"):
+            return SPLITS
+        return FOLD_SPLITS
+
     def verify(self, splits: Iterable[str], keep: bool = False) -> None:
         """Decode and check every pair of some splits, or find them in a valid cache.
 
-        Empty masks are counted and named.
+        What is not read, empty masks and other oddities are counted in a line each.
 
         Args:
             splits: names of splits.
@@ -245,29 +309,61 @@ class OvarianTumorDataModule(LightningDataModule):
         """
         mask_threshold = self.hparams["mask_threshold"]
         classes = self.hparams["classes"]
-        check_manifest(self.root, self.hparams["fit"], classes)
+        invert = self.hparams["invert_masks"]
+        check_manifest(self.root, self.hparams["fit"], classes, self.hparams["category_names"])
         folders = {}
         for split in splits:
             if self.pairs(split):
                 folders.update(self.tree.folders(split))
+        if invert and read_manifest(self.root).get("fit") == "letterbox":
+            raise InputError(
+                f"{self.root} was prepared with borders, which data.invert_masks would make "
+                "lesion. Invert the original masks and prepare the dataset again."
+            )
+        if classes > 1 and self.categories == default_names(classes - 1):
+            rank_zero_info(
+                f"The categories of {self.root} have no names, so they are called "
+                f"{first_five(self.categories)}. data.category_names gives them names."
+            )
         if self.leakage:
             rank_zero_info(
                 f"leakage: near-duplicates of one examination are in two splits of {self.root}."
             )
         problems = []
         for name, pairs in folders.items():
-            check = partial(verify_pairs, pairs, mask_threshold, classes)
+            lines = self.tree.describe_left_out(name)
+            check = partial(verify_pairs, pairs, mask_threshold, classes, invert)
             try:
-                empty = self._caches.verify(name, pairs, check, keep)
+                masks = self._caches.verify(name, pairs, check, keep)
+                refuse_implausible(name, masks, mask_threshold)
             except InputError as error:
                 problems.append(str(error))
-                continue
-            if empty:
-                rank_zero_info(
-                    f"{len(empty)} of {len(pairs)} masks in {name} are empty: {first_five(empty)}"
-                )
+            else:
+                stems = [pair.stem for pair in pairs]
+                self._empty[name] = {
+                    stem for stem, mask in zip(stems, masks, strict=True) if not mask.lesion
+                }
+                lines += describe_oddities(name, stems, masks, mask_threshold, invert)
+            for line in lines:
+                rank_zero_info(line)
         if problems:
             raise InputError("\n".join(problems))
+
+    def has_lesion(self, split: str) -> bool:
+        """Whether any mask of a split that was verified is not empty."""
+        wanted = set(self.pairs(split))
+        for name, pairs in self.tree.folders(split).items():
+            for pair in pairs:
+                if pair in wanted and pair.stem not in self._empty[name]:
+                    return True
+        return False
+
+    def digest(self, folder: str) -> str:
+        """SHA-256 of the pairs in the folder of a split, see `ovseg.data.cache.pairs_digest`."""
+        if folder not in self._digests:
+            pairs = self.tree.folders(folder)[folder]
+            self._digests[folder] = self._caches.digest(folder, pairs)
+        return self._digests[folder]
 
     @property
     def leakage(self) -> bool:
@@ -284,11 +380,19 @@ class OvarianTumorDataModule(LightningDataModule):
         Raises:
             InputError: the dataset does not fit `classes`.
         """
-        return category_names(self.root, self.hparams["classes"])
+        given = self.hparams["category_names"]
+        return category_names(self.root, self.hparams["classes"], given)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the names of the categories, and what the fold holds out."""
-        state: dict[str, Any] = {}
+        """What a checkpoint keeps.
+
+        These are where the dataset is, the digests of what was trained on and validated with, the
+        names of the categories, and what the fold holds out.
+        """
+        state: dict[str, Any] = {
+            "root": str(self.root.absolute()),
+            "digests": {name: self.digest(name) for name in FOLD_SPLITS},
+        }
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories
         if self.hparams["fold"] is not None:
@@ -324,9 +428,17 @@ class OvarianTumorDataModule(LightningDataModule):
         """The first `count` pictures for snapshots; those of a folder `mini_test` have no mask."""
         folder = self.hparams["mini_test"]
         if not folder:
-            return self.pairs("test")[:count]
+            split = "test" if "test" in self.splits else "valid"
+            return self.pairs(split)[:count]
         pairs = [Pair(stem, path, None) for stem, path in list_images(Path(folder)).items()]
         return pairs[:count]
+
+    def read_pair(self, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+        """Image and mask of a pair at the file's size, see `ovseg.data.pairs.read_pair`."""
+        settings = self.hparams
+        return read_pair(
+            pair, settings["mask_threshold"], settings["classes"], settings["invert_masks"]
+        )
 
     def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
         """The dataset of a split."""
@@ -339,6 +451,7 @@ class OvarianTumorDataModule(LightningDataModule):
             augmentation,
             self.hparams["classes"],
             self._caches.pick(self.tree.folders(split), pairs),
+            self.hparams["invert_masks"],
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -399,7 +512,7 @@ class OvarianTumorDataModule(LightningDataModule):
         if dataset.cache is not None and dataset.transform is None:
             # Copying a record is quicker than sending it from another process.
             workers = 0
-        return DataLoader(
+        return PairLoader(
             dataset,
             self.hparams["batch_size"],
             sampler=sampler,
@@ -420,7 +533,7 @@ def _cache_folder(root: Path, cache: bool | str) -> Path | None:
     if not cache:
         return None
     if isinstance(cache, bool):
-        return root / ".cache"
+        return root / CACHE
     return Path(cache) / root.resolve().name
 
 

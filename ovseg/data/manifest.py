@@ -7,20 +7,62 @@ The only reader of the file. What it holds, all of it optional:
     categories: the names of categories 1, 2, ...
     items: one entry an image, with its `stem` and `split`; where known, also `category` (an id, 0
         for an empty mask), `fold` (None in test), `group` (of near-duplicates), and the original
-        `height` and `width` with the `box` that the picture fills in its square.
+        `height` and `width` with the `box` that the picture fills in its square; `class`, that of
+        its folder, and `patient`.
 """
 
-import json
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.schema import read_json
 from ovseg.data.geometry import Box
-from ovseg.data.pairs import Pair
+from ovseg.data.pairs import Pair, normal_stem
 
 FILE_NAME = "manifest.json"
 DEFAULT_FOLDS = 5
+
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+
+
+class BoxEntry(Struct):
+    """Where the picture lies in its square, see `ovseg.data.geometry.Box`."""
+
+    top: Count
+    left: Count
+    height: Size
+    width: Size
+
+
+class Item(Struct):
+    """An image. What is not known is absent, not null; only `fold` is null in test."""
+
+    stem: str
+    split: str
+    category: Count | UnsetType = UNSET
+    fold: Count | None = None
+    group: int | str | UnsetType = UNSET
+    height: Size | UnsetType = UNSET
+    width: Size | UnsetType = UNSET
+    box: BoxEntry | UnsetType = UNSET
+
+
+class Manifest(Struct):
+    """The whole file, see above."""
+
+    made_by: str | UnsetType = UNSET
+    count: Size | UnsetType = UNSET
+    size: Size | UnsetType = UNSET
+    seed: Count | UnsetType = UNSET
+    fit: str | UnsetType = UNSET
+    leakage: bool | UnsetType = UNSET
+    categories: list[str] = []
+    items: list[Item] = []
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
@@ -30,70 +72,30 @@ def read_manifest(root: Path) -> dict[str, Any]:
         InputError: it can't be read, or is not what our commands write.
     """
     path = Path(root) / FILE_NAME
-    if not path.is_file():
+    if not path.exists():
         return {}
 
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    else:
-        problem = _find_problem(manifest)
-    if problem:
+    remedy = "Prepare the dataset again."
+    manifest = read_json(path, Manifest, "prepare_data", remedy)
+    if manifest.get("made_by") == "phantoms" and not {"count", "size", "seed"} <= manifest.keys():
         raise InputError(
-            f"{path} is not the JSON that prepare_data writes ({problem}). "
-            "Prepare the dataset again."
+            f"{path} is not what make_phantoms writes (no count, size or seed). Make them again."
         )
+    known = len(manifest.get("categories", []))
+    for number, item in enumerate(manifest.get("items", [])):
+        item["stem"] = normal_stem(item["stem"])
+        category = item.get("category", 0)
+        if category > known:
+            raise InputError(
+                f"{path} is not what prepare_data writes (item {number} has the category "
+                f"{category}, expected 0..{known}). {remedy}"
+            )
+        if "box" in item and not {"height", "width"} <= item.keys():
+            raise InputError(
+                f"{path} is not what prepare_data writes (item {number} has a box, but not the "
+                f"picture's height and width). {remedy}"
+            )
     return manifest
-
-
-def _find_problem(manifest: object) -> str:
-    """The first thing that is not as our commands write it; empty where all is well."""
-    if not isinstance(manifest, dict):
-        return "expected an object with names"
-
-    categories = manifest.get("categories", [])
-    if not isinstance(categories, list):
-        return "categories is no list"
-    for name in categories:
-        if not isinstance(name, str):
-            return f"the category {name!r} is no name"
-
-    items = manifest.get("items", [])
-    if not isinstance(items, list):
-        return "items is no list"
-    for number, item in enumerate(items):
-        problem = _find_item_problem(item, len(categories))
-        if problem:
-            return f"item {number} {problem}"
-    return ""
-
-
-def _find_item_problem(item: object, categories: int) -> str:
-    """What is wrong with the entry of an image, given how many categories have a name."""
-    if not isinstance(item, dict):
-        return "is no object"
-    for key in ("stem", "split"):
-        if not isinstance(item.get(key), str):
-            return f"has no {key}"
-
-    category = item.get("category", 0)
-    if not isinstance(category, int) or not 0 <= category <= categories:
-        return f"has the category {category!r}, expected 0..{categories}"
-
-    fold = item.get("fold")
-    if fold is not None and not isinstance(fold, int):
-        return f"has the fold {fold!r}, expected a number"
-
-    if "box" in item:
-        box = item["box"]
-        keys = {field.name for field in fields(Box)}
-        if not isinstance(box, dict) or set(box) != keys:
-            return f"has the box {box!r}, expected {', '.join(sorted(keys))}"
-        sizes = [item.get("height"), item.get("width"), *box.values()]
-        if not all(isinstance(size, int) for size in sizes):
-            return "has a box without whole numbers for it and for the picture's height and width"
-    return ""
 
 
 def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
@@ -106,20 +108,26 @@ def prepared_items(root: Path) -> dict[str, dict[str, Any]]:
     return {item["stem"]: item for item in items if "box" in item}
 
 
-def image_groups(root: Path) -> dict[str, int]:
+def image_groups(root: Path) -> dict[str, int | str]:
     """Stem -> group of near-duplicates, of a dataset whose manifest has groups; else empty."""
     items = read_manifest(root).get("items", [])
     return {item["stem"]: item["group"] for item in items if "group" in item}
 
 
-def check_manifest(root: Path, fit: str, classes: int) -> None:
+def check_manifest(root: Path, fit: str, classes: int, names: Sequence[str] | None = None) -> None:
     """Refuse settings that do not go with a dataset.
+
+    Args:
+        root: the dataset's folder.
+        fit: how pictures are to be placed.
+        classes: 1, or the number of background and categories.
+        names: see `category_names`.
 
     Raises:
         InputError: it has other categories, or stretched pictures are to be letterboxed: inference
             would place pictures otherwise than training did.
     """
-    category_names(root, classes)
+    category_names(root, classes, names)
 
     prepared = read_manifest(root).get("fit", fit)
     if prepared not in (fit, "letterbox"):
@@ -198,33 +206,51 @@ def labels_dir(root: Path, split: str, classes: int) -> Path:
     folder = Path(root) / split / "categories"
     if not folder.is_dir():
         raise InputError(
-            f"data.classes is {classes}, but there is no folder {folder} of category maps. Prepare "
-            "the dataset again, from colour annotations, or set data.classes: 1."
+            f"data.classes is {classes}, but there is no folder {folder} of category maps. Put a "
+            f"PNG of ids there for each image, 0 (background) to {classes - 1}, or set "
+            "data.classes: 1."
         )
     return folder
 
 
-def category_names(root: Path, classes: int) -> list[str]:
+def category_names(root: Path, classes: int, names: Sequence[str] | None = None) -> list[str]:
     """The names of categories 1, 2, ... of a dataset used with `classes` classes; none for one.
 
+    Args:
+        root: the dataset's folder.
+        classes: 1, or the number of background and categories.
+        names: given by the user; None takes those of the manifest, or `category 1`, `category 2`,
+            ... where it has none.
+
     Raises:
-        InputError: the manifest does not name categories, or another number of them.
+        InputError: there is another number of names, or a name is given twice.
     """
+    if names is not None:
+        if len(names) != classes - 1:
+            raise InputError(
+                f"data.category_names has {len(names)} names, but data.classes is {classes}. "
+                f"Set data.classes: {len(names) + 1} (background and categories)."
+            )
+        if len(set(names)) < len(names):
+            raise InputError("data.category_names has a name twice. Give each category its own.")
+        return list(names)
     if classes == 1:
         return []
 
-    names = read_manifest(root).get("categories", [])
-    if not names:
+    found = read_manifest(root).get("categories", [])
+    if not found:
+        return default_names(classes - 1)
+    if len(found) != classes - 1:
         raise InputError(
-            f"data.classes is {classes}, but {root} has no {FILE_NAME} that names categories. "
-            "Prepare the dataset again, from colour annotations, or set data.classes: 1."
+            f"data.classes is {classes}, but {root} has {len(found)} categories. "
+            f"Set data.classes: {len(found) + 1} (background and categories) or 1 (lesion)."
         )
-    if len(names) != classes - 1:
-        raise InputError(
-            f"data.classes is {classes}, but {root} has {len(names)} categories. "
-            f"Set data.classes: {len(names) + 1} (background and categories) or 1 (lesion)."
-        )
-    return names
+    return found
+
+
+def default_names(count: int) -> list[str]:
+    """The names of categories that nobody has named."""
+    return [f"category {number}" for number in range(1, count + 1)]
 
 
 def image_categories(root: Path, *splits: str) -> dict[str, str]:

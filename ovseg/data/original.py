@@ -7,11 +7,17 @@ import numpy as np
 
 from ovseg.core.errors import InputError
 from ovseg.data.geometry import Box, cut, resize_labels
-from ovseg.data.pairs import Pair, read_image, read_labels
+from ovseg.data.masks import read_labels
+from ovseg.data.pairs import Pair
+from ovseg.data.pictures import read_image
 
 
 def original_mask(
-    pair: Pair, item: dict[str, Any] | None, threshold: int, classes: int
+    pair: Pair,
+    item: dict[str, Any] | None,
+    threshold: int,
+    classes: int,
+    invert: bool = False,
 ) -> np.ndarray:
     """A pair's mask, or category map, at the picture's original size.
 
@@ -22,8 +28,9 @@ def original_mask(
         pair: a pair with a mask, of the dataset's tree.
         item: its entry of `ovseg.data.manifest.prepared_items`; None where the tree's own size is
             the original one.
-        threshold: see `ovseg.data.pairs.read_mask`.
+        threshold: see `ovseg.data.masks.read_mask`.
         classes: 1 for masks, more for category maps.
+        invert: see `ovseg.data.masks.read_mask`.
 
     Returns:
         uint8 (height, width).
@@ -35,7 +42,7 @@ def original_mask(
     if pair.mask_path is None:
         raise ValueError(f"{pair.image_path} has no mask.")
 
-    labels = read_labels(pair.mask_path, threshold, classes)
+    labels = read_labels(pair.mask_path, threshold, classes, invert)
     if item is None:
         return labels
 
@@ -59,17 +66,23 @@ class OriginalSplit:
         items: stem -> see `ovseg.data.manifest.prepared_items`.
         mask_threshold: see `original_mask`.
         classes: see `original_mask`.
+        invert: see `original_mask`.
     """
 
     pairs: dict[str, Pair]
     items: dict[str, dict[str, Any]]
     mask_threshold: int
     classes: int = 1
+    invert: bool = False
 
     def mask(self, stem: str) -> np.ndarray:
         """Mask or category map at the original size, see `original_mask`."""
         return original_mask(
-            self.pairs[stem], self.items.get(stem), self.mask_threshold, self.classes
+            self.pairs[stem],
+            self.items.get(stem),
+            self.mask_threshold,
+            self.classes,
+            self.invert,
         )
 
     def picture(self, stem: str) -> np.ndarray:

@@ -1,15 +1,26 @@
 """The pairs of a dataset tree `root/{train,valid,test}/{images,masks}`, by split or by fold."""
 
 import hashlib
+import shlex
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import choose
 from ovseg.data.manifest import cut_borders, labels_dir, read_folds
-from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key
+from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key, normal_stem
+from ovseg.data.pictures import describe_left_out, list_pictures
 
 SPLITS = ("train", "valid", "test")
+# What others call the folders of a dataset.
+OTHER_NAMES = {
+    "train": ("training", "trainval"),
+    "valid": ("val", "validation", "dev"),
+    "test": ("testing",),
+    "images": ("image", "imgs", "img"),
+    "masks": ("mask", "labels", "label", "annotations", "annotation", "segmentations", "gt"),
+}
 FOLD_SPLITS = ("train", "valid")  # whose images a fold divides anew
 
 
@@ -34,7 +45,7 @@ class DatasetTree:
         fit: str,
     ):
         self.root = Path(root)
-        self.exclude = [str(stem) for stem in exclude or ()]
+        self.exclude = [normal_stem(str(stem)) for stem in exclude or ()]
         self.classes = classes
         self.fold = fold
         self.fit = fit
@@ -69,14 +80,29 @@ class DatasetTree:
                 self._pairs |= fold_pairs(self.root, folders, self.fold)
         return self._pairs[split]
 
-    def check_exclude(self) -> None:
+    def has_images(self, split: str) -> bool:
+        """Whether the folder of a split holds any picture."""
+        folder = self.root / split / "images"
+        return folder.is_dir() and bool(list_pictures(folder))
+
+    def describe_left_out(self, split: str) -> list[str]:
+        """Lines on files of a split's folders that are not read."""
+        images = self.root / split / "images"
+        masks = labels_dir(self.root, split, self.classes)
+        lines = [describe_left_out(images), describe_left_out(masks)]
+        return [line for line in lines if line]
+
+    def check_exclude(self, splits: Iterable[str]) -> None:
         """Refuse to exclude stems that no split has: a misspelt stem would still be used.
+
+        Args:
+            splits: those that are there.
 
         Raises:
             InputError: there are such stems.
         """
         present: set[str] = set()
-        for split in SPLITS:
+        for split in splits:
             present.update(list_images(self.root / split / "images"))
 
         unknown = sorted(set(self.exclude) - present, key=natural_key)
@@ -99,7 +125,9 @@ class DatasetTree:
         for (split, stem), fold in read_folds(self.root).items():
             if fold == self.fold:
                 names.append(f"{split}/{stem}")
-        return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+        # A name that is not UTF-8 has surrogates.
+        listed = "\n".join(sorted(names)).encode(errors="surrogatepass")
+        return hashlib.sha256(listed).hexdigest()
 
     def _folder(self, split: str) -> list[Pair]:
         """All pairs in the folder of a split; the files are listed once only."""
@@ -111,16 +139,116 @@ class DatasetTree:
                     "ovseg prepare_data --source OTU_2d --output FOLDER."
                 )
             if not any((self.root / name).is_dir() for name in SPLITS):
+                refuse_layout(self.root)
                 raise InputError(
                     f"{self.root} is no dataset: it has none of the folders {', '.join(SPLITS)}. "
-                    f"Make one of a download: ovseg prepare_data --source {self.root} --output "
-                    "FOLDER."
+                    "Make one of images and their masks or annotations: ovseg prepare_data "
+                    "--source FOLDER --output FOLDER."
                 )
+            if not (self.root / split / "masks").is_dir():
+                refuse_layout(self.root, but=("folders",))
             images = self.root / split / "images"
+            check_folder(self.root / split)
+            check_folder(images)
             masks = labels_dir(self.root, split, self.classes)
+            check_folder(masks)
+            refuse_mask_names(self.root, images, masks)
             pairs = find_pairs(images, masks, self.exclude)
             self._folders[split] = cut_borders(pairs, self.root, self.fit)
         return self._folders[split]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a missing folder of a dataset, with the folder that may be meant.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if folder.is_dir():
+        return
+    message = f"There is no folder {folder}."
+    other = find_other_name(folder)
+    if other is not None:
+        message += f" Found {other.name}: rename it to {folder.name}."
+    elif folder.name == "test":
+        message += (
+            " Add it; without test images train with evaluate_test: false, or score another split "
+            "with --split."
+        )
+    else:
+        message += f" A dataset has {', '.join(SPLITS)} with images and masks in each."
+    raise InputError(message)
+
+
+def find_other_name(folder: Path) -> Path | None:
+    """The folder that stands in the place of a missing one under another usual name."""
+    if not folder.parent.is_dir():
+        return None
+    names = (folder.name, *OTHER_NAMES.get(folder.name, ()))
+    for path in sorted(folder.parent.iterdir()):
+        if path.name.lower() in names and path.is_dir():
+            return path
+    return None
+
+
+def refuse_layout(root: Path, but: Iterable[str] = ()) -> None:
+    """Refuse a folder of a layout that `prepare_data` reads, and say how to prepare it.
+
+    Args:
+        root: the folder.
+        but: layouts to pass over.
+
+    Raises:
+        InputError: it is of such a layout.
+    """
+    from ovseg.data.prepare.layouts import LAYOUTS, recognise, unwrap
+
+    layout = recognise(unwrap(root))
+    if layout and layout not in but:
+        raise InputError(
+            f"{root} is a dataset of another layout ({LAYOUTS[layout].description}), expected "
+            f"{', '.join(SPLITS)} with images and masks in each. Prepare it: "
+            f"{_preparing_command(root)}."
+        )
+
+
+def refuse_mask_names(root: Path, images: Path, masks: Path) -> None:
+    """Refuse folders in which no mask has the stem of an image.
+
+    Raises:
+        InputError: they are so, and the names show which images the masks belong to.
+    """
+    if not images.is_dir() or not masks.is_dir():
+        return
+    image_stems = _shown_stems(images)
+    mask_stems = _shown_stems(masks)
+    if image_stems & mask_stems or not image_stems or not mask_stems:
+        return
+    raise InputError(
+        f"No mask in {masks} has the stem of an image in {images}: images such as "
+        f"{min(image_stems, key=natural_key)}, masks such as {min(mask_stems, key=natural_key)}. "
+        f"Name them alike, or make a dataset of them: {_preparing_command(root)}."
+    )
+
+
+def _shown_stems(folder: Path) -> set[str]:
+    """The stems of the files in a folder, composed (NFC), without hidden ones."""
+    stems = set()
+    for path in folder.iterdir():
+        if not path.name.startswith("."):
+            stems.add(unicodedata.normalize("NFC", path.stem))
+    return stems
+
+
+def _preparing_command(root: Path) -> str:
+    """The command that prepares a folder of another layout."""
+    output = root.resolve()
+    prepared = output.with_name(f"{output.name}_prepared")
+    if not root.is_absolute() and root.name:
+        prepared = root.with_name(f"{root.name}_prepared")
+    return f"ovseg prepare_data --source {shlex.quote(str(root))} --output " + shlex.quote(
+        str(prepared)
+    )
 
 
 def fold_pairs(root: Path, folders: dict[str, list[Pair]], fold: int) -> dict[str, list[Pair]]:

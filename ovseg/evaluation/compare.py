@@ -9,11 +9,13 @@ import torch
 from scipy.stats import wilcoxon
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.core.files import atomic_dir, write_json
+from ovseg.core.files import atomic_dir, write_json, write_table
 from ovseg.core.plots import draw_paired
 from ovseg.core.statistics import mean_interval
 from ovseg.data.geometry import resize_labels
-from ovseg.data.pairs import list_images, read_image, read_mask
+from ovseg.data.masks import read_mask
+from ovseg.data.pairs import list_images
+from ovseg.data.pictures import read_image
 from ovseg.metrics import hard_scores
 
 
@@ -62,7 +64,7 @@ def compare_masks(
             rows.append(row)
         table = pd.DataFrame(rows)
         summary = summarise_pairs(table)
-        table.to_csv(folder / "paired.csv", index=False)
+        write_table(folder / "paired.csv", table)
         draw_paired(table["theirs"].to_numpy(), table["ours"].to_numpy(), folder / "paired.png")
         write_json(folder / "paired.json", summary)
     return summary

@@ -238,7 +238,7 @@ def name_candidates(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def compare_tables(tables: dict[str, pd.DataFrame], groups: dict[str, int]) -> Comparison:
+def compare_tables(tables: dict[str, pd.DataFrame], groups: dict[str, int | str]) -> Comparison:
     """Rank candidates by mean Dice at the original size, and say which differences are certain.
 
     Args:

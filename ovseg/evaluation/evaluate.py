@@ -12,9 +12,15 @@ import pandas as pd
 import torch
 
 from ovseg import __version__
-from ovseg.core.checkpoints import check_evaluable, checkpoint_digest, read_members
+from ovseg.core.checkpoints import (
+    check_evaluable,
+    checkpoint_digest,
+    find_dataset,
+    read_members,
+)
 from ovseg.core.console import THREADS, progress_bar
 from ovseg.core.device import choose_device
+from ovseg.core.registry import check_arguments
 from ovseg.core.runs import RunFolder
 from ovseg.core.versions import installed_versions
 from ovseg.data.datamodule import OvarianTumorDataModule
@@ -52,7 +58,7 @@ from ovseg.metrics import (
     hard_scores,
     main_category,
 )
-from ovseg.training.task import SegmentationTask
+from ovseg.training.task import load_task
 
 # Settings of training that an evaluation does not use; files that they name may be missing by now.
 UNUSED = {"augmentation": "none", "mini_test": None, "phantoms": 0}
@@ -96,7 +102,8 @@ class Evaluation:
 
         first = self.members[0]
         settings = {**first.data, **UNUSED, "batch_size": batch_size}
-        settings["root"] = str(root or settings["root"])
+        check_arguments(f"the dataset of {first.path}", OvarianTumorDataModule, settings)
+        settings["root"] = str(root or find_dataset(first))
         if mask_threshold is not None:
             settings["mask_threshold"] = mask_threshold
         self.datamodule = OvarianTumorDataModule(**settings)
@@ -110,6 +117,7 @@ class Evaluation:
             prepared_items(self.datamodule.root),
             self.datamodule.hparams["mask_threshold"],
             self.datamodule.hparams["classes"],
+            self.datamodule.hparams["invert_masks"],
         )
 
         self.postprocessing = Postprocessing()
@@ -122,9 +130,7 @@ class Evaluation:
 
         self.tasks = []
         for path in self.paths:
-            task = SegmentationTask.load_from_checkpoint(
-                path, map_location=self.device, weights_only=True
-            )
+            task = load_task(path).to(self.device)
             arrange_for_inference(task.network, self.device)
             self.tasks.append(task.eval())
         self.task = self.tasks[0]
@@ -299,7 +305,7 @@ class Evaluation:
         groups = table["stem"].map(image_groups(self.datamodule.root))
         if groups.isna().any():
             return None
-        table.insert(1, "group", groups.astype(int))
+        table.insert(1, "group", groups)
         return table["group"]
 
     def describe(self) -> dict[str, Any]:

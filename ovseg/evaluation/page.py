@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
 from ovseg.core.pages import embed_file, embed_image, svg_path, write_page
 from ovseg.core.processes import processor_name
@@ -188,10 +187,10 @@ def list_facts(evaluation: Evaluation, summary: dict[str, Any]) -> dict[str, str
     }
 
 
-def read_configuration(checkpoints: Sequence[Path]) -> str:
-    """The configuration of the first run as YAML; empty where there is none, as for a lone file."""
+def read_configuration(checkpoints: Sequence[Path]) -> list[str]:
+    """Lines of the first run's configuration; empty where there is none, as for a lone file."""
     path = RunFolder.of_checkpoint(checkpoints[0]).config
     try:
-        return yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8")), sort_keys=False)
-    except (OSError, ValueError, yaml.YAMLError):
-        return ""
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []

@@ -10,7 +10,7 @@ import pandas as pd
 from ovseg.core.console import print_table
 from ovseg.core.drawing import case_row, contact_sheet
 from ovseg.core.errors import InputError, first_five
-from ovseg.core.files import atomic_dir, write_image, write_json
+from ovseg.core.files import atomic_dir, write_image, write_json, write_table
 from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
@@ -119,8 +119,8 @@ def report_evaluation(
         if summary["leakage"]:
             baseline["leakage"] = True
             title = "Dice (leakage)"
-        baseline.to_csv(folder / "evaluation.csv", index=False)
-        table.to_csv(folder / "per_image.csv", index=False)
+        write_table(folder / "evaluation.csv", baseline)
+        write_table(folder / "per_image.csv", table)
         draw_histogram(table["dice"].to_numpy(), title, folder / "dice.png")
         write_image(folder / "cases.png", _draw_cases(evaluation, table))
         if "category" in table:
@@ -161,7 +161,7 @@ def _compare_descriptions(output: Path, description: dict[str, Any]) -> list[str
     """
     try:
         earlier = json.loads((output / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(earlier, dict):
         return None

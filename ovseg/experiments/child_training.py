@@ -3,19 +3,21 @@
 What its callers share is here as well: they write a configuration for it, and compare two of them.
 """
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import yaml
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.core.errors import first_five
 from ovseg.core.files import atomic_path
+from ovseg.core.long_work import LIFELINE
 
 
 def write_configuration(path: Path, config: dict[str, Any]) -> None:
@@ -57,7 +59,8 @@ def training_process(
     """Start `ovseg train`, which writes to this process' standard output and error.
 
     A training that still runs at the end of the block is ended. A SIGTERM inside the block raises
-    SIGTERMException there, so the training ends with its caller.
+    SIGTERMException there, so the training ends with its caller. It also ends when this process is
+    killed, because its standard input then ends.
 
     Args:
         config_path: its configuration.
@@ -69,7 +72,8 @@ def training_process(
 
     sys.stdout.flush()  # what is printed so far comes before the child's output
     handler_before = signal.signal(signal.SIGTERM, _raise_sigterm)
-    process = subprocess.Popen(command)
+    environment = {**os.environ, LIFELINE: "1"}
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
     try:
         yield process
     finally:
@@ -77,6 +81,7 @@ def training_process(
         if process.poll() is None:
             process.terminate()
             process.wait()
+        cast(IO[bytes], process.stdin).close()
 
 
 def _raise_sigterm(*_: object) -> NoReturn:

@@ -15,10 +15,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ovseg.core.checkpoints import epochs_done, read_checkpoint
+from msgspec import Struct
+
+from ovseg.core.checkpoints import path_inside, read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.files import content_digest, write_json
 from ovseg.core.runs import BEST, LAST, RunFolder
+from ovseg.core.schema import read_json
 from ovseg.data.manifest import read_folds
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 from ovseg.experiments.child_training import (
@@ -27,11 +30,18 @@ from ovseg.experiments.child_training import (
     write_configuration,
 )
 from ovseg.experiments.out_of_fold import score_folds
-from ovseg.training.callbacks import last_epoch, stopped_early
-from ovseg.training.checks import ends_within
+from ovseg.training.callbacks import last_epoch
+from ovseg.training.resume import is_finished
 
 SETTINGS = "cross_validation.json"
 FINISHED = "finished.json"
+
+
+class FinishedFile(Struct):
+    """`finished.json`: the name of the fold's run folder, and for which settings."""
+
+    run: str
+    settings_sha256: str
 
 
 def cross_validate(
@@ -121,7 +131,9 @@ def claim_output(output: Path, settings: dict[str, Any]) -> str:
     path = output / SETTINGS
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if path.is_file():
-        changed = changed_settings(json.loads(path.read_text(encoding="utf-8")), settings)
+        remedy = "Choose another --output."
+        earlier = read_json(path, dict[str, Any], "ovseg cross_validate", remedy)
+        changed = changed_settings(earlier, settings)
         if changed:
             raise InputError(
                 f"{output} holds a cross-validation of other settings: {changed}. Go back to "
@@ -145,13 +157,11 @@ def finished_run(output: Path, fold: int, digest: str) -> Path | None:
     path = output / f"fold_{fold}" / FINISHED
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
+    remedy = f"Delete {path.parent}, or choose another --output."
+    record = read_json(path, FinishedFile, "ovseg cross_validate", remedy)
     if record["settings_sha256"] != digest:
-        raise InputError(
-            f"{path} is of another cross-validation. Delete {path.parent}, or choose another "
-            "--output."
-        )
-    return path.parent / record["run"]
+        raise InputError(f"{path} is of another cross-validation. {remedy}")
+    return path_inside(path, record["run"])
 
 
 def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> Path | None:
@@ -229,12 +239,3 @@ def read_finite_checkpoint(path: Path) -> dict[str, Any]:
     if not math.isfinite(loss):
         raise InputError(f"{path} is of a training that diverged: val_loss is {loss}.")
     return checkpoint
-
-
-def is_finished(checkpoint: dict[str, Any], trainer: dict[str, Any]) -> bool:
-    """Whether all epochs are done, or early stopping has ended the training."""
-    epochs = epochs_done(checkpoint)
-    max_epochs = trainer["max_epochs"] or 1000  # Lightning's default
-    if ends_within(max_epochs, epochs):
-        return True
-    return stopped_early(checkpoint) and epochs >= (trainer["min_epochs"] or 0)

@@ -18,7 +18,6 @@ The network of the last epoch is scored: no epoch is chosen, so no validation se
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_json, write_table
 from ovseg.core.plots import draw_leakage
+from ovseg.core.schema import read_json
 from ovseg.core.statistics import mean_interval
 from ovseg.data.augment.pipelines import augment, build_transform
 from ovseg.data.datamodule import OvarianTumorDataModule
@@ -188,7 +188,9 @@ def _read_finished(output: Path, settings: dict[str, Any]) -> pd.DataFrame:
     """
     settings_path = output / "settings.json"
     if settings_path.is_file():
-        if json.loads(settings_path.read_text(encoding="utf-8")) != settings:
+        remedy = "Choose another --output."
+        earlier = read_json(settings_path, dict, "ovseg measure_leakage", remedy)
+        if earlier != settings:
             raise InputError(f"{output} holds results of other settings. Choose another --output.")
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
         raise InputError(
@@ -197,7 +199,13 @@ def _read_finished(output: Path, settings: dict[str, Any]) -> pd.DataFrame:
 
     path = output / "images.csv"
     if path.is_file():
-        return pd.read_csv(path, dtype={"stem": str})
+        try:
+            return pd.read_csv(path, dtype={"stem": str}).astype(COLUMNS)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{path} is not what ovseg measure_leakage writes ({error}). Delete it, or choose "
+                "another --output."
+            ) from None
     return pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
 
 

@@ -83,7 +83,7 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     return summary
 
 
-def summarise_folds(table: pd.DataFrame, groups: dict[str, int]) -> dict[str, Any]:
+def summarise_folds(table: pd.DataFrame, groups: dict[str, int | str]) -> dict[str, Any]:
     """The scores over all folds, and those of each.
 
     No interval says what other trainings or other folds would give: the networks of the folds share

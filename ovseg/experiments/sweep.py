@@ -56,6 +56,8 @@ FIXED = (
     "data.phantoms",
     "data.fit",
     "data.mask_threshold",
+    "data.invert_masks",
+    "data.category_names",
 )
 MAX_FAILURES = 3  # in a row; then the values are hardly the cause
 POLL_SECONDS = 0.2  # between two looks at a training's epochs

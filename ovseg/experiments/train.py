@@ -5,14 +5,14 @@ import json
 import math
 import sys
 import warnings
+from enum import Enum
 from pathlib import Path
 from typing import Any, cast
 
 from jsonargparse import Namespace, set_parsing_settings
-from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+from pytorch_lightning import Callback, Trainer, callbacks
+from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -20,25 +20,40 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
+from ovseg.core.trust import CALLERS, PACKAGES, is_trusted
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.data.tree import SPLITS
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 from ovseg.evaluation.report import print_summary, report_evaluation
+from ovseg.experiments.run_record import RunRecord, find_unfinished
 from ovseg.training.callbacks import (
     EARLY_STOPPING_DEFAULTS,
     BestCheckpoint,
     BreakTraining,
+    Curves,
+    EndIfDiverged,
     EpochSeed,
     EpochSnapshots,
+    ExplainedEarlyStopping,
     HistoryPlots,
     LastCheckpoint,
     LineProgress,
+    MetricsLog,
+    Shown,
 )
 from ovseg.training.checkpoint_io import WholeCheckpointIO
-from ovseg.training.checks import check_monitors, check_schedule, share_classes
+from ovseg.training.checks import (
+    check_callbacks,
+    check_held_out,
+    check_lesions,
+    check_monitors,
+    check_own_network,
+    check_schedule,
+    check_unused,
+    share_classes,
+)
 from ovseg.training.ema import AveragedWeights
-from ovseg.training.resume import check_checkpoint
+from ovseg.training.resume import check_checkpoint, check_data
 from ovseg.training.settings import (
     Setting,
     check_values,
@@ -58,16 +73,27 @@ class TrainCLI(LightningCLI):
     """LightningCLI, where every YAML key is a constructor argument and a command-line option.
 
     Attributes:
+        arguments: of the command line.
         settings: what the configuration files and the command line set, for error messages.
         run_folder: the run folder that this process made; None before, and in other processes.
+        resumed: the checkpoint to resume from, until the trainer is built.
+        resumed_steps: how many steps the resumed checkpoint has done; None without one.
     """
 
+    arguments: list[str]
     settings: list[Setting]
     run_folder: RunFolder | None = None
+    resumed: dict[str, Any] | None = None
+    resumed_steps: int | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--ckpt_path", type=str | None, default=None, help="resume from this checkpoint"
+        )
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="resume the newest unfinished run of this configuration in runs_dir, if any",
         )
         parser.add_argument(
             "--runs_dir", type=str, default="runs", help="parent of all run folders"
@@ -87,7 +113,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument(
             "--evaluate_test", type=bool, default=True, help="score the best checkpoint on test"
         )
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(ExplainedEarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(EpochSnapshots, "snapshots")
         for name, value in EARLY_STOPPING_DEFAULTS.items():
@@ -96,13 +122,14 @@ class TrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Look for mistakes before jsonargparse does, which names neither the file nor a remedy."""
         known_keys = list(parser.get_defaults(skip_validation=True).keys())
-        arguments = cast(list[str], args)  # `build_cli` passes no other kind
-        self.settings = read_settings(arguments, known_keys)
+        self.arguments = cast(list[str], args)  # `build_cli` passes no other kind
+        self.settings = read_settings(self.arguments, known_keys)
         check_values(self.settings, SECTIONS)
         try:
             super().parse_arguments(parser, args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
             raise explain(error, parser, self.settings, SECTIONS) from error
+        _make_plain(self.config)
 
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and not 0 <= seed < 2**32:
@@ -110,16 +137,35 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse settings that would fail or do nothing after hours of training."""
+        if self.config.pop("resume"):  # not for the run's config.yaml: it has ckpt_path
+            self._find_unfinished()
         share_classes(self.config)
+        check_unused(self.config)
         check_monitors(self.config)
         check_schedule(self.config)
         if self.config.ckpt_path is None:
             return
 
-        check_checkpoint(self.config, read_checkpoint(Path(self.config.ckpt_path)))
+        self.resumed = read_checkpoint(Path(self.config.ckpt_path))
+        check_checkpoint(self.config, self.resumed)
+        self.resumed_steps = self.resumed["global_step"]
+        self.config.model.weights = None  # the checkpoint has its own
         arch_args = self.config.model.arch_args or {}
         if arch_args.get("encoder_weights"):
             arch_args["encoder_weights"] = None  # the checkpoint has them: nothing to download
+
+    def _find_unfinished(self) -> None:
+        """Set `ckpt_path` to the last checkpoint of the newest unfinished run, if there is one."""
+        if self.config.ckpt_path is not None:
+            raise InputError(
+                f"--resume looks for a checkpoint, but --ckpt_path is {self.config.ckpt_path}. "
+                "Leave one of them out."
+            )
+        parent = Path(self.config.runs_dir) / self._config_name()
+        is_first = rank_zero_only(lambda: True)() is not None
+        path = find_unfinished(parent, self.config, is_first)
+        if path is not None:
+            self.config.ckpt_path = str(path)
 
     def instantiate_classes(self) -> None:
         """Build everything; a logger or callback may need a package that is not installed."""
@@ -130,10 +176,19 @@ class TrainCLI(LightningCLI):
                 raise explain(error, self.parser, self.settings, SECTIONS) from error
             raise
 
+    def _check_own_network(self) -> None:
+        arch = self.config.model.arch
+        if "." in arch:
+            data = self.config.data
+            check_own_network(arch, self.model.network, data.image_size, data.classes)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Verify the data, then make the run folder, then build the trainer."""
         settings = self.config_init["trainer"]
-        rank_zero_only(self.datamodule.prepare_data)()
+        self.datamodule.needs_test = self.config.evaluate_test
+        self._check_own_network()
+        rank_zero_only(self._verify_data)()
+        self.resumed = None  # Lightning reads it again
 
         if self.config.ckpt_path:
             resumed_run = RunFolder.of_checkpoint(Path(self.config.ckpt_path))
@@ -148,23 +203,43 @@ class TrainCLI(LightningCLI):
             kwargs |= self._claim_run(settings)
 
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except InputError:
             self._release_run()
             raise
         except Exception as error:  # whatever the constructors of the Trainer's parts raise
             self._release_run()
             raise explain_refusal(error, self.settings) from error
+        # What only shows an epoch comes after the checkpoints that keep it.
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.sort(key=lambda callback: isinstance(callback, Shown))
+        return trainer
+
+    def _verify_data(self) -> None:
+        """Verify the dataset, and what the configuration asks of it."""
+        self.datamodule.prepare_data()
+        check_lesions(self.config, self.datamodule)
+        if self.resumed is not None:
+            check_data(Path(self.config.ckpt_path), self.resumed, self.datamodule)
+        if self.config.model.weights is not None:
+            check_held_out(self.config.model.weights, self.config.data.fold, self.datamodule)
 
     def _list_callbacks(self, settings: Namespace) -> list[Callback]:
         """The configuration's callbacks, and what depends on other parts of the configuration."""
         # The seed comes first: other callbacks may draw random numbers too.
-        callbacks = [EpochSeed(self.config.data.seed), *_as_list(settings["callbacks"])]
-        if settings["enable_progress_bar"] is not False:
-            callbacks.append(_build_progress_bar())
+        given = _as_list(settings["callbacks"])
+        check_callbacks(given)
+        for callback in given:
+            if isinstance(callback, callbacks.EarlyStopping):
+                callback.verbose = True  # else it ends the training without a word
+        record = RunRecord(self.arguments, self.config)
+        ordered = [EpochSeed(self.config.data.seed), record, *given]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in given)
+        if settings["enable_progress_bar"] is not False and not has_bar:
+            ordered.append(_build_progress_bar())
         if self.config.ema.decay:
-            callbacks.append(AveragedWeights(self.config.ema.decay))
-        return callbacks
+            ordered.append(AveragedWeights(self.config.ema.decay))
+        return ordered
 
     def _claim_run(self, settings: Namespace) -> dict[str, Any]:
         """Make the run folder and return the Trainer's arguments that follow from it."""
@@ -174,7 +249,7 @@ class TrainCLI(LightningCLI):
         if self.run_folder is not None:
             version = self.run_folder.path.name
 
-        loggers = [CSVLogger(parent.parent, parent.name, version)]
+        loggers = [MetricsLog(parent.parent, parent.name, version)]
         if not isinstance(settings["logger"], bool):
             loggers += _as_list(settings["logger"])
         # Under SLURM Lightning writes and looks for checkpoints of its own there.
@@ -216,9 +291,25 @@ class TrainCLI(LightningCLI):
             self._release_unstarted_run()
             trained = self.trainer.global_step > 0
             data = self.config.data
-            raise explain_failure(
+            explained = explain_failure(
                 error, self.settings, trained, data.image_size, data.batch_size
-            ) from None
+            )
+            steps = self.resumed_steps
+            if explained is error and steps is not None and self.trainer.global_step <= steps:
+                self._release_run()
+                raise self._explain_failed_resume(error) from error
+            raise explained from None
+
+    def _explain_failed_resume(self, error: Exception) -> InputError:
+        """What is raised for an error of any kind before the first step of a resumed training.
+
+        Lightning restores the state of each part without a check of what it holds.
+        """
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return InputError(
+            f"{self.config.ckpt_path} can't be resumed ({reason[:300]}). It is damaged, or was "
+            "written by another version. Resume from another checkpoint, or train anew."
+        )
 
     def _release_unstarted_run(self) -> None:
         """Remove the run folder, unless a step was done: then its logs help to find the error."""
@@ -233,6 +324,17 @@ class TrainCLI(LightningCLI):
 class ConfigurationCLI(TrainCLI):
     """Checks a configuration as `train` does and builds the network, but writes nothing."""
 
+    def _find_unfinished(self) -> None:
+        """Refuse to resume a run, because none is made.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "--resume is an option of `ovseg train` alone. Leave it out: cross_validate and "
+            "sweep continue by themselves when they are called again."
+        )
+
     def instantiate_trainer(self, **kwargs: Any) -> None:  # type: ignore[override]
         """Nothing is trained, so no trainer is built."""
 
@@ -242,9 +344,7 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
 
     Every `--config` of `train`, `cross_validate` and `sweep` is read from `arguments` here.
     """
-    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls
-    # what it names.
-    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    _restrict_imports()
     # Lightning warns if sys.argv holds arguments too. They stay there: the processes of a
     # distributed training are started with them.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
@@ -263,13 +363,33 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
         trainer_defaults={
             "log_every_n_steps": 1,
             "enable_model_summary": False,  # `_announce` has it in a line
-            "callbacks": [LastCheckpoint(), HistoryPlots(), BreakTraining()],
+            "callbacks": [
+                LastCheckpoint(),
+                HistoryPlots(),
+                BreakTraining(),
+                EndIfDiverged(),
+                Curves(),
+            ],
         },
         auto_configure_optimizers=False,
         save_config_kwargs={"config_filename": RunFolder(Path()).config.name},
         # Else checkpoints hold an "_instantiator" that only LightningCLI understands.
         load_from_checkpoint_support=False,
     )
+
+
+def _restrict_imports() -> None:
+    """Let jsonargparse import only what a configuration may name, see `ovseg.core.trust`.
+
+    In a process that has once read a configuration which was not trusted, that stays so.
+    """
+    # Otherwise a class_path inside arch_args, optimizer_args or scheduler_args imports and calls
+    # what it names.
+    set_parsing_settings(instantiate_subclass_spec_in_any=False)
+    if is_trusted():
+        set_parsing_settings(import_path_denylist=[])  # jsonargparse's own list is enforced
+        return
+    set_parsing_settings(import_path_denylist=["*", *CALLERS], import_path_allowlist=list(PACKAGES))
 
 
 def read_configuration(arguments: list[str]) -> dict[str, Any]:
@@ -330,6 +450,19 @@ def _as_list(value: Any) -> list[Any]:
     return [value]
 
 
+def _make_plain(config: Namespace) -> None:
+    """Put the value in the place of each enumeration, which the run's config.yaml cannot hold.
+
+    Callbacks of Lightning have such defaults for arguments that they declare as text.
+    """
+    for key, value in list(config.items()):
+        for part in _as_list(value):
+            if isinstance(part, Namespace):
+                _make_plain(part)
+        if isinstance(value, Enum):
+            config[key] = value.value
+
+
 def _build_progress_bar() -> LineProgress | TQDMProgressBar:
     """A bar on a terminal, lines in a log file."""
     if sys.stderr.isatty():
@@ -340,7 +473,7 @@ def _build_progress_bar() -> LineProgress | TQDMProgressBar:
 def _announce(task: SegmentationTask, data: OvarianTumorDataModule) -> None:
     """Log the network's size and the dataset's in a line."""
     parameters = sum(parameter.numel() for parameter in task.parameters())
-    counts = ", ".join(f"{len(data.pairs(split))} {split}" for split in SPLITS)
+    counts = ", ".join(f"{len(data.pairs(split))} {split}" for split in data.splits)
     if data.hparams["fold"] is not None:
         counts += f" (fold {data.hparams['fold']} held out)"
     rank_zero_info(
@@ -370,6 +503,7 @@ def _choose_postprocessing(run: RunFolder) -> None:
 
 def _evaluate_best(run: RunFolder) -> None:
     output = run.evaluation("test")
-    print_summary(report_evaluation(Evaluation(run.path), output))
+    # Someone may have evaluated the run while it trained.
+    print_summary(report_evaluation(Evaluation(run.path), output, overwrite=True))
     print(f"Snapshots: {run.snapshots}/")
     print(f"Evaluation: {output}/")

@@ -62,7 +62,8 @@ def export_run(
 
     Args:
         run: run folder or checkpoint.
-        output: folder to make; by default `export` in the run folder.
+        output: folder to make; by default `export` in the run folder. A checkpoint outside of a run
+            needs one.
         format: key of `EXPORT_FORMATS`.
         overwrite: replace an earlier export.
 
@@ -76,6 +77,8 @@ def export_run(
     chosen: ExportFormat = choose("format", format, EXPORT_FORMATS)
     run = Path(run)
     paths = find_checkpoints(run)
+    if output is None:
+        output = RunFolder.of(run).export
     if len(paths) > 1:
         raise InputError(f"{run} is an ensemble of {len(paths)}. Export its members one by one.")
     predictor = Predictor.from_run(run, "cpu")
@@ -86,7 +89,7 @@ def export_run(
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
 
-    with atomic_dir(output or RunFolder.of(run).export, overwrite, DESCRIPTION_FILE) as folder:
+    with atomic_dir(output, overwrite, DESCRIPTION_FILE) as folder:
         path = folder / chosen.file_name
         chosen.write(network, image, path, {"ovseg": json.dumps(description)})
         description["difference"] = _compare_with_torch(chosen.open(path), network, image)

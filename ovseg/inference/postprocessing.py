@@ -5,7 +5,6 @@ as `postprocessing.json`.
 """
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
+from ovseg.core.schema import read_json
 
 FLIPS = {"horizontal": -1, "vertical": -2}  # the axis of (N, channels, H, W) that is reversed
 
@@ -52,6 +53,10 @@ class Postprocessing:
     def __post_init__(self) -> None:
         for name in self.flips:
             choose("flip", name, FLIPS)
+        if len(set(self.flips)) < len(self.flips):
+            raise InputError(
+                f"flips of post-processing are {first_five(self.flips)}, expected each once."
+            )
         object.__setattr__(self, "flips", tuple(self.flips))
         _check_number("threshold", self.threshold, 1e-6, 1 - 1e-6)
         _check_number("min_area", self.min_area, 0, 1)
@@ -127,6 +132,23 @@ class Postprocessing:
         clean = np.zeros_like(lesion)
         clean[box] = kept[components]
         return clean
+
+
+class PostprocessingEntry(Struct, forbid_unknown_fields=True):
+    """The arguments of a `Postprocessing`, which checks their ranges itself."""
+
+    flips: list[str] = []
+    threshold: float = 0.5
+    keep_largest: bool = False
+    min_area: float = 0.0
+    fill_holes: bool = False
+
+
+class PostprocessingFile(Struct):
+    """What is read of `postprocessing.json`."""
+
+    postprocessing: PostprocessingEntry
+    checkpoint_sha256: str
 
 
 def _fill_holes(lesion: np.ndarray) -> np.ndarray:
@@ -228,18 +250,17 @@ def read_postprocessing(run: Path, digest: str, classes: int) -> Postprocessing 
         InputError: the file is damaged, or was chosen for another checkpoint.
     """
     path = RunFolder(Path(run)).postprocessing
-    if not path.is_file():
+    if not path.exists():
         return None
     remedy = f"Choose again with ovseg postprocess --run {run}, or add --no_postprocessing."
+    found = read_json(path, PostprocessingFile, "ovseg postprocess", remedy)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
         postprocessing = Postprocessing(**found["postprocessing"])
-        chosen_for = found["checkpoint_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = error if isinstance(error, InputError) else type(error).__name__
+    except InputError as error:
         raise InputError(
-            f"{path} is not what ovseg postprocess writes ({reason}). {remedy}"
+            f"{path} is not what ovseg postprocess writes ({error}). {remedy}"
         ) from None
+    chosen_for = found["checkpoint_sha256"]
     if chosen_for != digest:
         raise InputError(
             f"{path} was chosen for another checkpoint (sha256 {str(chosen_for)[:12]}, "

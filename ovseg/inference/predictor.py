@@ -5,42 +5,59 @@
     prediction.labels  # uint8 (H, W), 1 where there is lesion
     prediction.overlay("scan.png")  # uint8 (H, W, 3), to be shown
 
-`infer_folder` does the same for a folder of pictures and writes files.
+`infer_folder` does the same for files and folders of pictures and writes files.
 """
 
+import errno
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ovseg.core.checkpoints import checkpoint_digest, read_checkpoint, read_members
+from ovseg import __version__
+from ovseg.core.checkpoints import (
+    checkpoint_digest,
+    find_checkpoints,
+    read_checkpoint,
+    read_members,
+)
 from ovseg.core.console import THREADS, compute_ahead, progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.drawing import PALETTE, PRED, legend, paint
-from ovseg.core.errors import InputError
-from ovseg.core.files import atomic_dir, write_image, write_json
+from ovseg.core.errors import InputError, WriteError, first_five, system_reason
+from ovseg.core.files import (
+    atomic_dir,
+    check_output_dir,
+    content_digest,
+    write_image,
+    write_json,
+)
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
-from ovseg.data.pairs import check_eight_bits, list_images, read_image
+from ovseg.data.pictures import check_eight_bits, read_image
 from ovseg.inference.engine_choice import check_engine, choose_engine
 from ovseg.inference.engines import Engine, arrange_for_inference
+from ovseg.inference.pictures import InferPicture, find_pictures
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
     read_postprocessing,
+    to_dict,
     to_probs,
 )
 from ovseg.models import build_model
 
-# A picture: the path of a file, an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or
-# grey, uint8 (H, W).
+# A picture: the path of a file, an image of Pillow, or an array, see `load_picture`.
 Picture = np.ndarray | Image.Image | str | Path
 
+# What a file system answers to a name that is too long, or has characters that it does not take.
+REFUSED_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 MARKER = ".ovseg_masks"  # the file by which `infer_folder` recognises a folder that it wrote
 
 
@@ -220,8 +237,7 @@ class Predictor:
         them there.
 
         Args:
-            images: one picture, or an iterable of pictures; sizes may differ. A picture is a path,
-                an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or grey, uint8 (H, W).
+            images: one picture, or an iterable of pictures, see `load_picture`; sizes may differ.
             batch_size: how many pictures of an iterable the networks take at a time.
 
         Returns:
@@ -290,27 +306,47 @@ def load_picture(picture: Picture) -> np.ndarray:
     """A picture as RGB, uint8 (H, W, 3).
 
     Args:
-        picture: a path, an image of Pillow, or an array that is RGB, uint8 (H, W, 3), or grey,
-            uint8 (H, W).
+        picture: a path; an image of Pillow of 8 bits a channel, which is turned as viewers show it
+            (EXIF orientation); or an array that is grey, (H, W) or (H, W, 1), RGB, (H, W, 3), or
+            RGBA, (H, W, 4), of uint8 or of float in 0..1. Transparency is left out.
 
     Raises:
-        InputError: the file can't be read, or the array has another shape or dtype.
+        InputError: the file can't be read, or the array has another shape, dtype or range.
     """
     if isinstance(picture, str | Path):
         return read_image(Path(picture))
     if isinstance(picture, Image.Image):
         check_eight_bits(picture, "The picture")
-        return np.array(picture.convert("RGB"))
-    is_grey = picture.ndim == 2
-    is_rgb = picture.ndim == 3 and picture.shape[2] == 3
-    if picture.dtype != np.uint8 or picture.size == 0 or not (is_grey or is_rgb):
+        return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+
+    pixels = _as_bytes(picture)
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if pixels.ndim not in (2, 3) or pixels.size == 0 or channels not in (1, 3, 4):
         raise InputError(
-            f"A picture is {picture.dtype} of shape {picture.shape}, expected uint8 of shape "
-            "(H, W, 3) in RGB or (H, W) in grey."
+            f"A picture has the shape {picture.shape}, expected (H, W) in grey, (H, W, 3) in RGB "
+            "or (H, W, 4) with transparency."
         )
-    if is_grey:
-        return np.stack([picture] * 3, axis=-1)
-    return picture
+    if channels == 1:
+        return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+    return pixels[..., :3]
+
+
+def _as_bytes(picture: np.ndarray) -> np.ndarray:
+    """An array of a picture as uint8, same shape."""
+    if picture.dtype == np.uint8:
+        return picture
+    if not np.issubdtype(picture.dtype, np.floating):
+        raise InputError(
+            f"A picture is an array of {picture.dtype}, expected uint8, or float in 0..1. Scale it "
+            "to 0..255 and convert it with astype(numpy.uint8)."
+        )
+    # NaN is not in the range either.
+    if not ((picture >= 0) & (picture <= 1)).all():
+        raise InputError(
+            f"A picture of {picture.dtype} has values from {picture.min():g} to {picture.max():g}, "
+            "expected 0..1. Divide it by its largest possible value, such as 255."
+        )
+    return np.round(picture * 255).astype(np.uint8)
 
 
 def class_probs(logits: torch.Tensor) -> np.ndarray:
@@ -338,7 +374,7 @@ def check_batch_size(batch_size: int) -> None:
 
 def infer_folder(
     run: Path,
-    images: Path,
+    images: Path | Sequence[Path],
     output: Path,
     overlays: bool = False,
     probabilities: bool = False,
@@ -347,14 +383,17 @@ def infer_folder(
     overwrite: bool = False,
     engine: str = "torch",
     postprocessing: bool = True,
+    recursive: bool = False,
 ) -> tuple[int, list[str]]:
-    """Write a mask `<stem>.png` at the picture's own size for every picture of a folder.
+    """Write a mask `<stem>.png` at the picture's own size for every picture.
 
     Masks are 0 and 255. A run for categories writes ids, and `categories.json` with their names.
+    If it is interrupted, or the disk is full, the next call with the same arguments and the same
+    pictures continues: masks that were written are not made again.
 
     Args:
         run: run folder, checkpoint, or the folder of an ensemble.
-        images: folder of pictures.
+        images: picture or folder of pictures, or several of them.
         output: folder to make; it appears when all masks are written.
         overlays: also write `overlays/<stem>.png`, the labels over the picture; for categories with
             a legend below it.
@@ -365,68 +404,159 @@ def infer_folder(
         overwrite: replace masks that this function wrote before.
         engine: see `Predictor`.
         postprocessing: see `Predictor.from_run`; what it changes is printed.
+        recursive: also take the folders in folders; masks and all else keep their structure.
 
     Returns:
-        How many masks were written, and a message for every picture that could not be read.
+        How many masks were written, and a message for every picture that could not be read, or
+        whose mask has a name that the file system refuses.
 
     Raises:
         InputError: run, images or output can't be used, or no picture can be read.
+        WriteError: the disk is full, or the output can't be written for another reason.
     """
-    paths = list(list_images(images).values())
+    sources = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
+    pictures = find_pictures(sources, recursive, overlays, probabilities)
     check_batch_size(batch_size)
     check_engine(engine)
+    check_output_dir(output, overwrite, MARKER)  # before the network is loaded
+    if recursive:
+        _refuse_output_in(sources, output)
 
-    count = 0
-    failures: list[str] = []
-    with atomic_dir(output, overwrite, MARKER, inputs=(run, images)) as folder:
+    predictor = Predictor.from_run(run, device, postprocessing, engine)
+    if predictor.postprocessing.changes:
+        print(f"Post-processing of the run: {predictor.postprocessing}")
+    folders = dict.fromkeys(picture.path.parent for picture in pictures)
+    for fit in {member.fit for member in predictor.members}:
+        for folder in folders:
+            refuse_borders(folder, fit)
+
+    settings = [device, engine, batch_size, overlays, probabilities]
+    work = _describe_work(run, predictor.postprocessing, pictures, settings)
+    with atomic_dir(output, overwrite, MARKER, inputs=(run, *sources), work=work) as folder:
         (folder / MARKER).touch()
-        predictor = Predictor.from_run(run, device, postprocessing, engine)
-        predictor.pictures = len(paths)
-        if predictor.postprocessing.changes:
-            print(f"Post-processing of the run: {predictor.postprocessing}")
-        for fit in {member.fit for member in predictor.members}:
-            refuse_borders(images, fit)
         if predictor.categories:
             names = ["background", *predictor.categories]
             write_json(folder / "categories.json", dict(enumerate(names)))
-
-        def write(path: Path, image: np.ndarray, prediction: Prediction) -> None:
-            name = f"{path.stem}.png"
-            _write_mask(folder / name, prediction)
-            if overlays:
-                write_image(folder / "overlays" / name, _overlay_with_legend(image, prediction))
-            if probabilities:
-                _write_probs(folder / "probabilities" / name, prediction)
-
-        batches = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
-        with ThreadPoolExecutor(THREADS) as pool:
-            written: list[Future] = []
-            read = compute_ahead(pool, _read_images, batches)
-            for pictures, problems in progress_bar(read, "Predicting", len(batches)):
-                failures += problems
-                predictions = predictor.predict(pictures.values(), batch_size)
-                for writing in written:  # of the batch before: at most two are in memory
-                    writing.result()
-                written = []
-                for (path, image), prediction in zip(pictures.items(), predictions, strict=True):
-                    written.append(pool.submit(write, path, image, prediction))
-                count += len(written)
-            for writing in written:
-                writing.result()
-        if count == 0:
+        missing = [picture for picture in pictures if not (folder / picture.mask).is_file()]
+        done = len(pictures) - len(missing)
+        if done:
+            print(f"Continuing: {done} of {len(pictures)} masks were written before.")
+        predictor.pictures = len(missing)
+        try:
+            count, failures = _infer_pictures(predictor, missing, folder, batch_size)
+        except WriteError as error:
+            message = f"{error} The same command continues with the masks that are written."
+            raise WriteError(message) from error
+        if count + done == 0:
+            names_of_sources = first_five(sources)
             raise InputError(
-                f"None of the {len(paths)} pictures in {images} can be read: {failures[0]}"
+                f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
+                f"{failures[0]}"
             )
+    return count + done, failures
+
+
+def _describe_work(
+    run: Path,
+    postprocessing: Postprocessing,
+    pictures: Sequence[InferPicture],
+    settings: Sequence[object],
+) -> str:
+    """A digest of all that decides what `infer_folder` writes.
+
+    A file counts by its path, size and time of change, so that none is read for this.
+    """
+    files = [*find_checkpoints(run), *(picture.path for picture in pictures)]
+    stamps = []
+    for path in files:
+        try:
+            state = path.stat()
+        except OSError:  # it is reported when it is read
+            continue
+        stamps.append([str(path.resolve()), state.st_size, state.st_mtime_ns])
+    masks = [str(picture.mask) for picture in pictures]
+    content = [__version__, to_dict(postprocessing), list(settings), stamps, masks]
+    return content_digest(content)
+
+
+def _refuse_output_in(sources: Sequence[Path], output: Path) -> None:
+    """Raise InputError where masks would be pictures of the next call."""
+    for source in sources:
+        if source.is_dir() and Path(output).resolve().is_relative_to(source.resolve()):
+            raise InputError(
+                f"{output} lies in {source}, so its masks would be taken for pictures with "
+                "--recursive. Choose another --output."
+            )
+
+
+def _infer_pictures(
+    predictor: Predictor, pictures: Sequence[InferPicture], folder: Path, batch_size: int
+) -> tuple[int, list[str]]:
+    """Predict pictures and write what is made of them into a folder.
+
+    Returns:
+        See `infer_folder`.
+    """
+    failures: list[str] = []
+    written: list[Future[str | None]] = []
+    count = 0
+
+    def finish(writing: Sequence[Future[str | None]]) -> int:
+        """Wait for files to be written; return how many pictures are done."""
+        problems = [future.result() for future in writing]
+        refused = [problem for problem in problems if problem is not None]
+        failures.extend(refused)
+        return len(problems) - len(refused)
+
+    starts = range(0, len(pictures), batch_size)
+    batches = [pictures[start : start + batch_size] for start in starts]
+    with ThreadPoolExecutor(THREADS) as pool:
+        read = compute_ahead(pool, _read_images, batches)
+        for images, problems in progress_bar(read, "Predicting", len(batches)):
+            failures += problems
+            predictions = predictor.predict([image for _, image in images], batch_size)
+            count += finish(written)  # of the batch before: at most two are in memory
+            written = []
+            for (picture, image), prediction in zip(images, predictions, strict=True):
+                written.append(pool.submit(_write_files, folder, picture, image, prediction))
+        count += finish(written)
     return count, failures
 
 
-def _read_images(paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], list[str]]:
-    """The pictures that can be read, by path, and a message for each of the others."""
-    images = {}
+def _write_files(
+    folder: Path, picture: InferPicture, image: np.ndarray, prediction: Prediction
+) -> str | None:
+    """Write what is made of a picture.
+
+    Returns:
+        Why the file system refuses the name of the mask; None where all is written.
+    """
+    try:
+        if picture.overlay is not None:
+            write_image(folder / picture.overlay, _overlay_with_legend(image, prediction))
+        if picture.probabilities is not None:
+            _write_probs(folder / picture.probabilities, prediction)
+        _write_mask(folder / picture.mask, prediction)
+    except WriteError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in REFUSED_NAMES:
+            for path in picture.files:
+                with suppress(OSError):
+                    (folder / path).unlink(missing_ok=True)
+            return f"{picture.path}: no file {picture.mask} can be made: {system_reason(cause)}."
+        raise
+    return None
+
+
+def _read_images(
+    pictures: Sequence[InferPicture],
+) -> tuple[list[tuple[InferPicture, np.ndarray]], list[str]]:
+    """The pictures that can be read, and a message for each of the others."""
+    images = []
     problems = []
-    for path in paths:
+    for picture in pictures:
         try:
-            images[path] = read_image(path)
+            images.append((picture, read_image(picture.path)))
         except InputError as error:
             problems.append(str(error))
     return images, problems

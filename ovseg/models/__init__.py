@@ -1,10 +1,15 @@
 """The registry of architectures: a new one is one file, one line here and one YAML."""
 
 import importlib
+import inspect
 
+import torch
 from torch import nn
 
+from ovseg.core.errors import InputError
+from ovseg.core.limits import MAX_PARAMETERS
 from ovseg.core.registry import check_arguments, choose
+from ovseg.core.trust import import_own
 
 # Name -> module and class. They are imported when they are asked for: timm and
 # segmentation-models-pytorch take longer to import than some networks to predict a picture.
@@ -24,11 +29,17 @@ def find_architecture(arch: object) -> type[nn.Module]:
     """The class of an architecture.
 
     Args:
-        arch: a name of `list_models()`.
+        arch: a name of `list_models()`, or `package.module.Class` of your own, see
+            `ovseg.core.trust`.
 
     Raises:
-        InputError: there is no such architecture.
+        InputError: there is no such architecture, or it is not trusted.
     """
+    if isinstance(arch, str) and "." in arch:
+        own = import_own("model.arch", arch)
+        if not inspect.isclass(own) or not issubclass(own, nn.Module):
+            raise InputError(f"model.arch {arch} is no network, expected a class of nn.Module.")
+        return own
     module, name = choose("arch", arch, ARCHITECTURES)
     return getattr(importlib.import_module(module), name)
 
@@ -37,7 +48,7 @@ def build_model(arch: str, **arch_args: object) -> nn.Module:
     """A network by name: plain pixels (N, 3, H, W), 0..255 RGB, to logits (N, classes, H, W).
 
     Args:
-        arch: a name of `list_models()`.
+        arch: see `find_architecture`.
         arch_args: constructor arguments of that architecture.
 
     Raises:
@@ -45,7 +56,31 @@ def build_model(arch: str, **arch_args: object) -> nn.Module:
     """
     architecture = find_architecture(arch)
     check_arguments(f"arch {arch}", architecture, arch_args)
+    if arch in ARCHITECTURES:
+        _check_size(arch, architecture, arch_args)
     return architecture(**arch_args)
+
+
+def _check_size(arch: str, architecture: type[nn.Module], arch_args: dict[str, object]) -> None:
+    """Refuse a network that would fill the memory, before it is made.
+
+    It is built without memory for its weights, which takes some hundredths of a second.
+    """
+    if "encoder_weights" in arch_args:
+        arch_args = {**arch_args, "encoder_weights": None}
+    try:
+        with torch.device("meta"):
+            network = architecture(**arch_args)
+    # Sizes beyond 64 bits.
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"arch {arch} can't be built with {arch_args}: {reason}.") from None
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters > MAX_PARAMETERS:
+        raise InputError(
+            f"arch {arch} with {arch_args} has {parameters:,} parameters, expected at most "
+            f"{MAX_PARAMETERS:,}. Lower them."
+        )
 
 
 def list_models() -> list[str]:

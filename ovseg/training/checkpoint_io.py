@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins import TorchCheckpointIO
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import WriteError, system_reason
 from ovseg.core.files import atomic_path
 
 
@@ -25,7 +25,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to `path`, in a folder of this machine.
 
         Raises:
-            InputError: the file can't be written; what was at `path` is still there.
+            WriteError: the file can't be written; what was at `path` is still there.
         """
         try:
             with atomic_path(Path(path)) as temporary, open(temporary, "wb") as file:
@@ -33,11 +33,11 @@ class WholeCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
         # torch raises a RuntimeError from some errors of the file.
-        except (OSError, RuntimeError) as error:
+        except (WriteError, RuntimeError) as error:
             reason = _find_reason(error)
             if reason is None:
                 raise
-            raise InputError(
+            raise WriteError(
                 f"Cannot write the checkpoint {path}: {reason}. An earlier one of that name is "
                 "kept. Make room or choose another --runs_dir, then resume from the run's "
                 "last.ckpt."
@@ -47,7 +47,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
 def _find_reason(error: BaseException | None) -> str | None:
     """The operating system's words for an error, or for the one that it was raised from."""
     while error is not None:
-        if isinstance(error, OSError):
-            return error.strerror
+        if isinstance(error, OSError) and not isinstance(error, WriteError):
+            return system_reason(error)
         error = error.__cause__ or error.__context__
     return None

@@ -4,7 +4,8 @@ Losses of one class take sigmoid(logits) and equal the baseline's where the base
 Losses of several classes take softmax(logits). Every loss is a scalar.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -15,10 +16,11 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchvision.ops import sigmoid_focal_loss
 
 from ovseg.core.errors import InputError
-from ovseg.core.registry import choose
+from ovseg.core.registry import check_arguments, choose
+from ovseg.core.trust import import_own
 from ovseg.metrics import dice_coef, iou_coef
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
+LossFunction = Callable[..., Tensor]
 
 # log((1 - 1e-7) / 1e-7): the baseline clips probabilities to 1e-7 .. 1 - 1e-7.
 BCE_LIMIT = 16.118095
@@ -273,34 +275,54 @@ CATEGORY_LOSSES: dict[str, LossFunction] = {
 }
 
 
-def build_loss(name: str, classes: int = 1) -> LossFunction:
+def build_loss(
+    name: str, classes: int = 1, arguments: Mapping[str, object] | None = None
+) -> LossFunction:
     """A loss by name.
 
     Args:
-        name: in `LOSSES` for one class, in `CATEGORY_LOSSES` for several.
+        name: in `LOSSES` for one class, in `CATEGORY_LOSSES` for several; or `package.module.name`
+            of a function of your own (see `ovseg.core.trust`) that takes the same and returns a
+            scalar.
         classes: 1, or the background and all categories.
+        arguments: of the loss, after logits and mask.
 
     Returns:
         A function of logits, any float type (N, classes, H, W), and a mask of category ids, any
         type (N, 1, H, W), that returns a float32 scalar.
 
     Raises:
-        InputError: unknown name, or a loss for the other number of classes; the message lists the
-            choices.
+        InputError: unknown name or argument, or a loss for the other number of classes; the
+            message lists the choices.
     """
     several = classes > 1
-    choices = CATEGORY_LOSSES if several else LOSSES
+    function = _find_loss(name, classes)
+    arguments = dict(arguments or {})
+    check_arguments(f"loss {name}", function, arguments, given=2)
+
+    def loss(logits: Tensor, mask: Tensor) -> Tensor:
+        target = mask[:, 0].long() if several else mask.float()
+        with torch.autocast(logits.device.type, enabled=False):
+            return function(logits.float(), target, **arguments)
+
+    return loss
+
+
+def _find_loss(name: str, classes: int) -> Callable[..., Tensor]:
+    """The function of a loss, see `build_loss`."""
+    if isinstance(name, str) and "." in name:
+        own = import_own("model.loss", name)
+        if not inspect.isfunction(own):
+            raise InputError(
+                f"model.loss {name} is no function, expected one of logits and mask that returns "
+                "a scalar."
+            )
+        return own
+    choices = CATEGORY_LOSSES if classes > 1 else LOSSES
     if name not in choices and (name in LOSSES or name in CATEGORY_LOSSES):
         made_for = "one class" if name in LOSSES else "several classes"
         raise InputError(
             f"The loss {name} is for {made_for}, but the network has {classes} (data.classes). "
             f"Choose one of: {', '.join(sorted(choices))}."
         )
-    function = choose("loss", name, choices)
-
-    def loss(logits: Tensor, mask: Tensor) -> Tensor:
-        target = mask[:, 0].long() if several else mask.float()
-        with torch.autocast(logits.device.type, enabled=False):
-            return function(logits.float(), target)
-
-    return loss
+    return choose("loss", name, choices)

@@ -19,9 +19,11 @@ from jsonargparse import ArgumentParser
 
 from ovseg.core.configs import list_configs
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.trust import FLAG, PACKAGES, is_allowed
 from ovseg.core.yaml_files import parse_yaml, read_yaml
 
 COMMAND_LINE = "command line"
+FLAGS = ("--print_config", "--resume")  # options that need no value
 HELP = "`ovseg train --help` lists the keys and what they take."
 # Keys below a key that is a dict; people look for them by their last part.
 WANTED_KEYS = ("model.optimizer_args.lr",)
@@ -84,10 +86,12 @@ def read_settings(arguments: list[str], known: Sequence[str]) -> list[Setting]:
         elif name in sections:
             content = {name: parse_yaml(value, COMMAND_LINE)}
             settings += _flatten(COMMAND_LINE, content, sections)
-        elif name != "print_config":
+        elif f"--{name}" not in FLAGS:
             settings.append(Setting(COMMAND_LINE, name, value))
     for setting in settings:
         _check_key(setting, known)
+        _check_names(setting)
+        _check_class_paths(setting)
     return settings
 
 
@@ -112,7 +116,7 @@ def _read_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
                 f"{COMMAND_LINE}: {name!r} is not an option, expected --KEY VALUE or "
                 f"--config FILE. {HELP}"
             )
-        if not equals and name != "--print_config":
+        if not equals and name not in FLAGS:
             if not rest or rest[0].startswith("--"):
                 raise InputError(f"{COMMAND_LINE}: {name} has no value. Write {name} VALUE. {HELP}")
             value = rest.pop(0)
@@ -171,6 +175,47 @@ def _check_key(setting: Setting, known: Sequence[str]) -> None:
     if _similarity(key, closest) >= 0.6:
         hint = f" Did you mean {closest}?"
     raise InputError(f"{setting.where}: there is no key {key}.{hint} {HELP}")
+
+
+def _check_names(setting: Setting) -> None:
+    """Refuse numbers and the like as names of arguments."""
+    if isinstance(setting.value, dict):
+        wrong = [name for name in setting.value if not isinstance(name, str)]
+        if wrong:
+            raise InputError(
+                f"{setting}, in which {first_five(wrong)} is no name of an argument. {HELP}"
+            )
+
+
+def _check_class_paths(setting: Setting) -> None:
+    """Refuse classes that a configuration may not name, with the remedy.
+
+    jsonargparse, which imports them, refuses them too, and those that are named in other ways.
+    """
+    value = setting.value
+    if setting.where == COMMAND_LINE and "class_path" in str(value):
+        value = _parse_argument(str(value))
+    names = list(_list_class_paths(value))
+    if setting.key.endswith("class_path"):
+        names.append(str(setting.value))
+    for name in names:
+        if "." in name and not is_allowed(name):
+            raise InputError(
+                f"{setting}, which is refused: {name} is not of {', '.join(PACKAGES)}, or calls "
+                f"any function. If you trust the file, and what it imports, add {FLAG}."
+            )
+
+
+def _list_class_paths(value: object) -> Iterator[str]:
+    """Every `class_path` in a value, at any depth."""
+    if isinstance(value, dict):
+        if "class_path" in value:
+            yield str(value["class_path"])
+        for inner in value.values():
+            yield from _list_class_paths(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _list_class_paths(inner)
 
 
 def _similarity(key: str, other: str) -> float:
@@ -344,11 +389,21 @@ def explain_failure(
         batch: images a batch.
     """
     if isinstance(error, InputError):
-        return error
+        # That of a loader process arrives with its traceback, whose last line it is.
+        name = f"{InputError.__module__}.{InputError.__qualname__}: "
+        return InputError(str(error).rpartition(name)[2].strip())
     if isinstance(error, torch.OutOfMemoryError):
         return InputError(
             f"Out of memory with data.batch_size {batch} and data.image_size {size}. "
             "Lower one of them."
+        )
+    raised_in = Path(extract_tb(error.__traceback__)[-1].filename)
+    if isinstance(error, RuntimeError) and "torch/utils/data" in raised_in.as_posix():
+        # An error inside a process would be raised elsewhere, as itself.
+        return InputError(
+            f"A loader process ended: {_plain_text(error)}. If the machine had no memory left, "
+            "lower data.num_workers. `ovseg train --resume` with the same arguments continues from "
+            "the last complete epoch."
         )
     functions = [frame.name for frame in extract_tb(error.__traceback__)]
     if isinstance(error, ValueError) and "batch_norm" in functions:
@@ -357,7 +412,14 @@ def explain_failure(
             "Raise data.batch_size or data.image_size, or set data.drop_last to true where only "
             "the last batch is that short."
         )
-    if not trained and was_raised_by(error, "pytorch_lightning", "lightning_fabric"):
+    if trained:
+        return error
+    # Lightning writes the run's config.yaml, with jsonargparse, when the training starts.
+    if was_raised_by(error, "pytorch_lightning", "lightning_fabric", "jsonargparse"):
+        return explain_refusal(error, settings)
+    # A callback of Lightning may ask the network for what it does not have.
+    folders = [Path(frame.filename).parts[-3:-1] for frame in extract_tb(error.__traceback__)]
+    if ("pytorch_lightning", "callbacks") in folders:
         return explain_refusal(error, settings)
     return error
 

@@ -1,13 +1,16 @@
 """The LightningModule: it joins network, loss, scores and optimiser, and knows nothing of files."""
 
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
+from ovseg.core.registry import check_arguments
 from ovseg.metrics import OnlineScores, dice_coef, lesion_probs, monitor_mode
 from ovseg.models import build_model
 from ovseg.training.losses import build_loss
@@ -19,6 +22,7 @@ from ovseg.training.schedules import (
     build_scheduler,
     check_length,
 )
+from ovseg.training.weights import load_weights
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -38,10 +42,15 @@ class SegmentationTask(LightningModule):
     `SegmentationTask.load_from_checkpoint(path)` needs no other file, and no download.
 
     Args:
-        arch: architecture, see `ovseg.models.list_models()`.
+        arch: architecture, see `ovseg.models.list_models()`; or `package.module.Class` of your own.
         arch_args: its constructor arguments.
+        weights: start from the weights of this checkpoint or run folder, of the same architecture;
+            the head of another number of classes stays as initialised. Optimiser, schedule, epochs
+            and best score start afresh, and no encoder weights are loaded. A resume and a reload
+            have the weights of their own checkpoint instead.
         loss: see `ovseg.training.losses.LOSSES`, and `CATEGORY_LOSSES` where `arch_args` has
-            `classes` above 1.
+            `classes` above 1; or `package.module.name` of a function of your own.
+        loss_args: its arguments after logits and mask.
         optimizer: see `ovseg.training.optim.OPTIMIZERS`.
         optimizer_args: its arguments (`lr`, ...).
         scheduler: see `ovseg.training.schedules.SCHEDULERS`; null keeps the rate constant.
@@ -60,13 +69,14 @@ class SegmentationTask(LightningModule):
             for this number of epochs.
 
     Raises:
-        InputError: an unknown name or argument.
+        InputError: an unknown name or argument, or weights that do not fit.
     """
 
     def __init__(
         self,
         arch: str = "flexible_unet",
         arch_args: dict[str, Any] | None = None,
+        weights: str | None = None,
         loss: str = "bce_dice_loss",
         optimizer: str = "adam",
         optimizer_args: dict[str, Any] | None = None,
@@ -78,13 +88,18 @@ class SegmentationTask(LightningModule):
         tf32: bool = True,
         encoder_lr_factor: float = 1.0,
         freeze_encoder_epochs: int = 0,
+        loss_args: dict[str, Any] | None = None,
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="weights")
         arguments = arch_args or {}
+        if weights is not None and arguments.get("encoder_weights"):
+            arguments = {**arguments, "encoder_weights": None}
         self.classes = arguments.get("classes", 1)
         self.network = build_model(arch, **arguments)
-        self.loss = build_loss(loss, self.classes)
+        if weights is not None:
+            load_weights(self.network, weights, arch, self.classes)
+        self.loss = build_loss(loss, self.classes, loss_args)
         self.scores = nn.ModuleDict(
             {"val": OnlineScores(self.classes), "test": OnlineScores(self.classes)}
         )
@@ -212,12 +227,16 @@ class SegmentationTask(LightningModule):
         """Step plateau schedules.
 
         Lightning does so after it has written the checkpoints, so that a resume would lose a step.
+        An epoch in which the value is NaN is not counted.
         """
         for config in self.trainer.lr_scheduler_configs:
             monitor = config.monitor
-            if config.reduce_on_plateau and monitor in self.trainer.callback_metrics:
+            if not config.reduce_on_plateau or monitor not in self.trainer.callback_metrics:
+                continue
+            value = self.trainer.callback_metrics[monitor].item()
+            if not math.isnan(value):
                 schedule = cast(torch.optim.lr_scheduler.ReduceLROnPlateau, config.scheduler)
-                schedule.step(self.trainer.callback_metrics[monitor].item())
+                schedule.step(value)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step schedules that watch no value; `on_train_epoch_end` steps the others."""
@@ -262,3 +281,23 @@ class SegmentationTask(LightningModule):
         else:
             schedule["monitor"] = settings["monitor"]
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def load_task(path: Path) -> SegmentationTask:
+    """The task of a checkpoint, on the CPU.
+
+    Unlike Lightning's `load_from_checkpoint` it takes plain values of known names only.
+
+    Raises:
+        InputError: the file is no whole checkpoint, has other settings than a task, or its weights
+            are not those of its network.
+    """
+    checkpoint = read_checkpoint(path)
+    settings = checkpoint["hyper_parameters"]
+    check_arguments(f"the task of {path}", SegmentationTask, settings)
+    task = SegmentationTask(**settings)
+    try:
+        task.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        raise InputError(f"{path} holds other weights than its network has: {error}") from error
+    return task

@@ -29,6 +29,11 @@ def list_lost_image(path):
     path.write_text('{"items": [{"split": "test", "stem": "lost"}]}')
 
 
+def empty_all(folder):
+    for path in folder.iterdir():
+        write(np.zeros((96, 96), np.uint8))(path)
+
+
 def found_in(tree) -> list[tuple[str, str]]:
     return [(problem.kind, problem.file) for problem in audit_tree(tree).problems]
 
@@ -37,6 +42,10 @@ IMAGE = "train/images/phantom_1.png"
 MASK = "train/masks/phantom_1.png"
 SECOND = "train/images/phantom_1.bmp"
 CATEGORIES = "train/categories/phantom_1.png"
+SOFT = np.zeros((96, 96), np.uint8)
+SOFT[20:40, 20:40] = 255
+SOFT[30, 20] = 100
+INVERTED = 255 - SOFT
 MANY_VALUES = np.arange(96 * 96, dtype=np.int32).astype(np.uint8).reshape(96, 96)
 
 # Kind -> the file that is damaged, how, and the file that the problem names.
@@ -49,10 +58,13 @@ FAULTS = {
     "two of one stem": (SECOND, write(np.zeros((96, 96, 3), np.uint8)), IMAGE),
     "empty mask": (MASK, write(np.zeros((96, 96), np.uint8)), MASK),
     "full mask": (MASK, write(np.full((96, 96), 255, np.uint8)), MASK),
-    "no picture": ("train/masks/Thumbs.db", lambda path: path.touch(), "train/masks/Thumbs.db"),
+    "no picture": ("train/masks/scan.dcm", lambda path: path.touch(), "train/masks/scan.dcm"),
     "missing folder": ("valid/masks", shutil.rmtree, "valid/masks"),
     "manifest differs": ("manifest.json", list_lost_image, "test/lost"),
-    "bad categories": (CATEGORIES, write(np.full((96, 96), 77, np.uint8)), CATEGORIES),
+    "bad categories": (CATEGORIES, write(np.full((96, 96, 3), 77, np.uint8)), CATEGORIES),
+    "implausible masks": ("valid/masks", empty_all, "valid/masks"),
+    "white corners": (MASK, write(INVERTED), MASK),
+    "soft edges": (MASK, write(SOFT), MASK),
 }
 
 
@@ -145,3 +157,55 @@ def test_calipers_saved_as_jpeg_are_not_doppler():
     _, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 75])
     decoded = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     assert not is_doppler(*measure_colours(decoded))
+
+
+def test_two_categories_in_one_image_are_legal_as_in_training(tmp_path, read_png, save_png):
+    write_phantoms(tmp_path / "tree", 10, size=96, seed=5)
+    [mask] = tmp_path.glob("tree/*/masks/phantom_1.png")
+    ids = read_png(mask) // 255
+    ids[:48] *= 2
+    save_png(mask.parent.parent / "categories" / "phantom_1.png", ids)
+    audit = audit_tree(tmp_path / "tree")
+    assert audit.passed
+    larger = np.bincount(ids[ids > 0]).argmax()
+    [entry] = [entry for entry in audit.entries if entry.stem == "phantom_1"]
+    assert entry.category == ["cyst", "haze", "solid", "mixed"][larger - 1]
+
+
+def test_id_above_the_named_categories_is_a_fault(tmp_path, read_png, save_png):
+    write_phantoms(tmp_path / "tree", 10, size=96, seed=5)
+    [path] = tmp_path.glob("tree/*/categories/phantom_1.png")
+    save_png(path, (read_png(path) > 0) * np.uint8(5))
+    kinds = [problem.kind for problem in audit_tree(tmp_path / "tree").problems]
+    assert kinds == ["bad categories"]
+
+
+def test_categories_without_names_are_numbered(tree, read_png, save_png):
+    save_png(tree / CATEGORIES, read_png(tree / MASK) // 255 * np.uint8(7))
+    audit = audit_tree(tree)
+    assert audit.passed
+    assert {entry.category for entry in audit.entries} == {"category 7", None}
+
+
+def test_inverted_masks_are_remarked_on_and_can_be_inverted(tree, read_png, save_png):
+    for path in tree.glob("*/masks/*.png"):
+        save_png(path, 255 - read_png(path))
+    assert [problem.kind for problem in audit_tree(tree).problems] == ["white corners"] * 10
+    audit = audit_tree(tree, invert_masks=True)
+    assert audit.problems == []
+    assert all(entry.lesion < 0.5 for entry in audit.entries)
+
+
+def test_hidden_files_and_clutter_are_no_remark(tree):
+    for name in (".DS_Store", "Thumbs.db"):
+        (tree / "train" / "masks" / name).touch()
+    (tree / "train" / "images" / "__MACOSX").mkdir()
+    assert found_in(tree) == []
+    (tree / "train" / "images" / "more").mkdir()
+    assert found_in(tree) == [("no picture", "train/images/more")]
+
+
+def test_folder_of_another_name_is_named(tree):
+    (tree / "valid").rename(tree / "val")
+    messages = {problem.message for problem in audit_tree(tree).problems}
+    assert messages == {"found val, which has another name"}

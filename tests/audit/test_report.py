@@ -1,6 +1,7 @@
 """The files of an audit, its page and what the command prints."""
 
 import json
+import os
 import re
 
 import cv2
@@ -29,6 +30,7 @@ def test_report_counts_everything(tree, copy_pair, read_png, save_png):
 
     names = {path.name for path in output.iterdir()}
     assert names == {
+        ".ovseg_files",
         "audit.html",
         "audit.json",
         "Statistics.png",
@@ -90,3 +92,22 @@ def test_earlier_audit_is_not_replaced_unasked(tree):
 def test_output_that_would_replace_the_tree_is_an_error(tree):
     with pytest.raises(InputError, match="lies in the output folder"):
         report_audit(tree, tree, overwrite=True)
+
+
+def test_hostile_names_are_escaped_on_the_page_and_in_the_terminal(tree, run_command, capfd):
+    names = [os.fsdecode(b"\xc2\xd1"), "x[red]", "line\nbreak", "\x1b[31mred", "<script>", "=1+1"]
+    for name in names:
+        (tree / "train" / "images" / f"{name}.png").touch()
+    assert run_command("audit_data", "--data", tree, "--output", tree.parent / "out") == 1
+    page = (tree.parent / "out" / "audit.html").read_text()
+    for shown in (r"\udcc2\udcd1", "x[red]", r"line\nbreak", r"\x1b[31mred", "&lt;script&gt;"):
+        assert f"train/images/{shown}.png" in page
+    out, err = capfd.readouterr()
+    assert "\x1b" not in out + err
+    assert "<script>" not in page
+
+
+@pytest.mark.parametrize("name", ["[red]", "[", "a$b_{$", "卵巢"])
+def test_dataset_of_a_hostile_name_is_audited(tree, run_command, name):
+    root = tree.rename(tree.with_name(name))
+    assert run_command("audit_data", "--data", root, "--output", root.with_name("out")) == 0

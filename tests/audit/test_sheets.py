@@ -1,6 +1,6 @@
 from ovseg.audit.findings import audit_tree
 from ovseg.audit.sheets import draw_numbers, draw_sheets
-from ovseg.data.pairs import read_image
+from ovseg.data.pictures import read_image
 
 
 def test_sheets_are_titled_with_what_they_show(tree, copy_pair, tmp_path):

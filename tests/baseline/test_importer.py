@@ -93,7 +93,8 @@ def test_import_can_be_trained(imported, phantom_root, tmp_path, monkeypatch, ru
 def test_configuration_alone_is_converted(tiny_file, tmp_path, run_command):
     output = tmp_path / "imported"
     assert run_command("import_baseline", "--config", tiny_file, "--output", output) == 0
-    assert sorted(path.name for path in output.iterdir()) == ["config.yaml", "import.csv"]
+    names = sorted(path.name for path in output.iterdir())
+    assert names == [".ovseg_files", "config.yaml", "import.csv"]
 
 
 def test_weights_of_another_depth_leave_nothing(tiny_file, tmp_path):

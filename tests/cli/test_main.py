@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -97,6 +98,56 @@ def test_mistake_is_one_line_without_a_traceback(run_command, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert str(tmp_path / "gone") in error
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "a.csv"), "Cannot read or write a.csv: No space "),
+        (OSError(28, "No space left on device"), "No space left on device."),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, run_command, capsys, error, line):
+    def refuse(*, output: str) -> int:
+        """Refuse."""
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "refuse", refuse)
+    assert run_command("refuse", "--output", "x") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"error: {line}")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_standard_output_on_a_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ovseg", "--version"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "error: No space left on device.\n"
+
+
+def test_full_disk_keeps_the_earlier_output(tmp_path):
+    output = tmp_path / "phantoms"
+    command = [sys.executable, "-m", "ovseg", "make_phantoms", "--output", str(output)]
+    options = ["--size", "64", "--count", "12"]
+    subprocess.run([*command, *options], check=True)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    result = subprocess.run(
+        [*command, *options, "--seed", "1", "--overwrite"],
+        preexec_fn=limit_files,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: Cannot write .*: File too large.\n", result.stderr)
+    assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert [path.name for path in tmp_path.iterdir()] == ["phantoms"]
 
 
 def test_phantoms_are_made(run_command, tmp_path, capsys):

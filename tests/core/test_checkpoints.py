@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from ovseg.core.checkpoints import (
     checkpoint_digest,
     find_checkpoint,
     find_checkpoints,
+    find_dataset,
     read_checkpoint,
     read_member,
     read_members,
@@ -33,7 +36,10 @@ def category_run(make_run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def write_ensemble(tmp_path):
+def write_ensemble(tmp_path, monkeypatch):
+    """A function that writes an ensemble of runs elsewhere, which the command trusts."""
+    monkeypatch.setenv("OVSEG_TRUST_CONFIG", "1")
+
     def write(*members: Path) -> Path:
         content = {"members": [str(member) for member in members]}
         (tmp_path / "ensemble.json").write_text(json.dumps(content))
@@ -63,8 +69,71 @@ def test_ensemble_stands_for_the_checkpoints_of_its_members(run, category_run, w
 )
 def test_file_that_names_no_members_is_an_error(tmp_path, text):
     (tmp_path / "ensemble.json").write_text(text)
-    with pytest.raises(InputError, match='ensemble.json has other content than {"members"'):
+    with pytest.raises(InputError, match='ensemble.json is not what .*Expected {"members"'):
         find_checkpoints(tmp_path)
+
+
+def test_ensemble_of_too_many_is_refused_before_any_is_read(tmp_path):
+    (tmp_path / "ensemble.json").write_text(json.dumps({"members": ["a"] * 5000}))
+    with pytest.raises(InputError, match="has 5000 members, expected at most 100"):
+        find_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "link", "a\0b"])
+def test_member_outside_of_the_folder_is_refused_unless_trusted(tmp_path, name):
+    folder = tmp_path / "ensemble"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "ensemble.json").write_text(json.dumps({"members": [name]}))
+    with pytest.raises(InputError, match="which is not inside .* add --trust_config"):
+        find_checkpoints(folder)
+
+
+def test_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(InputError, match="it is compressed, as torch never does"):
+        read_checkpoint(path)
+
+
+def test_archive_whose_entries_overlap_is_refused(tmp_path):
+    path = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000))
+        archive.infolist().extend(archive.infolist() * 9)
+    with pytest.raises(InputError, match="100,000 bytes unpacked, more than the file"):
+        read_checkpoint(path)
+
+
+WRONG = [
+    ("hyper_parameters", {"arch": 3}, "Expected `str`, got `int` - at `$.hyper_parameters.arch`"),
+    ("hyper_parameters", {"arch": "x", "arch_args": {"classes": "many"}}, "arch_args.classes"),
+    ("datamodule_hyper_parameters", {"root": "d", "fit": "stretch"}, "image_size"),
+    ("state_dict", {"network.a": 3}, "Expected `Tensor`, got `int`"),
+    ("loops", {"fit_loop": {"epoch_progress": {}}}, "missing required field `current`"),
+    ("OvarianTumorDataModule", {"categories": [1]}, "Expected `str`, got `int`"),
+    ("hparams_name", "arch", "Invalid enum value 'arch'"),
+]
+
+
+@pytest.mark.parametrize(("section", "content", "problem"), WRONG)
+def test_malformed_checkpoint_is_an_error_that_names_the_place(
+    run, tmp_path, section, content, problem
+):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint[section] = content
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(InputError, match=re.escape(problem)):
+        read_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_tensor_among_the_hyper_parameters_is_refused(run, tmp_path):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["optimizer_args"] = {"lr": torch.zeros(2)}
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(InputError, match="objects instead of plain values"):
+        read_checkpoint(tmp_path / "bad.ckpt")
 
 
 def test_member_that_is_missing_is_named(tmp_path, write_ensemble):
@@ -134,3 +203,18 @@ def test_members_that_cannot_be_scored_together_are_refused(data, split, message
 
 def test_members_of_different_images_are_scored_on_test():
     check_evaluable([make_member("a"), make_member("b", exclude=["x"])], "test", None)
+
+
+def test_dataset_of_a_relative_path_is_found_from_another_folder(tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    (there / "data").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    member = Member(Path("a.ckpt"), {"root": "data"}, 1, [], 1, None, str(there / "data"))
+    monkeypatch.chdir(there)
+    assert find_dataset(member) == "data"
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_dataset(member) == str(there / "data")
+    (there / "data").rmdir()
+    message = "no dataset folder data, on which a.ckpt .*here/data, .*there/data. Name .*--data"
+    with pytest.raises(InputError, match=message):
+        find_dataset(member)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from ovseg.core import console as progress
-from ovseg.core.console import compute_ahead, progress_bar
+from ovseg.core.console import compute_ahead, print_table, progress_bar
 
 
 def test_short_work_leaves_a_log_file_alone(capsys):
@@ -42,3 +42,10 @@ def test_next_result_is_computed_while_one_is_used():
 def test_error_of_a_computation_is_raised():
     with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError):
         list(compute_ahead(pool, lambda item: 1 / item, [1, 0]))
+
+
+def test_table_shows_markup_and_escapes_as_text(capsys):
+    print_table(["[/x]", "b"], [["[red]a", "\x1b[31m"]], title="[/y] \udcff")
+    out = capsys.readouterr().out
+    for text in ("[/x]", "[red]a", r"\x1b[31m", r"[/y] \udcff"):
+        assert text in out

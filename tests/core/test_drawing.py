@@ -1,6 +1,9 @@
-import numpy as np
+import os
 
-from ovseg.core.drawing import PALETTE, PRED, TRUTH, case_row, contact_sheet, legend, paint
+import numpy as np
+import pytest
+
+from ovseg.core.drawing import PALETTE, PRED, TRUTH, caption, case_row, contact_sheet, legend, paint
 
 
 def test_each_category_is_painted_in_its_own_colour():
@@ -45,3 +48,11 @@ def test_cases_of_one_class_and_of_several_differ_in_colour():
     assert (several == PALETTE[2]).all(2).any() and not (several == PRED).all(2).any()
     plain, named = contact_sheet([several], 1), contact_sheet([several], 1, ["x", "y", "z"])
     assert named.shape[0] > plain.shape[0] and np.array_equal(named[: len(plain)], plain)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xc2\xd1"), "卵巢", "\x1b[31m", "a" * 500, ""])
+def test_any_name_is_drawn(name):
+    picture = caption(np.zeros((20, 60, 3), np.uint8), name)
+    assert picture.shape == (38, 60, 3)
+    assert picture[:18].any() == bool(name)
+    assert legend([name], 100).shape[1] == 100

@@ -56,3 +56,12 @@ def test_versions_are_counted_by_number_and_other_folders_are_left_out(tmp_path)
 
 def test_first_folder_is_the_one_that_is_claimed_first(tmp_path):
     assert RunFolder.first(tmp_path) == RunFolder.claim(tmp_path)
+
+
+def test_checkpoint_that_is_being_written_is_none(tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    (run.checkpoints / ".last.1234.tmp.ckpt").touch()
+    assert not run.has_checkpoint
+    run.checkpoint("last").touch()
+    assert run.has_checkpoint

@@ -231,7 +231,7 @@ def test_evaluating_on_other_categories_is_an_error(run, phantom_root, tmp_path,
             ["--model.arch_args.classes", "9"],
             "model.arch_args.classes is 9, but data.classes is 5. Set only data.classes",
         ),
-        (["--data.root", "gone"], "gone has no manifest.json that names categories"),
+        (["--data.root", "gone"], "There is no dataset folder gone"),
     ],
 )
 def test_mistake_is_one_line_and_leaves_nothing(

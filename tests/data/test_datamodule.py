@@ -1,12 +1,18 @@
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from ovseg.core.errors import InputError
 from ovseg.data.augment.pipelines import augment, build_transform
+from ovseg.data.samplers import TrainSampler
 from support import make_data as make
 
 
@@ -59,8 +65,6 @@ def test_mini_test_comes_from_test_or_a_folder(phantom_root):
 
 
 def test_baseline_layout_with_jpeg_masks_loads(own_root):
-    from PIL import Image
-
     for path in (own_root / "train" / "masks").glob("*.png"):
         Image.open(path).save(path.with_suffix(".jpg"), quality=80)
         path.unlink()
@@ -108,14 +112,30 @@ def image_categories_of(root) -> dict[str, int]:
     return {item["stem"]: item["category"] for item in items if item["split"] == "train"}
 
 
-def test_dataset_without_names_of_categories_is_an_error(own_root):
+def test_categories_without_names_are_numbered(own_root, caplog):
     (own_root / "manifest.json").unlink()
     make(own_root).prepare_data()  # one class needs no manifest
-    with pytest.raises(
-        InputError,
-        match=r"data\.classes is 5, but .*own has no manifest\.json that names categories",
+    data = make(own_root, classes=5)
+    with caplog.at_level("INFO"):
+        data.prepare_data()
+    assert "data.category_names gives them names" in caplog.text
+    assert data.categories == ["category 1", "category 2", "category 3", "category 4"]
+
+
+def test_categories_can_be_named(own_root):
+    names = ["a", "b", "c", "d"]
+    assert make(own_root, classes=5, category_names=names).categories == names
+    for classes, wrong, message in (
+        (
+            5,
+            ["a"],
+            r"data\.category_names has 1 names, .* is 5\. Set data.classes: 2",
+        ),
+        (5, ["a", "b", "c", "a"], r"data\.category_names has a name twice"),
+        (1, names, r"data\.category_names has 4 names, but data\.classes is 1"),
     ):
-        make(own_root, classes=5).prepare_data()
+        with pytest.raises(InputError, match=message):
+            make(own_root, classes=classes, category_names=wrong).prepare_data()
 
 
 def test_another_number_of_categories_is_an_error(phantom_root):
@@ -128,7 +148,8 @@ def test_another_number_of_categories_is_an_error(phantom_root):
 def test_split_without_category_maps_is_an_error(own_root):
     shutil.rmtree(own_root / "valid" / "categories")
     with pytest.raises(
-        InputError, match=r"there is no folder .*valid/categories of category maps\. Prepare the "
+        InputError,
+        match=r"there is no folder .*valid/categories of category maps\. Put a PNG",
     ):
         make(own_root, classes=5).prepare_data()
 
@@ -145,7 +166,7 @@ def test_missing_category_map_is_an_error(own_root):
 def test_checkpoint_of_other_categories_is_an_error(phantom_root):
     data = make(phantom_root, classes=5)
     data.load_state_dict(data.state_dict())
-    assert make(phantom_root).state_dict() == {}
+    assert make(phantom_root).state_dict().keys() == {"root", "digests"}
     with pytest.raises(
         InputError,
         match="was trained for cyst, gas, but the categories of .* are cyst, haze, solid",
@@ -161,6 +182,7 @@ def test_checkpoint_of_other_categories_is_an_error(phantom_root):
         ({"num_workers": -1}, r"data\.num_workers is -1"),
         ({"mask_threshold": 255}, r"data\.mask_threshold is 255"),
         ({"classes": 0}, r"data\.classes is 0, expected 1\.\.256"),
+        ({"invert_masks": True, "classes": 5}, r"data\.invert_masks is for masks"),
         ({"fit": "crop"}, "Unknown fit"),
         ({"augmentation": "heavy"}, "Unknown augmentation"),
     ],
@@ -206,3 +228,210 @@ def test_folder_that_is_no_dataset_names_the_command_that_makes_one(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(InputError, match="none of the folders train, valid, test. .* --source"):
         make(tmp_path).prepare_data()
+
+
+def change_masks(root, change, suffix: str = ".png", split: str = "*") -> None:
+    for path in root.glob(f"{split}/masks/*.png"):
+        mask = np.array(Image.open(path))
+        path.unlink()
+        Image.fromarray(change(mask)).save(path.with_suffix(suffix), quality=95)
+
+
+@pytest.mark.parametrize(
+    ("change", "suffix", "message"),
+    [
+        (
+            lambda mask: mask // 255 * 20,
+            ".jpg",
+            r"None of the 14 masks .* threshold to 11 ",
+        ),
+        (lambda mask: mask // 255, ".jpg", r"None of the 14 masks .* threshold to 0 "),
+        (lambda mask: mask * 0, ".png", r"All 14 masks in train are empty(?s:.*)masks in valid"),
+        (lambda mask: mask * 0 + 255, ".png", r"All 14 masks in train are lesion everywhere"),
+    ],
+)
+def test_masks_that_cannot_be_meant_are_refused(own_root, change, suffix, message):
+    change_masks(own_root, change, suffix)
+    for _ in range(2):  # the second time from the cache
+        with pytest.raises(InputError, match=message):
+            make(own_root).prepare_data()
+
+
+def test_inverted_masks_are_asked_about_and_can_be_inverted(own_root, phantom_root, caplog):
+    change_masks(own_root, lambda mask: 255 - mask)
+    with caplog.at_level("INFO"):
+        for _ in range(2):  # the second time from the cache
+            make(own_root).prepare_data()
+    text = "14 of 14 masks in train are white at all four corners: is the lesion drawn in black?"
+    assert caplog.text.count(text) == 2
+    caplog.clear()
+    inverted = make(own_root, invert_masks=True)
+    with caplog.at_level("INFO"):
+        inverted.prepare_data()
+    assert "corners" not in caplog.text
+    expected = make(phantom_root)
+    for cached in (True, False):
+        if not cached:
+            inverted = make(own_root, invert_masks=True, cache=False)
+        for first, second in zip(inverted.val_dataloader(), expected.val_dataloader(), strict=True):
+            assert torch.equal(first["mask"], second["mask"])
+
+
+def test_what_is_left_out_is_said(own_root, caplog):
+    (own_root / "train" / "images" / "scan.dcm").touch()
+    (own_root / "valid" / "masks" / "more").mkdir()
+    (own_root / "test" / "images" / ".DS_Store").touch()
+    with caplog.at_level("INFO"):
+        make(own_root).prepare_data()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"{own_root}/train/images: 1 file was left out: 1 .dcm.",
+        f"{own_root}/valid/masks: it holds 1 folder, whose pictures are not looked for.",
+    ]
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_dataset_without_test_images_trains_where_they_are_not_needed(own_root, caplog, empty):
+    if empty:
+        for path in own_root.glob("test/*/*.png"):
+            path.unlink()
+    else:
+        shutil.rmtree(own_root / "test")
+    data = make(own_root)
+    data.needs_test = False
+    with caplog.at_level("INFO"):
+        data.prepare_data()
+    assert "has no test images: nothing is scored on test" in caplog.text
+    assert data.splits == ("train", "valid")
+    assert data.mini_test_pairs(2) == data.pairs("valid")[:2]
+    with pytest.raises(InputError, match="evaluate_test: false|holds no picture"):
+        make(own_root).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [("valid", "val"), ("valid", "Validation"), ("train/masks", "train/labels"), ("test", "Test")],
+)
+def test_folder_of_another_name_is_named(own_root, right, wrong):
+    (own_root / right).rename(own_root / wrong)
+    names = (wrong.split("/")[-1], right.split("/")[-1])
+    with pytest.raises(InputError, match="Found {}: rename it to {}".format(*names)):
+        make(own_root).prepare_data()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("change", ["vanishes", "is cut", "has another size"])
+def test_file_that_changes_in_mid_epoch_is_named_from_a_worker_too(own_root, workers, change):
+    data = make(own_root, cache=False, num_workers=workers)
+    data.prepare_data()
+    path = own_root / "valid" / "images" / "phantom_15.png"
+    if change == "vanishes":
+        path.unlink()
+    elif change == "is cut":
+        path.write_bytes(path.read_bytes()[:200])
+    else:
+        Image.fromarray(np.zeros((9, 9), np.uint8)).save(path)
+    with pytest.raises(InputError) as caught:
+        list(data.val_dataloader())
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def write_config(folder: Path, root: Path, **data: object) -> Path:
+    """A configuration of a tiny training, `tiny.yaml`, with runs in `folder/runs`."""
+    arch_args = {"base_filters": 4, "base_kernel": 3, "num_layers": 3, "dilation": 1}
+    settings = {
+        "model": {"arch_args": arch_args},
+        "data": {"root": str(root), "image_size": 32, "num_workers": 0, **data},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu"},
+        "runs_dir": str(folder / "runs"),
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    return folder / "tiny.yaml"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_names_a_file_that_vanishes_and_keeps_its_checkpoint(
+    own_root, tmp_path, run_command, monkeypatch, capfd, workers
+):
+    path = own_root / "train" / "images" / "phantom_3.png"
+
+    def remove_and_set(sampler, epoch):
+        if epoch == 1:
+            path.unlink()
+        sampler.epoch = epoch
+
+    monkeypatch.setattr(TrainSampler, "set_epoch", remove_and_set)
+    config = write_config(tmp_path, own_root, cache=False, num_workers=workers, batch_size=1)
+    assert run_command("train", "--config", config, "--trainer.max_epochs", "3") == 2
+    error = capfd.readouterr().err
+    reason = "(No such file or directory). Replace or remove the file."
+    assert error.splitlines()[-1] == f"error: {path} cannot be read {reason}"
+    assert "Traceback" not in error
+    assert (tmp_path / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_training_without_test_images_says_what_to_set(own_root, tmp_path, run_command, capfd):
+    shutil.rmtree(own_root / "test")
+    config = write_config(tmp_path, own_root)
+    assert run_command("train", "--config", config) == 2
+    message = f"error: There is no folder {own_root / 'test'}. Add it; without test images train "
+    assert f"{message}with evaluate_test: false" in capfd.readouterr().err
+    assert run_command("train", "--config", config, "--evaluate_test", "false") == 0
+    assert len(list((tmp_path / "runs" / "tiny").glob("*/epoch_change_infer/Epoch_1_*.png"))) == 3
+
+
+HOSTILE = [
+    os.fsdecode(b"\xc2\xd1\xb3\xb2_%d" % 14),
+    "x[red]",
+    "line\nbreak",
+    "\x1b[31mred",
+    "=1+1",
+    "<script>",
+    "a" * 251,
+    "$\\frac",
+    "卵巢",
+]
+
+
+def rename_phantoms(root) -> None:
+    for name, number in zip(HOSTILE, (14, 15, 16, 17, 18, 19, 0, 1, 2), strict=True):
+        for path in root.glob(f"*/*/phantom_{number}.png"):
+            path.rename(path.with_name(f"{name}.png"))
+    (root / "manifest.json").unlink()
+    for folder in root.glob("*/categories"):
+        shutil.rmtree(folder)
+
+
+def test_hostile_names_train_and_are_never_shown_raw(
+    own_root, tmp_path, run_command, capfd, caplog
+):
+    caplog.set_level("INFO")
+    rename_phantoms(own_root)
+    for path in own_root.glob("valid/masks/*"):
+        if path.stem != "x[red]":
+            Image.fromarray(np.zeros((64, 64), np.uint8)).save(path)
+    config = write_config(tmp_path, own_root)
+    assert run_command("train", "--config", config) == 0
+    run = tmp_path / "runs" / "tiny" / "version_0"
+    assert len(list((run / "epoch_change_infer").iterdir())) == 4
+    scores = pd.read_csv(run / "evaluation" / "per_image.csv")["stem"]
+    assert sorted(scores) == ["'=1+1", "<script>", r"\x1b[31mred"]
+    where = ["--run", run, "--images", own_root / "train" / "images", "--output", tmp_path / "out"]
+    assert run_command("infer", *where) == 0
+    assert {path.name for path in (own_root / "train" / "images").iterdir()} < {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    assert run_command("audit_data", "--data", own_root, "--output", tmp_path / "audit") == 0
+    (own_root / "valid" / "images" / "\x1b[31mblue.png").touch()
+    assert run_command("train", "--config", config) == 2
+    out, err = capfd.readouterr()
+    assert r"error: 1 of 4 images" in err and r"\x1b[31mblue" in err
+    assert "\x1b" not in out + err + caplog.text
+    assert r"2 of 3 masks in valid are empty: line\nbreak, \udcc2" in caplog.text
+
+
+def test_borders_of_a_prepared_dataset_are_not_inverted(own_root):
+    (own_root / "manifest.json").write_text(json.dumps({"fit": "letterbox"}))
+    with pytest.raises(InputError, match=r"prepared with borders, which data\.invert_masks would"):
+        make(own_root, invert_masks=True).prepare_data()

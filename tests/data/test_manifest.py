@@ -34,10 +34,10 @@ def test_tree_without_a_manifest_has_no_categories(tmp_path):
     check_manifest(tmp_path, "letterbox", classes=1)
 
 
-@pytest.mark.parametrize("text", ["[", "[]", "3"])
+@pytest.mark.parametrize("text", ["[", "[]", "3", "[" * 100_000, '{"items": ' * 100_000])
 def test_manifest_of_another_program_is_an_error(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match="is not the JSON that prepare_data writes"):
+    with pytest.raises(InputError, match="is not what prepare_data writes"):
         read_manifest(tmp_path)
 
 
@@ -47,19 +47,25 @@ BOX = {"top": 0, "left": 0, "height": 4, "width": 8}
 @pytest.mark.parametrize(
     ("manifest", "problem"),
     [
-        ({"categories": 3}, "categories is no list"),
-        ({"categories": {"a": 1}}, "categories is no list"),
-        ({"categories": ["a", 7]}, "the category 7 is no name"),
-        ({"items": {"a": "train"}}, "items is no list"),
-        ({"items": ["a"]}, "item 0 is no object"),
-        ({"items": [{"split": "train"}]}, "item 0 has no stem"),
-        ({"items": [{"stem": "a"}]}, "item 0 has no split"),
+        ({"categories": 3}, r"Expected `array`, got `int` - at `\$.categories`"),
+        ({"categories": {"a": 1}}, r"Expected `array`, got `object` - at `\$.categories`"),
+        ({"categories": ["a", 7]}, r"Expected `str`, got `int` - at `\$.categories\[1\]`"),
+        ({"items": {"a": "train"}}, r"Expected `array`, got `object` - at `\$.items`"),
+        ({"items": ["a"]}, r"Expected `object`, got `str` - at `\$.items\[0\]`"),
+        ({"items": [{"split": "train"}]}, "missing required field `stem`"),
+        ({"items": [{"stem": "a"}]}, "missing required field `split`"),
         (with_item(category=2), r"item 0 has the category 2, expected 0\.\.1"),
-        (with_item(category="cyst"), r"item 0 has the category 'cyst', expected 0\.\.1"),
-        (with_item(fold="x"), "item 0 has the fold 'x', expected a number"),
-        (with_item(box=[1, 2]), r"item 0 has the box \[1, 2\], expected height, left, top, width"),
-        (with_item(box=BOX), "item 0 has a box without whole numbers"),
-        (with_item(box={**BOX, "top": "0"}, height=4, width=8), "item 0 has a box without whole"),
+        (with_item(category="cyst"), r"got `str` - at `\$.items\[0\].category`"),
+        (with_item(category=None), r"got `null` - at `\$.items\[0\].category`"),
+        (with_item(fold="x"), r"got `str` - at `\$.items\[0\].fold`"),
+        (with_item(group=[1]), r"got `array` - at `\$.items\[0\].group`"),
+        (with_item(box=[1, 2]), r"Expected `object`, got `array` - at `\$.items\[0\].box`"),
+        (with_item(box=BOX), "item 0 has a box, but not the picture's height and width"),
+        (with_item(box={**BOX, "top": "0"}, height=4, width=8), r"got `str` - at .*box.top"),
+        (with_item(box={**BOX, "top": -1}, height=4, width=8), r"`int` >= 0 - at .*box.top"),
+        ({"leakage": "no"}, r"Expected `bool`, got `str` - at `\$.leakage`"),
+        ({"fit": 3}, r"Expected `str`, got `int` - at `\$.fit`"),
+        ({"made_by": "phantoms", "count": 3}, "no count, size or seed"),
     ],
 )
 def test_malformed_entry_is_an_error_that_names_it(tmp_path, manifest, problem):

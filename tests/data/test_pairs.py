@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,7 @@ from ovseg.data.pairs import (
     Pair,
     find_pairs,
     list_images,
-    mask_problem,
     natural_key,
-    read_category_map,
-    read_image,
-    read_labels,
-    read_mask,
     read_pair,
     verify_pairs,
 )
@@ -89,77 +85,9 @@ def test_excluding_everything_is_an_error(tree):
         pairs_of(tree, exclude=["1", "2", "10"])
 
 
-def test_truncated_image_is_an_error(tree):
-    path = tree / "images" / "cut.jpg"
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(InputError, match=r"cut\.jpg cannot be read"):
-        read_image(path)
-
-
-def test_several_frames_are_an_error(tmp_path):
-    frame = Image.fromarray(np.zeros((8, 8), np.uint8))
-    frame.save(tmp_path / "film.tif", save_all=True, append_images=[frame])
-    with pytest.raises(InputError, match="has 2 frames"):
-        read_image(tmp_path / "film.tif")
-
-
-def test_sixteen_bits_are_an_error(tmp_path, save_png):
-    path = save_png(tmp_path / "deep.png", np.full((8, 8), 4000, np.uint16))
-    with pytest.raises(InputError, match="expected 8 bits"):
-        read_image(path)
-
-
-def test_grey_image_becomes_rgb(tmp_path, save_png):
-    image = read_image(save_png(tmp_path / "grey.png", np.full((4, 6), 7, np.uint8)))
-    assert image.shape == (4, 6, 3)
-    assert (image == 7).all()
-
-
-def test_mask_is_binarised_above_the_threshold(tmp_path, save_png):
-    path = save_png(tmp_path / "mask.png", np.array([[100, 101]], np.uint8))
-    assert read_mask(path, threshold=100).tolist() == [[0, 1]]
-
-
-def test_jpeg_mask_with_compression_noise_is_read(tmp_path):
-    mask = np.zeros((96, 96), np.uint8)
-    mask[30:70, 20:60] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.jpg", quality=60)
-    assert np.mean(read_mask(tmp_path / "mask.jpg") != mask // 255) < 0.002
-
-
-def test_mask_of_many_values_is_an_error(tmp_path, save_png):
-    gradient = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    path = save_png(tmp_path / "mask.png", gradient)
-    with pytest.raises(InputError, match=r"mask\.png holds 256 grey values"):
-        read_mask(path)
-
-
-def test_photograph_as_jpeg_mask_is_an_error():
-    grey = np.random.default_rng(0).integers(40, 220, (32, 32)).astype(np.uint8)
-    assert "expected a binary mask" in mask_problem(grey, 127, lossy=True)
-
-
-def test_compression_noise_in_a_black_jpeg_mask_is_no_problem():
-    grey = np.array([[0, 3, 32]], np.uint8)
-    assert mask_problem(grey, 127, lossy=True) == ""
-
-
-def test_mask_of_two_values_above_the_threshold_is_an_error():
-    grey = np.array([[200, 255]], np.uint8)
-    assert "has two values above the threshold 127" in mask_problem(grey, 127, lossy=False)
-
-
-def test_mask_below_the_threshold_says_which_threshold_to_set(tmp_path, save_png):
-    path = save_png(tmp_path / "mask.png", np.array([[0, 1]], np.uint8))
-    with pytest.raises(InputError, match=r"Set the mask threshold to 0"):
-        read_mask(path)
-
-
-def test_empty_mask_is_legal_and_named(tree, save_png):
+def test_facts_of_masks_have_the_order_of_the_pairs(tree, save_png):
     save_png(tree / "masks" / "2.png", np.zeros((30, 40), np.uint8))
-    assert verify_pairs(pairs_of(tree)) == ["2"]
+    assert [mask.lesion for mask in verify_pairs(pairs_of(tree))] == [True, False, True]
 
 
 def test_a_single_bad_pair_is_named_with_its_reason(tree):
@@ -195,48 +123,43 @@ def test_pair_is_cut_to_its_box(tree):
     assert mask.shape == (15, 20)
 
 
-def test_category_map_keeps_its_ids(tmp_path, save_png):
-    ids = np.array([[0, 1], [8, 3]], np.uint8)
-    path = save_png(tmp_path / "map.png", ids)
-    assert read_category_map(path, classes=9).tolist() == ids.tolist()
-
-
-def test_labels_are_a_mask_for_one_class_and_ids_for_more(tmp_path, save_png):
-    path = save_png(tmp_path / "labels.png", np.array([[0, 3]], np.uint8))
-    assert read_labels(path, threshold=2, classes=1).tolist() == [[0, 1]]
-    assert read_labels(path, threshold=2, classes=4).tolist() == [[0, 3]]
-
-
-def test_id_out_of_range_is_an_error(tmp_path, save_png):
-    path = save_png(tmp_path / "map.png", np.array([[0, 9, 255]], np.uint8))
-    message = r"map\.png holds the ids 9, 255, expected 0 \(background\) to 8"
-    with pytest.raises(InputError, match=message):
-        read_category_map(path, classes=9)
-
-
-@pytest.mark.parametrize(("name", "shape"), [("map.jpg", (8, 8)), ("map.png", (8, 8, 3))])
-def test_category_map_that_cannot_hold_ids_is_an_error(tmp_path, save_png, name, shape):
-    path = save_png(tmp_path / name, np.ones(shape, np.uint8))
-    with pytest.raises(InputError, match="expected a PNG with one channel of category ids"):
-        read_category_map(path, classes=9)
-
-
 def test_pairs_are_verified_as_category_maps(tree, save_png):
     for stem, category in (("1", 3), ("2", 0), ("10", 7)):
         save_png(tree / "masks" / f"{stem}.png", np.full((30, 40), category, np.uint8))
-    assert verify_pairs(pairs_of(tree), classes=8) == ["2"]
+    facts = verify_pairs(pairs_of(tree), classes=8)
+    assert [mask.brightest for mask in facts] == [3, 0, 7]
+    assert [mask.full for mask in facts] == [True, False, True]
     with pytest.raises(InputError, match=r"10\.png holds the ids 7"):
         verify_pairs(pairs_of(tree), classes=7)
-
-
-def test_jpeg_mask_of_another_suffix_is_read_as_a_jpeg(tmp_path):
-    mask = np.zeros((64, 64), np.uint8)
-    mask[20:40, 20:40] = 255
-    Image.fromarray(mask).save(tmp_path / "mask.png", format="JPEG")
-    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask > 0)
 
 
 def test_stems_of_one_number_have_an_order(tmp_path, save_png):
     for stem in ("1", "01", "001"):
         save_png(tmp_path / f"{stem}.png", np.zeros((2, 2), np.uint8))
     assert list(list_images(tmp_path)) == ["001", "01", "1"]
+
+
+def test_stems_of_composed_and_decomposed_letters_are_one(tmp_path, save_png):
+    for kind, form in (("images", "NFD"), ("masks", "NFC")):
+        name = unicodedata.normalize(form, "Läsion 1.png")
+        save_png(tmp_path / kind / name, np.zeros((2, 2), np.uint8))
+    for exclude in ([], ["Läsion 2"]):
+        [pair] = pairs_of(tmp_path, exclude=exclude)
+        assert pair.stem == unicodedata.normalize("NFC", "Läsion 1")
+    with pytest.raises(InputError, match="leaves no pair"):
+        pairs_of(tmp_path, exclude=[unicodedata.normalize("NFD", "Läsion 1")])
+
+
+def test_mask_that_fits_only_the_picture_on_its_side_says_so(tree):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.zeros((30, 40, 3), np.uint8))
+    image.save(tree / "images" / "2.png", exif=exif)
+    with pytest.raises(InputError, match=r"30 x 40 and 40 x 30\). .* EXIF orientation turns it"):
+        read_pair(pairs_of(tree)[1])
+
+
+def test_folder_of_other_files_says_which(tmp_path):
+    (tmp_path / "1.dcm").touch()
+    with pytest.raises(InputError, match=r"holds no picture .* 1 file was left out: 1 \.dcm"):
+        list_images(tmp_path)

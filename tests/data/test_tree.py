@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ovseg.core.errors import InputError
@@ -41,6 +42,31 @@ def test_missing_root_says_how_to_make_it(tmp_path):
         tree_of(tmp_path / "gone", None).pairs("train")
 
 
+def test_folder_of_another_layout_says_how_to_prepare_it(tmp_path, save_png):
+    for kind in ("images", "annotations"):
+        save_png(tmp_path / "my set" / kind / "a.png", np.zeros((8, 8), np.uint8))
+    command = "--source '.*/my set' --output '.*/my set_prepared'"
+    message = f"another layout .folders: images and masks.*ovseg prepare_data {command}"
+    with pytest.raises(InputError, match=message):
+        tree_of(tmp_path / "my set", None).pairs("train")
+
+
+def test_split_of_another_layout_says_how_to_prepare_it(tmp_path, save_png):
+    save_png(tmp_path / "train" / "images" / "a.png", np.zeros((8, 8), np.uint8))
+    (tmp_path / "train" / "labels").mkdir()
+    (tmp_path / "train" / "labels" / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5")
+    with pytest.raises(InputError, match="another layout .YOLO.*ovseg prepare_data"):
+        tree_of(tmp_path, None).pairs("train")
+
+
+def test_masks_of_other_names_say_how_to_prepare_them(tmp_path, save_png):
+    save_png(tmp_path / "train" / "images" / "benign (1).png", np.zeros((8, 8), np.uint8))
+    save_png(tmp_path / "train" / "masks" / "benign (1)_mask.png", np.zeros((8, 8), np.uint8))
+    message = r"images such as benign \(1\), masks such as benign \(1\)_mask.*prepare_data"
+    with pytest.raises(InputError, match=message):
+        tree_of(tmp_path, None).pairs("train")
+
+
 def test_folds_are_complementary_and_leave_test_as_it_is(fold_root):
     held_out = []
     for fold in range(3):
@@ -60,7 +86,7 @@ def test_numbers_can_be_excluded(phantom_root):
     tree = tree_of(phantom_root, None, exclude=["phantom_0", 7])
     assert stems(tree.pairs("train")) == phantoms(range(1, 14))
     with pytest.raises(InputError, match="data.exclude names 1 stems that no split of .* has: 7"):
-        tree.check_exclude()
+        tree.check_exclude(["train", "valid", "test"])
 
 
 def no_manifest(manifest: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ def test_paired_difference_by_hand(folders):
     assert summary["difference"] == pytest.approx(1 / 3, abs=1e-4)
     assert summary["ci95"] == pytest.approx([1 / 3, 1 / 3], abs=1e-4)
     names = {path.name for path in output.iterdir()}
-    assert names == {"paired.csv", "paired.json", "paired.png"}
+    assert names == {"paired.csv", "paired.json", "paired.png", ".ovseg_files"}
 
 
 def test_threshold_moves_their_lesion(folders):

@@ -11,7 +11,7 @@ import torch
 from ovseg.cli.main import main
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.core.errors import InputError
-from ovseg.data.pairs import read_image
+from ovseg.data.pictures import read_image
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import search_postprocessing
 from ovseg.inference.postprocessing import Postprocessing

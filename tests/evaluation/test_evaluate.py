@@ -1,6 +1,7 @@
 """An evaluation scores the masks that `infer` writes, with the same post-processing."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ovseg.core.errors import InputError
 from ovseg.core.files import write_json
 from ovseg.data.geometry import fit_box
 from ovseg.evaluation.evaluate import Evaluation
+from ovseg.evaluation.postprocessing_search import search_postprocessing
 from ovseg.inference.postprocessing import Postprocessing, to_dict
 from ovseg.inference.predictor import infer_folder
 
@@ -131,3 +133,18 @@ def test_another_checkpoints_postprocessing_is_refused_with_the_remedy(
 def test_batch_size_of_zero_is_an_error(run):
     with pytest.raises(InputError, match="batch_size is 0, expected at least 1"):
         Evaluation(run, batch_size=0)
+
+
+def test_run_of_inverted_masks_is_scored_and_postprocessed_on_inverted_masks(
+    make_run, phantom_root, tmp_path
+):
+    inverted = shutil.copytree(phantom_root, tmp_path / "inverted")
+    for path in inverted.glob("*/masks/*.png"):
+        Image.fromarray(255 - np.array(Image.open(path))).save(path)
+    scores = []
+    for root, invert in ((phantom_root, False), (inverted, True)):
+        folder = make_run(tmp_path / f"run_{invert}", root=root, invert_masks=invert)
+        summary = evaluate(folder, device="cpu")
+        search = search_postprocessing(folder, device="cpu")
+        scores.append((summary["scores"], search["score"]))
+    assert scores[0] == scores[1]

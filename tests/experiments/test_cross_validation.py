@@ -221,8 +221,16 @@ def test_fold_that_diverged_is_never_taken_as_finished(tiny, in_process, validat
     assert not list(tiny.glob("out/*/finished.json"))
     assert not (tiny / "out" / "summary.json").exists()
     assert in_process == FOLDS * 2  # from the beginning, not from weights that are lost
-    last = tiny / "out" / "fold_0" / "version_0" / "checkpoints" / "last.ckpt"
-    message = "last.ckpt is of a training that diverged: val_loss is nan"
+    assert not list(tiny.rglob("*.ckpt"))
+
+
+def test_checkpoint_of_an_infinite_loss_is_not_resumed(tiny, train):
+    assert train("--evaluate_test", "false", *ONE_EPOCH) == 0
+    last = tiny / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["callbacks"]["HistoryPlots"]["rows"][-1]["val_loss"] = float("inf")
+    torch.save(checkpoint, last)
+    message = "last.ckpt is of a training that diverged: val_loss is inf"
     with pytest.raises(InputError, match=message):
         read_finite_checkpoint(last)
 

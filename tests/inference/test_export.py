@@ -11,7 +11,7 @@ import torch
 
 from ovseg.core.errors import InputError
 from ovseg.data.geometry import place, restore
-from ovseg.data.pairs import read_image
+from ovseg.data.pictures import read_image
 from ovseg.inference.engines import open_onnx
 from ovseg.inference.export import EXPORT_FORMATS, ExportFormat, export_run
 from ovseg.inference.postprocessing import Postprocessing, average_flips
@@ -63,6 +63,18 @@ def test_earlier_export_is_replaced_only_with_overwrite(own_run):
     with pytest.raises(InputError, match="--overwrite"):
         export_run(own_run)
     export_run(own_run, overwrite=True)
+
+
+def test_lone_checkpoint_needs_an_output(own_run, tmp_path):
+    lone = tmp_path / "models" / "ovary" / "net.ckpt"
+    lone.parent.mkdir(parents=True)
+    shutil.copy(own_run / "checkpoints" / "last.ckpt", lone)
+    with pytest.raises(InputError, match="net.ckpt is not a run folder.*Add --output FOLDER"):
+        export_run(lone)
+    assert [path.name for path in (tmp_path / "models").rglob("*")] == ["ovary", "net.ckpt"]
+    export_run(lone, tmp_path / "exported")
+    export_run(own_run / "checkpoints" / "last.ckpt")
+    assert (own_run / "export" / "model.json").is_file()
 
 
 def test_unknown_format_lists_the_formats(own_run):

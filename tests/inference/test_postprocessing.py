@@ -164,16 +164,25 @@ def test_checkpoint_alone_has_no_postprocessing(run):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not what ovseg postprocess writes .JSONDecodeError."),
-        ("[]", "is not what ovseg postprocess writes .TypeError."),
+        ("{", "is not what ovseg postprocess writes .Expecting property name"),
+        ("[]", r"is not what ovseg postprocess writes \(Expected `object`, got `array`\)"),
         (
             '{"postprocessing": {"speed": 1}, "checkpoint_sha256": "1"}',
-            "is not what ovseg postprocess writes",
+            "Object contains unknown field `speed`",
         ),
         (
             '{"postprocessing": {"min_area": 2}, "checkpoint_sha256": "1"}',
-            "min_area of post-processing is 2",
+            "postprocessing.json .* writes .min_area of post-processing is 2",
         ),
+        (
+            json.dumps({"postprocessing": {"flips": ["vertical"] * 30}, "checkpoint_sha256": "1"}),
+            "flips of post-processing are .* and 25 more, expected each once",
+        ),
+        (
+            '{"postprocessing": {"threshold": true}, "checkpoint_sha256": "1"}',
+            "Expected `float`, got `bool`",
+        ),
+        ("[" * 100_000, "it is nested too deeply"),
     ],
 )
 def test_damaged_postprocessing_is_an_error(tmp_path, text, message):

@@ -1,20 +1,28 @@
 """Predictions of a run in Python and as the files of `ovseg infer`."""
 
+import errno
 import math
+import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, WriteError
+from ovseg.core.files import write_image
 from ovseg.core.runs import RunFolder
-from ovseg.data.pairs import read_image
+from ovseg.data.pictures import read_image
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference import engine_choice
+from ovseg.inference import predictor as predictor_module
 from ovseg.inference.engines import ENGINES, EngineKind
 from ovseg.inference.postprocessing import Postprocessing
 from ovseg.inference.predictor import Predictor, infer_folder, load_network, load_picture
@@ -98,17 +106,54 @@ def test_predictions_are_those_that_infer_writes(run, images, tmp_path, read_png
 
 
 @pytest.mark.parametrize(
-    "picture",
+    ("picture", "message"),
     [
-        np.zeros((8, 8, 3), np.float32),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros(8, np.uint8),
-        np.zeros((0, 8), np.uint8),
+        (np.zeros(8, np.uint8), r"has the shape \(8,\), expected \(H, W\) in grey"),
+        (np.zeros((0, 8), np.uint8), r"has the shape \(0, 8\)"),
+        (np.zeros((8, 8, 2), np.uint8), r"has the shape \(8, 8, 2\)"),
+        (np.zeros((8, 8), np.uint16), r"is an array of uint16, expected uint8, or float in 0..1"),
+        (np.zeros((8, 8, 3), np.int64), "is an array of int64"),
+        (np.zeros((8, 8), bool), "is an array of bool"),
+        (np.full((8, 8), 255.0), r"of float64 has values from 255 to 255, expected 0..1"),
+        (np.full((8, 8), -0.5, np.float32), "of float32 has values from -0.5"),
+        (np.full((8, 8), np.nan), "has values from nan"),
+        (Image.fromarray(np.zeros((8, 8), np.uint16)), "The picture has mode I;16"),
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "The picture has mode F"),
     ],
 )
-def test_array_that_is_no_picture_is_an_error(predictor, picture):
-    with pytest.raises(InputError, match=r"A picture is .* expected uint8 of shape \(H, W, 3\)"):
+def test_picture_of_another_kind_is_an_error(predictor, picture, message):
+    with pytest.raises(InputError, match=message):
         predictor.predict(picture)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_usual_mode_of_pillow_is_a_picture(mode):
+    picture = Image.fromarray(make_phantom(3, 32)[0]).convert(mode)
+    assert np.array_equal(load_picture(picture), np.array(picture.convert("RGB")))
+
+
+def test_arrays_of_one_picture_are_the_same():
+    image = make_phantom(3, 32)[0]
+    grey = image[..., 0]
+    expected = np.dstack([grey, grey, grey])
+    alpha = np.full_like(grey, 9)
+    for picture in (grey, grey[..., None], expected, np.dstack([expected, alpha]), grey / 255):
+        found = load_picture(picture)
+        assert found.dtype == np.uint8
+        assert np.array_equal(found, expected)
+    assert np.array_equal(load_picture(expected.astype(np.float32) / 255), expected)
+
+
+def test_orientation_of_a_photograph_is_applied_from_a_file_and_from_pillow(tmp_path):
+    image = make_phantom(3, 32)[0][:20]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    upright = np.rot90(image, -1)
+    assert np.array_equal(load_picture(tmp_path / "a.png"), upright)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert np.array_equal(load_picture(picture), upright)
+        assert picture.size == (32, 20)
 
 
 def test_path_without_a_picture_is_an_error(predictor, tmp_path):
@@ -332,7 +377,7 @@ def test_earlier_masks_are_replaced_only_with_overwrite(run, images, tmp_path):
     [
         ({"batch_size": 0}, "batch_size is 0"),
         ({"device": "quantum"}, "Device 'quantum' cannot be used"),
-        ({"images": "gone"}, "There is no folder gone"),
+        ({"images": "gone"}, "There is no file or folder gone"),
         ({"run": "gone"}, "There is no folder gone"),
         ({"run": "gone", "engine": "steam"}, "Unknown engine 'steam'. Choose one of: auto, com"),
     ],
@@ -385,16 +430,144 @@ def test_image_of_pillow_of_sixteen_bits_is_an_error():
         load_picture(Image.fromarray(np.zeros((4, 4), np.uint16)))
 
 
-def test_mask_that_cannot_be_written_ends_infer_and_leaves_nothing(
-    run, images, tmp_path, monkeypatch
-):
-    def fail(*_):
-        raise OSError("no space left on device")
+@pytest.fixture
+def full_disk(monkeypatch) -> Callable[[int, int], None]:
+    """A function that lets the system refuse to write masks after some of them."""
 
-    monkeypatch.setattr("ovseg.inference.predictor.write_image", fail)
-    with pytest.raises(OSError, match="no space left"):
-        infer_folder(run, images, tmp_path / "out", device="cpu", batch_size=1)
-    assert not list(tmp_path.iterdir())
+    def fill(after: int, code: int = errno.ENOSPC) -> None:
+        written = []
+
+        def write(path, image):
+            written.append(path)
+            if len(written) > after:
+                cause = OSError(code, os.strerror(code))
+                raise WriteError(f"Cannot write {path}: {cause.strerror}.") from cause
+            write_image(path, image)
+
+        monkeypatch.setattr(predictor_module, "write_image", write)
+
+    return fill
+
+
+def test_full_disk_is_one_line_and_the_same_command_continues(
+    run, images, tmp_path, run_command, capsys, full_disk, monkeypatch, read_png
+):
+    output = tmp_path / "out"
+    command = ["infer", "--run", run, "--images", images, "--device", "cpu", "--batch_size", "1"]
+    full_disk(2)
+    assert run_command(*command, "--output", output) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: Cannot write ")
+    assert "No space left on device. The same command continues" in lines[0]
+    assert not output.exists()
+
+    monkeypatch.undo()
+    assert run_command(*command, "--output", output) == 0
+    printed = capsys.readouterr().out
+    assert "Continuing: 2 of 4 masks were written before." in printed
+    assert "4 masks (0 and 255) written" in printed
+    infer_folder(run, images, tmp_path / "undisturbed", device="cpu", batch_size=1)
+    for stem in "abcd":
+        expected = read_png(tmp_path / "undisturbed" / f"{stem}.png")
+        assert np.array_equal(read_png(output / f"{stem}.png"), expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "undisturbed"]
+
+
+def test_other_options_and_changed_pictures_start_anew(run, images, tmp_path, full_disk, capsys):
+    folder = shutil.copytree(images, tmp_path / "in")
+    for change in ({"batch_size": 2}, {"overlays": True}, {"postprocessing": False}, {}):
+        settings = {"device": "cpu", "batch_size": 1}
+        full_disk(1)
+        with pytest.raises(WriteError):
+            infer_folder(run, folder, tmp_path / "out", **settings)
+        full_disk(100)
+        if not change:
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "a.png")
+        infer_folder(run, folder, tmp_path / "out", **{**settings, **change})
+        continued = "Continuing" in capsys.readouterr().out
+        # Without post-processing to leave out, the masks are the same.
+        assert continued == (change == {"postprocessing": False})
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_mask_whose_name_is_refused_is_a_failure_of_that_picture(
+    run, images, tmp_path, run_command, capsys, full_disk
+):
+    full_disk(3, errno.ENAMETOOLONG)
+    command = ["infer", "--run", run, "--images", images, "--output", tmp_path / "out"]
+    assert run_command(*command, "--device", "cpu") == 1
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3
+    assert ".png can be made: File name too long." in capsys.readouterr().err
+
+
+def test_pictures_and_folders_are_taken_together(run, images, tmp_path, run_command):
+    other = shutil.copy(images / "a.png", tmp_path / "z.png")
+    command = ["infer", "--run", run, "--output", tmp_path / "out", "--device", "cpu"]
+    assert run_command(*command, "--images", other, images, images / "a.png") == 0
+    masks = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert masks == ["a.png", "b.png", "c.png", "d.png", "z.png"]
+
+
+@pytest.fixture
+def nested(images, tmp_path) -> Path:
+    """Folders with pictures of one stem, a hidden one and an empty one."""
+    for folder in ("one", "two/inner", ".hidden", "empty"):
+        (tmp_path / "deep" / folder).mkdir(parents=True)
+    for folder in ("one", "two/inner", ".hidden"):
+        shutil.copy(images / "a.png", tmp_path / "deep" / folder / "scan.png")
+    return tmp_path / "deep"
+
+
+def test_recursive_keeps_the_structure_of_folders(run, nested, tmp_path):
+    output = tmp_path / "out"
+    count, failures = infer_folder(
+        run, nested, output, overlays=True, probabilities=True, device="cpu", recursive=True
+    )
+    assert (count, failures) == (2, [])
+    found = sorted(str(path.relative_to(output)) for path in output.rglob("*.png"))
+    masks = ["one/scan.png", "two/inner/scan.png"]
+    expected = [*masks]
+    for folder in ("overlays", "probabilities"):
+        expected += [f"{folder}/{mask}" for mask in masks]
+    assert found == sorted(expected)
+
+
+def test_folders_in_a_folder_are_named_where_they_are_not_asked_for(
+    run, nested, tmp_path, images, capsys
+):
+    message = r"holds 3 folders, whose pictures are not looked for \(empty, one, two\): add --rec"
+    with pytest.raises(InputError, match=message):
+        infer_folder(run, nested, tmp_path / "out", device="cpu")
+    shutil.copy(images / "a.png", nested / "top.png")
+    assert infer_folder(run, nested, tmp_path / "out", device="cpu")[0] == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_two_pictures_of_one_mask_are_an_error(run, nested, tmp_path):
+    sources = [nested / "one", nested / "two" / "inner"]
+    with pytest.raises(InputError, match="scan.png .*one/scan.png and .*inner/scan.png.*--recurs"):
+        infer_folder(run, sources, tmp_path / "out", device="cpu")
+
+
+def test_overlay_and_mask_of_one_name_are_an_error(run, images, tmp_path):
+    for folder in (".", "overlays"):
+        (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / "a.png", tmp_path / "in" / folder / "a.png")
+    source = tmp_path / "in"
+    with pytest.raises(InputError, match="1 files would be made of two pictures.*overlays/a.png"):
+        infer_folder(run, source, tmp_path / "out", True, device="cpu", recursive=True)
+
+
+def test_output_among_the_pictures_is_an_error_with_recursive(run, nested):
+    with pytest.raises(InputError, match="would be taken for pictures"):
+        infer_folder(run, nested, nested / "out", device="cpu", recursive=True)
+
+
+def test_pipe_is_no_picture(run, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(InputError, match="pipe.png is neither a file nor a folder"):
+        infer_folder(run, tmp_path / "pipe.png", tmp_path / "out", device="cpu")
 
 
 def test_network_of_a_checkpoint_is_that_of_its_task(run):
@@ -417,3 +590,12 @@ def test_checkpoint_of_other_weights_is_an_error(run, tmp_path):
 def test_predictor_imports_no_lightning():
     code = "import sys, ovseg.inference.predictor; print('pytorch_lightning' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_deep_colours_that_pillow_has_not_decoded_are_refused(tmp_path):
+    assert cv2.imwrite(str(tmp_path / "a.png"), np.full((8, 8, 3), 4000, np.uint16))
+    with (
+        Image.open(tmp_path / "a.png") as picture,
+        pytest.raises(InputError, match="The picture has 16 bits a channel"),
+    ):
+        load_picture(picture)

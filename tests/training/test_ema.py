@@ -147,7 +147,9 @@ def test_validation_snapshots_and_test_use_the_average(phantom_root, tmp_path, m
 
     monkeypatch.setattr(SegmentationTask, "forward", watch_snapshots)
     monkeypatch.chdir(tmp_path)
-    trainer, task = fit(phantom_root, tmp_path, follow, EpochSnapshots(1))
+    trainer, task = fit(
+        phantom_root, tmp_path, follow, EpochSnapshots(1), enable_checkpointing=True
+    )
     trainer.test(task, trainer.datamodule, verbose=False)
     assert not same(follow.mean, follow.raw)
     places = {

@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 import torch
 import yaml
+from torch.utils.data import DataLoader, Dataset
 
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
@@ -105,7 +106,7 @@ ARGUMENTS = [
     (["--trainer.devices", "many"], "(command line: trainer.devices is many"),
     (["--trainer.strategy", "dpd"], "(command line: trainer.strategy is dpd, tiny.yaml: trainer."),
     (["--trainer.max_epochs", "-5"], "(command line: trainer.max_epochs is -5, tiny.yaml: traine"),
-    (["--trainer.val_check_interval", "1000"], "(command line: trainer.val_check_interval is 1000"),
+    (["--trainer.val_check_interval", "1000"], "trainer.val_check_interval is 1000, but best"),
     (["--trainer.limit_train_batches", "0.01"], "refuses its settings (command line: trainer.lim"),
     (["--trainer.fast_dev_run", "-1"], "(command line: trainer.fast_dev_run is -1, tiny.yaml: "),
     (["--trainer.logger=WandbLogger"], "WandbLogger"),
@@ -253,6 +254,26 @@ def test_a_bug_keeps_its_traceback_and_lack_of_memory_is_told():
     assert isinstance(
         told, InputError
     ) and "data.batch_size 4 and data.image_size 32. Lower one" in str(told)
+
+
+class Unreadable(Dataset):
+    """A dataset whose one item is a user's mistake."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise InputError("a.png cannot be read.\nReplace it.")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mistake_that_a_loader_process_finds_has_its_own_words(workers):
+    try:
+        list(DataLoader(Unreadable(), num_workers=workers))
+    except InputError as error:
+        told = explain_failure(error, [], True, 32, 4)
+    assert isinstance(told, InputError)
+    assert str(told) == "a.png cannot be read.\nReplace it."
 
 
 def test_run_folder_with_a_checkpoint_is_never_released(tmp_path):

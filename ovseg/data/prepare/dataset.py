@@ -1,13 +1,15 @@
-"""Make a dataset of squares, masks and category maps from a download.
+"""Make a dataset of squares, masks and category maps from a dataset of any usual layout.
 
-`ovseg.data.prepare.otu2d` reads its files; the split, the near-duplicates and the writing are here.
+`ovseg.data.prepare.layouts` finds its images; the split, the near-duplicates and the writing are
+here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 
 from ovseg.core.console import map_with_progress
@@ -23,7 +25,9 @@ from ovseg.core.files import (
 from ovseg.core.registry import choose
 from ovseg.data.geometry import FITS, fit_box, place
 from ovseg.data.manifest import FILE_NAME, read_manifest
+from ovseg.data.pictures import read_image
 from ovseg.data.prepare.duplicates import (
+    COMPARED_SIZE,
     THRESHOLDS,
     Fingerprint,
     NearDuplicate,
@@ -31,23 +35,36 @@ from ovseg.data.prepare.duplicates import (
     fingerprint,
     group_images,
 )
-from ovseg.data.prepare.otu2d import CATEGORIES, Source, find_sources, read_pair
+from ovseg.data.prepare.groups import group_by_folders, pair_patients, read_groups
+from ovseg.data.prepare.layouts import find_dataset
+from ovseg.data.prepare.sources import (
+    UNMATCHED,
+    Found,
+    Labels,
+    Reading,
+    Source,
+    path_in,
+    settle_unmatched,
+)
 from ovseg.data.prepare.splits import (
     FRACTIONS,
     check_leakage,
     deal_groups,
     read_official,
+    read_own_split,
     read_split_file,
     stratify,
 )
 
 KINDS = ("images", "masks", "categories")  # folders of a split
 SPLITTERS = {
+    "auto": "the dataset's own folders of train and test, or else groups",
     "groups": "80 : 10 : 10 by near-duplicate groups",
-    "official": "train.txt and val.txt of the download",
+    "official": "the dataset's own folders, or train.txt and val.txt of OTU_2d",
 }
 MAX_FOLDS = 20
-SMALLEST_COMPARED = 128  # pixels; different images that are shrunk below it look alike
+WHITE_CORNERS_SHARE = 0.9  # of the masks: a lesion that fills all four corners is rare
+SMALLEST_PLACED = 128  # pixels; smaller images are compared as they are: enlarged they look alike
 
 Name = TypeVar("Name", str, int)  # of a split or a fold
 
@@ -60,12 +77,14 @@ class Case:
         source: its files.
         height: of the image, pixels.
         width: of the image, pixels.
-        category: id, 1..8, or 0 where the annotation is empty.
+        category: id of most of its lesion, 1, 2, ..., by the annotations; 0 where it has none.
         lesion: share of the image that is lesion, 0..1.
+        white_corners: whether all four corners are lesion, but not all of the image is.
+        outside: number of an outline's points that lie outside of the image.
         source_fingerprint: of the image as it is.
-        written_fingerprint: of the image as it is written, which is what an audit sees; resizing
-            changes a similarity by up to 0.02. Where squares are smaller than `SMALLEST_COMPARED`
-            it is that of the image as it is.
+        placed_fingerprint: of the image in a square of `COMPARED_SIZE`, which is what an audit
+            sees; resizing changes a similarity by up to 0.02. That of the image as it is where its
+            longer side is below `SMALLEST_PLACED`.
     """
 
     source: Source
@@ -73,8 +92,10 @@ class Case:
     width: int
     category: int
     lesion: float
+    white_corners: bool
+    outside: int
     source_fingerprint: Fingerprint
-    written_fingerprint: Fingerprint
+    placed_fingerprint: Fingerprint
 
 
 @dataclass(frozen=True)
@@ -87,33 +108,39 @@ class Assignment:
 
 
 def prepare_dataset(
-    source: Path,
+    source: Path | None,
     output: Path,
     size: int = 512,
     fit: str = "letterbox",
-    split: str = "groups",
+    split: str = "auto",
     split_file: Path | None = None,
     folds: int = 0,
     allow_leakage: bool = False,
     seed: int = 42,
     overwrite: bool = False,
+    *,
+    layout: str = "auto",
+    reading: Reading | None = None,
+    unmatched: str = "error",
+    groups: str | None = None,
 ) -> dict[str, Any]:
     """Write `{train,valid,test}/{images,masks,categories}/<stem>.png` and `manifest.json`.
 
     Images are RGB (area when shrinking, cubic when enlarging), masks 0/255, category maps 0
-    (background) and 1..8 (nearest neighbour). A file that can't be used is named in the manifest's
-    `failures`; the others are written.
+    (background) and 1, 2, ... (nearest neighbour). A file that can't be used is named in the
+    manifest's `failures`, an image that was to be left out in `left_out`; the others are written.
 
     Args:
-        source: folder with `images/N.JPG` and `annotations/N.PNG`; `N_binary.PNG`, `train.txt`,
-            `val.txt` if present.
+        source: folder of a dataset, see `ovseg.data.prepare.layouts`; None where `reading` names
+            the folders of images and masks.
         output: folder to make; it appears when it is complete. Called again with the same source
             and settings, this changes nothing and returns the manifest.
         size: side of the squares, pixels, 16..8192.
         fit: see `ovseg.data.geometry.fit_box`.
         split: `groups` divides groups of near-duplicates 80 : 10 : 10, stratified by category and
-            lesion size; `official` takes val.txt as test and an eighth of train.txt, by groups, as
-            valid.
+            lesion size; `official` is the dataset's own split: its folders, or the lists of OTU_2d
+            (see `ovseg.data.prepare.splits`), where an eighth of train, by groups, is valid if it
+            has no other; `auto` is `official` for a dataset with folders of train and test.
         split_file: a split to use instead, see `ovseg.data.prepare.splits.read_split_file`.
         folds: also divide train and valid together into so many folds, by groups, for
             cross-validation: each entry's `fold` is 0..folds-1, or null for a test image; 0 makes
@@ -122,21 +149,40 @@ def prepare_dataset(
             result report them.
         seed: of the split and the folds.
         overwrite: replace an earlier dataset.
+        layout: of the source, see `ovseg.data.prepare.layouts.LAYOUTS`; `auto` recognises it.
+        reading: how labels are read, by default as the layout says.
+        unmatched: what becomes of images without labels, see `UNMATCHED`.
+        groups: CSV `stem,group` of patients or examinations, or `folders`: images of one folder are
+            of one patient. None of these is divided, nor are near-duplicates.
 
     Returns:
         The manifest.
 
     Raises:
-        InputError: the source is not that layout, a setting is out of range, near-duplicates are in
-            two splits, a split or fold would be empty, no pair is usable, or output exists.
+        InputError: the source has no known layout, images lack labels, a setting is out of range,
+            near-duplicates are in two splits, a split or fold would be empty, no pair is usable, or
+            output exists.
     """
-    source = Path(source)
     output = Path(output)
+    reading = replace(reading or Reading(), patients=groups == "folders")
     _check_settings(size, fit, split, split_file, folds, seed)
+    choose("unmatched", unmatched, UNMATCHED)
 
-    sources, unmatched = find_sources(source)
-    given_split = _read_given_split(source, [item.stem for item in sources], split, split_file)
+    layout, found = find_dataset(None if source is None else Path(source), layout, reading)
+    print(_describe(layout, found))
+    sources, left_out = settle_unmatched(found, unmatched)
+    sources = _with_patients(found.root, sources, groups)
+    stems = [item.stem for item in sources]
+    if split == "auto":
+        split = _choose_split(sources, split_file)
+    given_split = _read_given_split(found.root, sources, split, split_file)
     settings = {
+        "layout": layout,
+        "mask_suffix": reading.mask_suffix,
+        "labels": list(reading.labels),
+        "keep_categories": reading.categories,
+        "invert_masks": reading.invert_masks,
+        "unmatched": unmatched,
         "size": size,
         "fit": fit,
         "split": "file" if split_file else split,
@@ -154,21 +200,24 @@ def prepare_dataset(
             return earlier
 
     check_output_dir(output, overwrite, marker=FILE_NAME)
-    cases, failures = _examine_all(source, sources, size, fit)
+    cases, failures = _examine_all(found.root, sources)
     stems = [case.source.stem for case in cases]
-    duplicates = _find_duplicates(cases, stems)
-    groups = group_images(len(cases), duplicates).tolist()
-    splits, fold_of = _assign(cases, groups, given_split, split, folds, seed)
-    leaks = check_leakage(duplicates, splits, stems, allow_leakage)
-    with atomic_dir(output, overwrite, FILE_NAME, inputs=[source]) as folder:
+    patients = [case.source.patient for case in cases]
+    related = pair_patients(patients) + _find_duplicates(cases, stems)
+    group_of = group_images(len(cases), related).tolist()
+    splits, fold_of = _assign(cases, group_of, given_split, split, folds, seed)
+    leaks = check_leakage(related, splits, stems, allow_leakage)
+    categories = found.categories or _classes_with_lesion(cases)
+    inputs = [found.root, *(path for path in (reading.images, reading.masks) if path is not None)]
+    with atomic_dir(output, overwrite, FILE_NAME, inputs=inputs) as folder:
 
         def write(planned: tuple[Case, Assignment]) -> dict[str, Any]:
             case, assignment = planned
-            return _write_case(folder, case, assignment, size, fit)
+            return _write_case(folder, found.root, case, assignment, size, fit, categories)
 
         planned = []
         for index, case in enumerate(cases):
-            assignment = Assignment(splits[index], groups[index], fold_of.get(index))
+            assignment = Assignment(splits[index], group_of[index], fold_of.get(index))
             planned.append((case, assignment))
         items = map_with_progress(write, planned, "Writing pairs")
         manifest = {
@@ -176,8 +225,9 @@ def prepare_dataset(
             **settings,
             "leakage": bool(leaks),
             "leaking_pairs": leaks,
-            "categories": list(CATEGORIES.values()),
-            "failures": unmatched + failures,
+            "categories": categories,
+            "failures": found.failures + failures,
+            "left_out": left_out,
             "items": items,
         }
         write_json(folder / FILE_NAME, manifest)
@@ -195,26 +245,66 @@ def _check_settings(
         raise InputError(f"--folds is {folds}, expected 2..{MAX_FOLDS}, or 0 for none.")
     choose("fit", fit, FITS)
     choose("split", split, SPLITTERS)
-    if split_file and split != "groups":
+    if split_file and split == "official":
         raise InputError(
             f"--split {split} and --split_file {split_file} are two splits. Leave out one of them."
         )
 
 
+def _describe(layout: str, found: Found) -> str:
+    """One line on what was found, and the reader's notes."""
+    kinds = sorted({source.kind for source in found.sources + found.without_labels} - {""})
+    count = len(found.sources) + len(found.without_labels)
+    text = f"{layout} layout: {count} images"
+    if kinds:
+        text += f" in {len(kinds)} classes ({first_five(kinds)})"
+    elif len(found.categories) > 1:
+        text += f", {len(found.categories)} categories ({first_five(found.categories)})"
+    return "\n".join([text, *found.notes])
+
+
+def _with_patients(root: Path, sources: list[Source], groups: str | None) -> list[Source]:
+    """The images with the patient or examination of each, see `prepare_dataset`."""
+    if groups is None:
+        return sources
+    if groups == "folders":
+        return group_by_folders(root, sources)
+    return read_groups(Path(groups), sources)
+
+
+def _choose_split(sources: Sequence[Source], split_file: Path | None) -> str:
+    """The splitter of `auto`, and a line about it where the dataset has a split of its own."""
+    own = {source.split for source in sources} - {""}
+    if split_file or not own:
+        return "groups"
+    if "" not in {source.split for source in sources} and own & {"train", "trainval"}:
+        if "test" in own:
+            print("Its own split is kept. For a new one by groups add --split groups.")
+            return "official"
+        if "valid" in own:
+            print(
+                "Its own split has no test images, so a new one is made by groups. To test on its "
+                "valid images add --split official."
+            )
+    return "groups"
+
+
 def _read_given_split(
-    source: Path, stems: list[str], split: str, split_file: Path | None
+    root: Path, sources: Sequence[Source], split: str, split_file: Path | None
 ) -> dict[str, str] | None:
-    """The split that a file gives, stem -> split, or None where groups make the split."""
+    """The split that a file or folders give, stem -> split, or None where groups make the split."""
+    stems = [source.stem for source in sources]
     if split_file:
         return read_split_file(split_file, stems)
     if split == "official":
-        return read_official(source, stems)
+        own = {source.stem: source.split for source in sources}
+        if any(own.values()):
+            return read_own_split(root, own)
+        return read_official(root, stems)
     return None
 
 
-def _examine_all(
-    source: Path, sources: list[Source], size: int, fit: str
-) -> tuple[list[Case], list[str]]:
+def _examine_all(root: Path, sources: list[Source]) -> tuple[list[Case], list[str]]:
     """The usable pairs, and why the others are not.
 
     Raises:
@@ -223,7 +313,7 @@ def _examine_all(
 
     def examine(item: Source) -> Case | str:
         try:
-            return _examine(item, size, fit)
+            return _examine(item)
         except InputError as error:
             return str(error)
 
@@ -232,27 +322,84 @@ def _examine_all(
     failures = [result for result in results if isinstance(result, str)]
     if not cases:
         raise InputError(
-            f"None of the {len(sources)} pairs in {source} can be used: {first_five(failures)}"
+            f"None of the {len(sources)} pairs in {root} can be used: {first_five(failures)}"
+        )
+    _judge_masks(root, cases)
+    outside = [case for case in cases if case.outside]
+    if outside:
+        points = sum(case.outside for case in outside)
+        names = first_five(case.source.stem for case in outside)
+        print(
+            f"{points} points of outlines in {len(outside)} images lie outside of the image and "
+            f"were cut off: {names}"
         )
     return cases, failures
 
 
-def _examine(source: Source, size: int, fit: str) -> Case:
-    """A pair as the split sees it; raises as `read_pair`."""
-    image, mask, _, category = read_pair(source)
-    height, width = mask.shape
-    written = image
-    if size >= SMALLEST_COMPARED:
-        written = place(image, size, fit)
+def _judge_masks(root: Path, cases: Sequence[Case]) -> None:
+    """Judge all masks together: what is legal for one can't be meant for all.
+
+    Raises:
+        InputError: no image has a lesion, or all are lesion everywhere.
+    """
+    if not any(case.lesion for case in cases):
+        raise InputError(
+            f"None of the {len(cases)} images in {root} has a lesion. Check how the masks or "
+            "annotations were exported."
+        )
+    if all(case.lesion == 1 for case in cases):
+        raise InputError(
+            f"All {len(cases)} images in {root} are lesion everywhere. Check how the masks or "
+            "annotations were exported."
+        )
+    white = sum(case.white_corners for case in cases)
+    drawn = sum(0 < case.lesion < 1 for case in cases)
+    if white and white >= WHITE_CORNERS_SHARE * drawn:
+        print(
+            f"{white} of {len(cases)} masks are lesion at all four corners: is the lesion drawn in "
+            "black? Then add --invert_masks."
+        )
+
+
+def _examine(source: Source) -> Case:
+    """A pair as the split sees it; raises as `_read_pair`."""
+    image, labels = _read_pair(source)
+    height, width = labels.mask.shape
+    ids = labels.mask if labels.categories is None else labels.categories
+    pixels = cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel()
+    pixels[0] = 0  # background
+    lesion = float(labels.mask.mean())
+    corners = labels.mask[[0, 0, -1, -1], [0, -1, 0, -1]]
+    placed = image
+    if max(height, width) >= SMALLEST_PLACED:
+        placed = place(image, COMPARED_SIZE, "letterbox")
     return Case(
         source,
         height,
         width,
-        category,
-        lesion=float(mask.mean()),
+        category=int(pixels.argmax()),
+        lesion=lesion,
+        white_corners=bool(corners.all()) and lesion < 1,
+        outside=labels.outside,
         source_fingerprint=fingerprint(image),
-        written_fingerprint=fingerprint(written),
+        placed_fingerprint=fingerprint(placed),
     )
+
+
+def _read_pair(source: Source) -> tuple[np.ndarray, Labels]:
+    """An image, uint8 (H, W, 3), and its labels.
+
+    Raises:
+        InputError: it can't be used.
+    """
+    image = read_image(source.image_path)
+    height, width = image.shape[:2]
+    return image, source.read_labels(height, width)
+
+
+def _classes_with_lesion(cases: Sequence[Case]) -> list[str]:
+    """The classes of images that are categories: those in which some image has a lesion."""
+    return sorted({case.source.kind for case in cases if case.category})
 
 
 def _assign(
@@ -276,13 +423,13 @@ def _assign(
     Raises:
         InputError: a split or fold would be empty.
     """
-    strata = stratify([case.category for case in cases], [case.lesion for case in cases])
+    strata = stratify(_classes_of(cases), [case.lesion for case in cases])
     everyone = range(len(cases))
     if given_split is None:
         split_of = _deal(everyone, groups, strata, FRACTIONS, seed)
     else:
         split_of = {index: given_split[cases[index].source.stem] for index in everyone}
-        if split == "official":  # its train is divided, its val.txt is the test split
+        if split == "official" and "valid" not in split_of.values():
             in_train = [index for index in everyone if split_of[index] == "train"]
             split_of |= _deal(in_train, groups, strata, {"train": 7 / 8, "valid": 1 / 8}, seed)
 
@@ -291,6 +438,14 @@ def _assign(
         in_folds = [index for index in everyone if split_of[index] != "test"]
         fold_of = _deal(in_folds, groups, strata, dict.fromkeys(range(folds), 1 / folds), seed)
     return [split_of[index] for index in everyone], fold_of
+
+
+def _classes_of(cases: Sequence[Case]) -> list[int]:
+    """A number for what each image shows: its class, or else the category of its lesion."""
+    kinds = sorted({case.source.kind for case in cases})
+    if len(kinds) > 1:
+        return [kinds.index(case.source.kind) for case in cases]
+    return [case.category for case in cases]
 
 
 def _deal(
@@ -318,49 +473,67 @@ def _deal(
 
 
 def _find_duplicates(cases: Sequence[Case], stems: Sequence[str]) -> list[NearDuplicate]:
-    """The near-duplicates among the images as they are or as they are written, in order.
+    """The near-duplicates among the images as they are or in a square, in order.
 
-    The similarity of a pair that is found in both is that of the images as they are written.
+    The similarity of a pair that is found in both is that of the images in a square.
     """
     of_sources = [case.source_fingerprint for case in cases]
-    as_written = [case.written_fingerprint for case in cases]
+    placed = [case.placed_fingerprint for case in cases]
     found: dict[tuple[int, int], NearDuplicate] = {}
-    for fingerprints in (of_sources, as_written):
+    for fingerprints in (of_sources, placed):
         for duplicate in find_near_duplicates(fingerprints, stems):
             found[duplicate[:2]] = duplicate
     return sorted(found.values())
 
 
 def _write_case(
-    folder: Path, case: Case, assignment: Assignment, size: int, fit: str
+    folder: Path,
+    root: Path,
+    case: Case,
+    assignment: Assignment,
+    size: int,
+    fit: str,
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """Write the three pictures of a case; returns its entry in the manifest."""
-    image, mask, categories, category = read_pair(case.source)
-    pictures = (image, mask * np.uint8(255), categories)
+    source = case.source
+    image, labels = _read_pair(source)
+    category = case.category
+    categories = labels.categories
+    if categories is None:
+        if source.kind:
+            category = names.index(source.kind) + 1 if case.category else 0
+        categories = labels.mask * np.uint8(category)
+    pictures = (image, labels.mask * np.uint8(255), categories)
     for kind, picture in zip(KINDS, pictures, strict=True):
-        path = folder / assignment.split / kind / f"{case.source.stem}.png"
+        path = folder / assignment.split / kind / f"{source.stem}.png"
         write_image(path, place(picture, size, fit))
-    return {
-        "stem": case.source.stem,
+    item = {
+        "stem": source.stem,
         **asdict(assignment),
-        "source": f"images/{case.source.image_path.name}",
+        "source": path_in(root, source.image_path),
         "height": case.height,
         "width": case.width,
         "box": asdict(fit_box(case.height, case.width, size, fit)),
         "category": category,
     }
+    if source.kind:
+        item["class"] = source.kind
+    if source.patient:
+        item["patient"] = source.patient
+    return item
 
 
-def _describe_files(sources: Iterable[Source]) -> dict[str, int | str]:
+def _describe_files(sources: Sequence[Source]) -> dict[str, int | str]:
     """Number, size and digest of the source files, which change when a file does."""
-    paths = []
+    paths: dict[Path, None] = {}  # a file of several images counts once
     for source in sources:
-        for path in (source.image_path, source.annotation_path, source.binary_path):
-            if path is not None:
-                paths.append(path)
-    digests = map_with_progress(file_digest, paths, "Reading files")
+        paths[source.image_path] = None
+        paths.update(dict.fromkeys(source.label_paths))
+    digests = map_with_progress(file_digest, list(paths), "Reading files")
+    facts = [(source.stem, source.kind, source.patient) for source in sources]
     size = sum(path.stat().st_size for path in paths)
-    return {"count": len(paths), "bytes": size, "sha256": content_digest(digests)}
+    return {"count": len(paths), "bytes": size, "sha256": content_digest([digests, facts])}
 
 
 def _read_finished(output: Path) -> dict[str, Any] | None:

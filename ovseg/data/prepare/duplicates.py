@@ -40,10 +40,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ovseg.core.console import map_with_progress, progress_bar
-from ovseg.data.pairs import list_images, read_image
+from ovseg.data.pairs import list_images
+from ovseg.data.pictures import read_image
 
 # Largest difference of two numbers -> smallest similarity of near-duplicates.
 THRESHOLDS = {2: 0.30, 10: 0.42, math.inf: 0.55}
+
+# Pixels. `prepare_data` compares images as they are and letterboxed to this side, whatever squares
+# it writes: so the groups, and the split, are the same at every size. Most datasets are written so.
+COMPARED_SIZE = 512
+# How much a similarity changes where squares are written otherwise. Of OTU_2d's pairs across the
+# split 3 pass the thresholds at 128 x 128, by 0.015, 0.005 and 0.019, and 1 at 256 x 256, by 0.002.
+RESIZED = 0.02
 
 SIDE = 32  # of thumbnails, pixels
 SHIFT = 3  # pixels of a thumbnail: shifts up to a tenth of the picture
@@ -93,7 +101,7 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
 
 
 def fingerprint_files(paths: Sequence[Path]) -> list[Fingerprint]:
-    """The fingerprints of picture files; raises as `ovseg.data.pairs.read_image`."""
+    """The fingerprints of picture files; raises as `ovseg.data.pictures.read_image`."""
 
     def read(path: Path) -> Fingerprint:
         return fingerprint(read_image(path))
@@ -102,7 +110,7 @@ def fingerprint_files(paths: Sequence[Path]) -> list[Fingerprint]:
 
 
 def find_near_duplicates(
-    fingerprints: Sequence[Fingerprint], stems: Sequence[str]
+    fingerprints: Sequence[Fingerprint], stems: Sequence[str], margin: float = 0
 ) -> list[NearDuplicate]:
     """Find all pairs of images that are similar enough for the difference of their numbers.
 
@@ -110,6 +118,7 @@ def find_near_duplicates(
         fingerprints: of the images.
         stems: their stems. The difference of two that are whole numbers is taken as it is, any
             other as infinite.
+        margin: how much more than the thresholds is asked.
 
     Returns:
         (i, j, similarity), i < j, in order of i and j.
@@ -129,7 +138,7 @@ def find_near_duplicates(
 
         difference = np.nan_to_num(np.abs(numbers[rows, None] - numbers), nan=math.inf)
         within = [difference <= largest for largest in THRESHOLDS]
-        thresholds = np.select(within, list(THRESHOLDS.values()))
+        thresholds = np.select(within, list(THRESHOLDS.values())) + margin
 
         for row, column in np.argwhere(similarity >= thresholds):
             i = int(start + row)

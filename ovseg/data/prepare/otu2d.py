@@ -1,12 +1,15 @@
 """Read the official OTU_2d download of MMOTU: images, and annotations in colours."""
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.data.pairs import list_images, open_picture, read_image, read_mask
+from ovseg.data.masks import read_mask
+from ovseg.data.pairs import list_images
+from ovseg.data.pictures import open_picture
+from ovseg.data.prepare.sources import Found, Labels, Reading, Source, no_lesion, path_in
 
 # The colours and the order of the download's own label files (labels 0..7); ids in our category
 # maps are one higher, 0 is background.
@@ -22,61 +25,58 @@ CATEGORIES = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """The files of one image of the download.
-
-    Attributes:
-        stem: name of the image file without suffix.
-        image_path: the image.
-        annotation_path: the annotation in colours.
-        binary_path: the binary annotation, where there is one.
-    """
-
-    stem: str
-    image_path: Path
-    annotation_path: Path
-    binary_path: Path | None
+LOOKED_AT = 10  # annotations, to recognise the download
 
 
-def find_sources(source: Path) -> tuple[list[Source], list[str]]:
+def is_otu2d(root: Path) -> bool:
+    """Whether a folder has annotations in the colours of the download."""
+    folder = root / "annotations"
+    if not folder.is_dir() or not (root / "images").is_dir():
+        return False
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".png"]
+    paths = [path for path in paths if not path.stem.endswith("_binary")]
+    for path in paths[:LOOKED_AT]:
+        try:
+            _, category = read_categories(path)
+        except InputError:
+            continue
+        if category:
+            return True
+    return False
+
+
+def find_otu2d(root: Path, reading: Reading) -> Found:
     """Match images and annotations of the download by stem.
-
-    Returns:
-        The pairs in natural order, and a message for each file without its partner.
 
     Raises:
         InputError: a folder is missing or empty, or nothing matches.
     """
-    if not source.is_dir():
-        raise InputError(
-            f"There is no folder {source}. "
-            "Name the unpacked download, which holds images and annotations."
-        )
-    images = list_images(source / "images")
+    images = list_images(root / "images")
     colour = {}
     binary = {}
-    for stem, path in list_images(source / "annotations").items():
+    for stem, path in list_images(root / "annotations").items():
         if stem.endswith("_binary"):
             binary[stem.removesuffix("_binary")] = path
         else:
             colour[stem] = path
 
-    sources = []
-    unmatched = []
+    found = Found(root, categories=list(CATEGORIES.values()))
     for stem, path in images.items():
-        if stem in colour:
-            sources.append(Source(stem, path, colour[stem], binary.get(stem)))
-        else:
-            unmatched.append(f"{path} has no annotation of its stem.")
+        if stem not in colour:
+            found.without_labels.append(Source(stem, path, (), no_lesion))
+            continue
+        label_paths = [colour[stem]]
+        if stem in binary:
+            label_paths.append(binary[stem])
+        read = partial(read_labels, path, colour[stem], binary.get(stem))
+        found.sources.append(Source(stem, path, tuple(label_paths), read))
     for stem, path in colour.items():
         if stem not in images:
-            unmatched.append(f"{path} has no image of its stem.")
-    if not sources:
-        raise InputError(
-            f"No image in {source} has an annotation of its stem: {first_five(unmatched)}"
-        )
-    return sources, unmatched
+            found.without_image.append(path_in(root, path))
+    if not found.sources:
+        names = [path.name for path in images.values()]
+        raise InputError(f"No image in {root} has an annotation of its stem: {first_five(names)}.")
+    return found
 
 
 def read_categories(path: Path) -> tuple[np.ndarray, int]:
@@ -89,11 +89,17 @@ def read_categories(path: Path) -> tuple[np.ndarray, int]:
     Raises:
         InputError: unreadable, a colour that is no category's, or two categories.
     """
-    rgb = np.array(open_picture(path).convert("RGB"))
-    codes = rgb.astype(np.uint32) @ np.array([2**16, 2**8, 1], np.uint32)
+    opaque = open_picture(path).convert("RGB").convert("RGBA")
+    codes = np.array(opaque).view("<u4")[..., 0] & 0xFFFFFF  # a number for each colour, red lowest
+    lesion = codes > 0
+    codes_of_lesion = codes[lesion]
+    found = codes_of_lesion[:1]
+    if (codes_of_lesion != found).any():  # np.unique sorts, which takes long
+        found = np.unique(codes_of_lesion)
     colours = []
-    for code in np.unique(codes[codes > 0]).tolist():
-        colours.append((code >> 16, code >> 8 & 255, code & 255))
+    for code in found.tolist():
+        colours.append((code & 255, code >> 8 & 255, code >> 16))
+    colours.sort()
 
     unknown = [colour for colour in colours if colour not in CATEGORIES]
     if unknown:
@@ -110,25 +116,25 @@ def read_categories(path: Path) -> tuple[np.ndarray, int]:
     category = 0
     if colours:
         category = list(CATEGORIES).index(colours[0]) + 1
-    return (codes > 0).astype(np.uint8) * np.uint8(category), category
+    return lesion.astype(np.uint8) * np.uint8(category), category
 
 
-def read_pair(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Image, mask of 0 and 1, category map and category of a pair.
+def read_labels(
+    image_path: Path, colour_path: Path, binary_path: Path | None, height: int, width: int
+) -> Labels:
+    """The labels of an image; its lesion is that of the binary annotation, where there is one.
 
     Raises:
-        InputError: it can't be used.
+        InputError: an annotation can't be used, or has another size.
     """
-    image = read_image(source.image_path)
-    categories, category = read_categories(source.annotation_path)
-    if source.binary_path:
-        mask = read_mask(source.binary_path, threshold=0)
-    else:
-        mask = (categories > 0).astype(np.uint8)
-    if not image.shape[:2] == categories.shape == mask.shape:
-        sizes = f"{image.shape[:2]}, {categories.shape}, {mask.shape}"
+    categories, _ = read_categories(colour_path)
+    mask = (categories > 0).astype(np.uint8)
+    if binary_path:
+        mask = read_mask(binary_path, threshold=0)
+    if not (height, width) == categories.shape == mask.shape:
+        sizes = f"{(height, width)}, {categories.shape}, {mask.shape}"
         raise InputError(
-            f"{source.image_path}, its annotation and its mask differ in size ({sizes}). "
+            f"{image_path}, its annotation and its mask differ in size ({sizes}). "
             "Correct or remove them."
         )
-    return image, mask, categories, category
+    return Labels(mask, categories)

@@ -106,7 +106,7 @@ def read_split_file(path: Path, stems: Sequence[str]) -> dict[str, str]:
                 text, object_pairs_hook=list
             )  # a list keeps a stem that is there twice
         else:
-            cells = _read_csv(text)
+            cells = read_csv(text, ["stem", "split"])
         rows = [(str(stem), str(split)) for stem, split in cells]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
@@ -123,13 +123,13 @@ def read_split_file(path: Path, stems: Sequence[str]) -> dict[str, str]:
     return dict(rows)
 
 
-def _read_csv(text: str) -> list[list[str]]:
-    """The lines of a CSV without empty ones and without the heading `stem,split`."""
+def read_csv(text: str, heading: list[str]) -> list[list[str]]:
+    """The lines of a CSV without empty ones and without the heading."""
     rows = []
     for row in csv.reader(text.splitlines()):
         if row:
             rows.append([cell.strip() for cell in row])
-    if rows and rows[0] == ["stem", "split"]:
+    if rows and rows[0] == heading:
         return rows[1:]
     return rows
 
@@ -166,11 +166,47 @@ def read_official(source: Path, stems: Sequence[str]) -> dict[str, str]:
     return dict(rows)
 
 
-def check_listed(listed: Sequence[str], stems: Sequence[str], where: str) -> None:
+def read_own_split(root: Path, splits: Mapping[str, str]) -> dict[str, str]:
+    """The split that a dataset's own folders give.
+
+    Its `trainval` is train where it has no valid of its own. Without test images its valid images
+    are the test split.
+
+    Args:
+        root: the dataset, for the message.
+        splits: stem -> `train`, `trainval`, `valid`, `test` or empty.
+
+    Returns:
+        Stem -> split; without `valid` where that is still to be taken out of train.
+
+    Raises:
+        InputError: an image is in none of its splits, or there is nothing to train or test on.
+    """
+    without = [stem for stem, split in splits.items() if not split]
+    if without:
+        raise InputError(
+            f"{len(without)} images in {root} are in none of its splits: {first_five(without)}. "
+            "Use --split groups."
+        )
+    renamed = {"trainval": "train"}
+    if "test" not in splits.values():
+        renamed["valid"] = "test"
+    own = {stem: renamed.get(split, split) for stem, split in splits.items()}
+    if not {"train", "test"} <= set(own.values()):
+        raise InputError(
+            f"{root} has no images to train on, or none to test on, in its own split. "
+            "Use --split groups."
+        )
+    return own
+
+
+def check_listed(
+    listed: Sequence[str], stems: Sequence[str], where: str, remedy: str = "use --split groups"
+) -> None:
     """Check that `listed` has each of `stems` once and no other.
 
     Raises:
-        InputError: it has not; `where` is the subject of the message.
+        InputError: it has not; `where` is the subject of the message, `remedy` what else to do.
     """
     counts = Counter(listed)
     present = set(stems)
@@ -187,7 +223,7 @@ def check_listed(listed: Sequence[str], stems: Sequence[str], where: str) -> Non
             found.append(f"{problem} ({len(offenders)}: {first_five(in_order)})")
     if found:
         raise InputError(
-            f"{where}: the lists {', '.join(found)}. Name each image once, or use --split groups."
+            f"{where}: the lists {', '.join(found)}. Name each image once, or {remedy}."
         )
 
 

@@ -4,10 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
 from ovseg.core.files import atomic_path
 from ovseg.core.runs import BEST, INTERRUPTED, LAST, RunFolder
@@ -34,6 +36,12 @@ class BestCheckpoint(ModelCheckpoint):
         )
         self.resumed_run = RunFolder(Path())
 
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Whether a value is the best so far; NaN, which has no order, never is."""
+        if current is not None and torch.isnan(current):
+            return False
+        return super().check_monitor_top_k(trainer, current)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy the best checkpoint so far from the run that is resumed."""
         new = RunFolder(Path(self.dirpath or ".").parent).checkpoint(BEST)
@@ -48,9 +56,7 @@ class BestCheckpoint(ModelCheckpoint):
             )
             return
         if old != new:
-            new.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(new) as temporary:
-                shutil.copyfile(old, temporary)
+            _copy(old, new)
         state = {
             **state_dict,
             "best_k_models": {str(new): state_dict["best_model_score"]},
@@ -65,7 +71,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(ModelCheckpoint):
     """Keeps `checkpoints/last.ckpt`, the last complete epoch.
 
-    A resume from it equals an uninterrupted run.
+    A resume from it equals an uninterrupted run. Until a resumed run has completed an epoch, it is
+    a copy of the checkpoint that was resumed.
     """
 
     def __init__(self) -> None:
@@ -73,6 +80,14 @@ class LastCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take nothing from a checkpoint: the resumed run writes its own file."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the checkpoint that is resumed."""
+        super().on_train_start(trainer, pl_module)
+        resumed = trainer.ckpt_path
+        if resumed and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            run = RunFolder(Path(self.dirpath or ".").parent)
+            _copy(Path(resumed), run.checkpoint(LAST))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a complete epoch.
@@ -105,3 +120,9 @@ class LastCheckpoint(ModelCheckpoint):
         if last.is_file():
             remedy = f"Resume with --ckpt_path {last}"
         rank_zero_info(f"Stopped in epoch {trainer.current_epoch + 1}. {remedy}.")
+
+
+def _copy(old: Path, new: Path) -> None:
+    """Copy a checkpoint; it is whole or absent at its new place."""
+    with atomic_path(new) as temporary:
+        shutil.copyfile(old, temporary)

@@ -9,7 +9,7 @@ from ovseg.core.files import write_table
 from ovseg.core.plots import draw_curves
 from ovseg.core.runs import RunFolder
 from ovseg.metrics import SCORES
-from ovseg.training.callbacks.run_folder import run_of
+from ovseg.training.callbacks.shown import Shown
 
 # Logged scores that are drawn.
 CURVES = [f"val_{name}" for name, score in SCORES.items() if score.in_curves]
@@ -19,10 +19,9 @@ METRICS = {"dice_coef": "train_dice_coef", **{name: name for name in CURVES}}
 
 
 class HistoryPlots(Callback):
-    """Curves as CSV and PNG, written again after each epoch: `train_losses`, `train_metrics`.
+    """What the curves show, a row an epoch; epochs are counted from 1.
 
-    Epochs are counted from 1. The rows are part of the checkpoint, so the curves of a resumed run
-    begin with epoch 1.
+    The rows are part of the checkpoint, so the curves of a resumed run begin with epoch 1.
     """
 
     def __init__(self) -> None:
@@ -42,11 +41,22 @@ class HistoryPlots(Callback):
             if logged in trainer.callback_metrics:
                 row[column] = float(trainer.callback_metrics[logged])
         self.rows.append(row)
-        run = run_of(trainer)
-        if trainer.is_global_zero:
-            history = pd.DataFrame(self.rows)
-            _write(history, run, "losses", LOSSES)
-            _write(history, run, "metrics", METRICS)
+
+
+class Curves(Shown):
+    """The rows of `HistoryPlots` as CSV and PNG, written again after each epoch.
+
+    They are `train_losses` and `train_metrics` in the run folder.
+    """
+
+    what = "Curves"
+
+    def show(self, trainer: Trainer, pl_module: LightningModule, run: RunFolder) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, HistoryPlots):
+                history = pd.DataFrame(callback.rows)
+                _write(history, run, "losses", LOSSES)
+                _write(history, run, "metrics", METRICS)
 
 
 def last_epoch(checkpoint: dict[str, Any]) -> dict[str, float]:

@@ -2,20 +2,22 @@
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
 from ovseg.core.drawing import PALETTE, PRED, case_row, contact_sheet, paint
 from ovseg.core.errors import InputError
-from ovseg.core.files import write_image
+from ovseg.core.files import fit_file_name, write_image
+from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.geometry import place
-from ovseg.data.pairs import Pair, read_image, read_pair
+from ovseg.data.pairs import Pair
+from ovseg.data.pictures import read_image
 from ovseg.metrics import predict
-from ovseg.training.callbacks.run_folder import run_of
+from ovseg.training.callbacks.shown import Shown
 from ovseg.training.ema import averaged
 
 
-class EpochSnapshots(Callback):
+class EpochSnapshots(Shown):
     """Predictions for a few images after every epoch, on the training device.
 
     Writes `epoch_change_infer/Epoch_<n>_<stem>.png` (the prediction over the image) and the contact
@@ -29,6 +31,8 @@ class EpochSnapshots(Callback):
         InputError: a negative number.
     """
 
+    what = "Snapshots"
+
     def __init__(self, num_infer_images: int = 6):
         if num_infer_images < 0:
             raise InputError(
@@ -36,12 +40,10 @@ class EpochSnapshots(Callback):
             )
         self.num_infer_images = num_infer_images
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = run_of(trainer).snapshots
-        if trainer.fast_dev_run or self.num_infer_images == 0:  # type: ignore[attr-defined]
+    def show(self, trainer: Trainer, pl_module: LightningModule, run: RunFolder) -> None:
+        if self.num_infer_images == 0:
             return
-        if not trainer.is_global_zero:
-            return
+        folder = run.snapshots
         data: OvarianTumorDataModule = trainer.datamodule  # type: ignore[attr-defined]
         colors = PALETTE if data.categories else (PRED,)
         name = f"Epoch_{trainer.current_epoch + 1}"
@@ -50,7 +52,8 @@ class EpochSnapshots(Callback):
             for pair in data.mini_test_pairs(self.num_infer_images):
                 image, mask = _read_placed(pair, data)
                 pred = _predict(trainer, pl_module, image)
-                write_image(folder / f"{name}_{pair.stem}.png", paint(image, pred, colors))
+                picture = folder / fit_file_name(f"{name}_{pair.stem}", ".png")
+                write_image(picture, paint(image, pred, colors))
                 row = case_row(image, mask, pred, pair.stem, classes=data.hparams["classes"])
                 rows.append(row)
         write_image(folder / f"{name}.png", contact_sheet(rows, categories=data.categories))
@@ -62,7 +65,7 @@ def _read_placed(pair: Pair, data: OvarianTumorDataModule) -> tuple[np.ndarray, 
     fit = data.hparams["fit"]
     if pair.mask_path is None:
         return place(read_image(pair.image_path), size, fit), None
-    image, mask = read_pair(pair, data.hparams["mask_threshold"], data.hparams["classes"])
+    image, mask = data.read_pair(pair)
     return place(image, size, fit), place(mask, size, fit)
 
 
@@ -72,7 +75,8 @@ def _predict(trainer: Trainer, pl_module: LightningModule, image: np.ndarray) ->
     was_training = pl_module.training
     pl_module.eval()
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(pl_module.device)
-    with trainer.precision_plugin.val_step_context():
-        pred = predict(pl_module(pixels))[0, 0].cpu().numpy()
-    pl_module.train(was_training)
-    return pred
+    try:
+        with trainer.precision_plugin.val_step_context():
+            return predict(pl_module(pixels))[0, 0].cpu().numpy()
+    finally:
+        pl_module.train(was_training)

@@ -2,7 +2,7 @@ import pytest
 
 from ovseg.core.errors import InputError
 from ovseg.data.augment.sheet import draw_augmentations
-from ovseg.data.pairs import read_image
+from ovseg.data.pictures import read_image
 
 
 def test_sheet_shows_a_phantom_without_a_dataset(tmp_path):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovseg.audit.findings import audit_tree
 from ovseg.core.errors import InputError
+from ovseg.core.files import content_digest
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.duplicates import find_tree_leakage
@@ -150,14 +152,31 @@ def test_nothing_usable_leaves_nothing(source, output):
     assert not output.exists()
 
 
-def test_files_without_partner_are_named_and_the_others_written(source, output):
+def test_files_without_partner_are_an_error_that_names_them(source, output):
     (source / "annotations" / "7.PNG").unlink()
     (source / "images" / "9.JPG").unlink()
-    manifest = prepare_dataset(source, output, size=32)
+    message = "1 of 29 images .* have no mask or annotation: images/7.JPG; 1 masks .*/9.PNG"
+    with pytest.raises(InputError, match=message):
+        prepare_dataset(source, output, size=32)
+    assert not output.exists()
+
+
+def test_files_without_partner_are_left_out_if_asked(source, output):
+    (source / "annotations" / "7.PNG").unlink()
+    (source / "images" / "9.JPG").unlink()
+    manifest = prepare_dataset(source, output, size=32, unmatched="skip")
     assert len(manifest["items"]) == 28
-    without_annotation, without_image = manifest["failures"]
-    assert without_annotation.endswith("7.JPG has no annotation of its stem.")
-    assert without_image.endswith("9.PNG has no image of its stem.")
+    without_annotation, without_image = manifest["left_out"]
+    assert without_annotation == "images/7.JPG has no mask or annotation."
+    assert without_image == "annotations/9.PNG has no image."
+    assert manifest["failures"] == []
+
+
+def test_images_without_annotation_show_no_lesion_if_asked(source, output):
+    (source / "annotations" / "7.PNG").unlink()
+    manifest = prepare_dataset(source, output, size=32, unmatched="empty")
+    assert len(manifest["items"]) == 30
+    assert column(manifest, "category")["7"] == 0
 
 
 def test_nothing_that_matches_is_an_error(source, output):
@@ -178,7 +197,9 @@ def test_missing_source_is_an_error(tmp_path, output):
         ({"size": 4}, "--size is 4"),
         ({"seed": -1}, "--seed is -1"),
         ({"folds": 1}, "--folds is 1, expected 2..20"),
-        ({"split": "random"}, "Unknown split 'random'. Choose one of: groups, official"),
+        ({"split": "random"}, "Unknown split 'random'. Choose one of: auto, groups, official"),
+        ({"layout": "nothing"}, "Unknown layout 'nothing'. Choose one of: auto, busi, coco"),
+        ({"unmatched": "x"}, "Unknown unmatched 'x'. Choose one of: empty, error, skip"),
         ({"fit": "crop"}, "Unknown fit 'crop'. Choose one of: letterbox, stretch"),
         ({"split": "official", "split_file": Path("a.csv")}, "--split_file a.csv are two splits"),
     ],
@@ -335,11 +356,32 @@ def test_official_lists_that_divide_a_group_are_leakage(prepare_official):
     assert prepare_official(31, allow_leakage=True)["leakage"] is True
 
 
+def test_split_is_the_same_at_every_size(tmp_path, save_png):
+    """Near-duplicates that look alike only when they are shrunk are told apart at each size."""
+    source = tmp_path / "in"
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        coarse = rng.integers(0, 255, (12, 16, 3), np.uint8)
+        image = cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC)
+        save_png(source / "images" / f"{number}.png", image)
+        save_png(source / "annotations" / f"{number}.png", draw_annotation(240, 320))
+    found = []
+    for size, fit in ((32, "letterbox"), (128, "stretch"), (512, "letterbox")):
+        manifest = prepare_dataset(source, tmp_path / f"{size}", size=size, fit=fit)
+        found.append((column(manifest, "group"), column(manifest, "split")))
+    assert found[0] == found[1] == found[2]
+
+
 @pytest.mark.slow
 def test_real_pairs_become_a_dataset(shared_file, output):
-    manifest = prepare_dataset(shared_file("data/OTU_2d"), output, size=64)
+    manifest = prepare_dataset(shared_file("data/OTU_2d"), output, size=128)
     assert len(manifest["items"]) == 1218
     assert not manifest["failures"]
+    assert len(set(column(manifest, "group").values())) == 722  # as at every other size
+    # The split of all results so far, which were prepared at 512.
+    train = [item["stem"] for item in manifest["items"] if item["split"] == "train"]
+    assert content_digest(train).startswith("fa5cc58eef8f")
+    assert audit_tree(output).leaks == []
 
 
 @pytest.mark.slow

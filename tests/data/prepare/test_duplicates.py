@@ -98,6 +98,15 @@ def test_pairs_are_in_order_and_the_same_every_time():
 
 def test_no_images_have_no_near_duplicates():
     assert find_near_duplicates([], []) == []
+
+
+def test_margin_asks_for_more_similarity():
+    image, _ = make_phantom(0, 256)
+    fingerprints = [fingerprint(image), fingerprint(draw_calipers(image))]
+    [(_, _, similarity)] = find_near_duplicates(fingerprints, ["7", "800"])
+    above = similarity - 0.55
+    assert len(find_near_duplicates(fingerprints, ["7", "800"], margin=above - 0.01)) == 1
+    assert find_near_duplicates(fingerprints, ["7", "800"], margin=above + 0.01) == []
     assert find_rotated_copies([]) == []
 
 

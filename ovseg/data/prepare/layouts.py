@@ -1,0 +1,209 @@
+"""The layouts of datasets that `prepare_data` reads, and how one is told from another.
+
+A layout is a reader: it finds the images and how the labels of each are read.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from ovseg.core.errors import InputError
+from ovseg.core.registry import choose
+from ovseg.data.prepare.annotations import (
+    find_coco,
+    find_cvat,
+    find_ddti,
+    find_labelme,
+    find_yolo,
+    is_coco,
+    is_cvat,
+    is_ddti,
+    is_labelme,
+    is_yolo,
+    read_xml,
+)
+from ovseg.data.prepare.folders import find_folders, find_spots, find_tn3k, has_classes, holds_masks
+from ovseg.data.prepare.otu2d import find_otu2d, is_otu2d
+from ovseg.data.prepare.polygons import read_json
+from ovseg.data.prepare.sources import Found, Reading, is_picture, list_files
+
+LOOKED_AT = 20  # annotation files that are opened to recognise a layout, the largest ones
+MAX_WRAPPERS = 3  # folders that hold only one folder, as archives make them
+
+Content = TypeVar("Content")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout.
+
+    Attributes:
+        description: for the list of layouts.
+        find: reads a dataset of it.
+        takes: which of the options of `Reading` it follows.
+    """
+
+    description: str
+    find: Callable[[Path, Reading], Found]
+    takes: tuple[str, ...]
+
+
+MASK_OPTIONS = ("mask_suffix", "categories", "invert_masks")
+OUTLINE_OPTIONS = ("labels", "categories")
+LAYOUTS = {
+    "otu2d": Layout("OTU_2d of MMOTU: images, and annotations in colours", find_otu2d, ()),
+    "cvat": Layout("CVAT for images 1.1: annotations.xml", find_cvat, OUTLINE_OPTIONS),
+    "ddti": Layout("DDTI: N.xml with the outlines of N_1.jpg", find_ddti, OUTLINE_OPTIONS),
+    "coco": Layout("COCO: a JSON for all images", find_coco, OUTLINE_OPTIONS),
+    "labelme": Layout("LabelMe: a JSON for each image", find_labelme, OUTLINE_OPTIONS),
+    "yolo": Layout("YOLO: images, and labels as .txt", find_yolo, OUTLINE_OPTIONS),
+    "tn3k": Layout(
+        "TN3K: trainval-image, trainval-mask, test-image, test-mask",
+        find_tn3k,
+        MASK_OPTIONS,
+    ),
+    "busi": Layout(
+        "BUSI: a folder of each class, with images and their masks",
+        find_folders,
+        MASK_OPTIONS,
+    ),
+    "folders": Layout(
+        "folders: images and masks, or both in one folder",
+        find_folders,
+        MASK_OPTIONS,
+    ),
+}
+
+
+def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[str, Found]:
+    """The images of a dataset, read by its layout.
+
+    Args:
+        source: its folder; None where `reading` names the folders of images and masks.
+        layout: a name in `LAYOUTS`, or `auto`.
+        reading: how labels are to be read.
+
+    Returns:
+        The name of the layout, and what it found.
+
+    Raises:
+        InputError: the folders are named in part or twice, the layout isn't recognised, is another
+            one, or does not follow an option; the dataset is malformed.
+    """
+    choose("layout", layout, {"auto": None, **LAYOUTS})
+    named = (reading.images is not None, reading.masks is not None)
+    if any(named):
+        if not all(named) or source is not None:
+            raise InputError(
+                "Name a dataset with --source, or its two folders with --images and --masks."
+            )
+        if layout not in ("auto", "folders"):
+            raise InputError(f"--layout {layout} needs --source in place of --images and --masks.")
+        return "folders", find_folders(Path(), reading)
+    if source is None:
+        raise InputError("Name a dataset with --source, or two folders with --images and --masks.")
+    if not source.is_dir():
+        raise InputError(
+            f"There is no folder {source}. Name the folder of a dataset: its images and their "
+            "masks or annotations."
+        )
+
+    root = unwrap(source)
+    name = layout
+    if layout == "auto":
+        name = recognise(root, reading.mask_suffix)
+        if not name:
+            raise InputError(f"{source} has no layout that is known. {_list_layouts(root)}")
+    chosen = LAYOUTS[name]
+    given = {
+        "mask_suffix": reading.mask_suffix is not None,
+        "labels": bool(reading.labels),
+        "categories": reading.categories,
+        "invert_masks": reading.invert_masks,
+    }
+    for option, is_given in given.items():
+        if is_given and option not in chosen.takes:
+            raise InputError(f"--{option} has no meaning for the layout {name}. Leave it out.")
+    return name, chosen.find(root, reading)
+
+
+def _list_layouts(root: Path) -> str:
+    """The layouts for an error message, and which annotation files can't be read."""
+    lines = [f"{name} ({layout.description})" for name, layout in LAYOUTS.items()]
+    text = f"Known are: {'; '.join(lines)}. Name two folders with --images and --masks, or a layout"
+    text += " with --layout."
+    problems = []
+    for path in _largest(list_files(root), ".json", ".xml"):
+        read = read_json if path.suffix.lower() == ".json" else read_xml
+        try:
+            read(path)
+        except InputError as error:
+            problems.append(str(error))
+    return " ".join([text, *problems[:5]])
+
+
+def unwrap(source: Path) -> Path:
+    """The folder that holds a dataset: `source`, or the only thing in it, if that is a folder."""
+    folder = source
+    for _ in range(MAX_WRAPPERS):
+        inner = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        inner = [path for path in inner if path.name != "__MACOSX"]
+        if len(inner) != 1 or not inner[0].is_dir():
+            return folder
+        folder = inner[0]
+    return folder
+
+
+def recognise(root: Path, mask_suffix: str | None = None) -> str:
+    """The layout of a dataset by its content; empty where it is none of `LAYOUTS`.
+
+    Raises:
+        InputError: folders of masks are there twice.
+    """
+    if is_otu2d(root):
+        return "otu2d"
+    files = list_files(root)
+    if not any(is_picture(path) for path in files):
+        return ""
+
+    trees = _readable(read_xml, _largest(files, ".xml"))
+    contents = _readable(read_json, _largest(files, ".json"))
+    texts = _largest(files, ".txt")
+    matches = {
+        "cvat": any(is_cvat(tree) for tree in trees),
+        "ddti": any(is_ddti(tree) for tree in trees),
+        "coco": any(is_coco(content) for content in contents),
+        "labelme": any(is_labelme(content) for content in contents),
+        "yolo": any(is_yolo(path) for path in texts),
+    }
+    for name, is_it in matches.items():
+        if is_it:
+            return name
+
+    if (root / "trainval-image").is_dir() and (root / "trainval-mask").is_dir():
+        return "tn3k"
+    spots = find_spots(root)
+    if any(spot.images != spot.masks for spot in spots):
+        return "folders"
+    if not any(holds_masks(spot, mask_suffix) for spot in spots):
+        return ""
+    return "busi" if has_classes(spots) else "folders"
+
+
+def _largest(files: Iterable[Path], *suffixes: str) -> list[Path]:
+    """The `LOOKED_AT` largest files with one of these suffixes."""
+    chosen = [path for path in files if path.suffix.lower() in suffixes]
+    chosen.sort(key=lambda path: -path.stat().st_size)
+    return chosen[:LOOKED_AT]
+
+
+def _readable(read: Callable[[Path], Content], paths: Iterable[Path]) -> list[Content]:
+    """The content of those files that can be read."""
+    contents = []
+    for path in paths:
+        try:
+            contents.append(read(path))
+        except InputError:
+            continue
+    return contents
