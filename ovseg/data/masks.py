@@ -233,7 +233,8 @@ def refuse_implausible(
             run may be scored on images without a lesion.
 
     Raises:
-        InputError: all lesions would be lost, no mask has one though it is needed, or all are lesion everywhere.
+        InputError: all lesions would be lost, no mask has one though it is needed, or all masks are
+            lesion everywhere.
     """
     count = len(facts)
     brightest = max((mask.brightest for mask in facts), default=0)
