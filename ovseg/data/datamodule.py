@@ -6,7 +6,7 @@ for a repeated pair that is not to be counted. Scaling to the network's range is
 first layer.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -264,7 +264,7 @@ class OvarianTumorDataModule(LightningDataModule):
                 f"{self.root} has no test images: nothing is scored on test, and snapshots show "
                 "images of valid."
             )
-        self.verify(splits, keep=True, need_lesions=FOLD_SPLITS)
+        self.verify(splits, keep=True, needs_lesion="train")
         self.tree.check_exclude(splits)
         if self.hparams["mini_test"]:
             for pair in self.mini_test_pairs(MAX_MINI_TEST):
@@ -292,7 +292,7 @@ class OvarianTumorDataModule(LightningDataModule):
         return FOLD_SPLITS
 
     def verify(
-        self, splits: Iterable[str], keep: bool = False, need_lesions: Collection[str] = ()
+        self, splits: Iterable[str], keep: bool = False, needs_lesion: str | None = None
     ) -> None:
         """Decode and check every pair of some splits, or find them in a valid cache.
 
@@ -301,7 +301,7 @@ class OvarianTumorDataModule(LightningDataModule):
         Args:
             splits: names of splits.
             keep: build the cache where there is no valid one; worth it for more than one pass.
-            need_lesions: splits that are refused where all masks are empty.
+            needs_lesion: the split that is refused if all of its masks are empty.
 
         Raises:
             InputError: see `prepare_data`.
@@ -334,7 +334,7 @@ class OvarianTumorDataModule(LightningDataModule):
             check = partial(verify_pairs, pairs, mask_threshold, classes, invert)
             try:
                 masks = self._caches.verify(name, pairs, check, keep)
-                refuse_implausible(name, masks, mask_threshold, name in need_lesions)
+                refuse_implausible(name, masks, mask_threshold, name == needs_lesion)
             except InputError as error:
                 problems.append(str(error))
             else:

@@ -176,8 +176,8 @@ def test_small_values_beside_a_lesion_are_noise(lesion):
 
 
 def test_split_without_a_lesion_is_refused_where_it_needs_one():
-    with pytest.raises(InputError, match="All 2 masks in valid are empty"):
-        refuse_implausible("valid", facts_of(EMPTY, EMPTY), 127, needs_lesion=True)
+    with pytest.raises(InputError, match="All 2 masks in train are empty"):
+        refuse_implausible("train", facts_of(EMPTY, EMPTY), 127, needs_lesion=True)
     refuse_implausible("test", facts_of(EMPTY, EMPTY), 127, needs_lesion=False)
 
 
