@@ -42,7 +42,7 @@ BROKEN = {  # kinds of faults; a tree with one of them cannot be trained on as i
     "sizes differ": "the picture does not lie on its image",
     "no binary mask": "many values, or none that counts as lesion",
     "bad categories": "not ids of the lesion alone",
-    "implausible masks": "no mask of a split has a lesion, or all are lesion everywhere",
+    "implausible masks": "no mask of train has a lesion, or all of a split are lesion everywhere",
     "manifest differs": "the manifest names other images than the tree has",
 }
 REMARKS = {
@@ -277,7 +277,7 @@ def judge_masks(entries: Sequence[Entry], threshold: int) -> list[Problem]:
             if entry.split == split and entry.mask_facts is not None:
                 facts.append(entry.mask_facts)
         try:
-            refuse_implausible(split, facts, threshold)
+            refuse_implausible(split, facts, threshold, needs_lesion=split == "train")
         except InputError as error:
             problems.append(Problem("implausible masks", f"{split}/masks", str(error)))
     return problems

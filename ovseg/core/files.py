@@ -67,6 +67,20 @@ def fit_file_name(stem: str, suffix: str) -> str:
     return f"{kept}_{digest}{suffix}"
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that can't be written, before the work for it begins.
+
+    Raises:
+        WriteError: nothing can be written beside it.
+    """
+    probe = path.with_name(f".{os.getpid()}.probe")
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise WriteError(f"Cannot write {path}: {system_reason(error)}.") from error
+
+
 def write_image(path: Path, image: np.ndarray) -> None:
     """Write uint8 (H, W) or (H, W, 3) RGB, or uint16 (H, W), in the format of the suffix."""
     with atomic_path(path) as temporary:

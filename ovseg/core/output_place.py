@@ -68,7 +68,7 @@ class OutputPlace:
         Raises:
             InputError: one does already, or nothing can be written there.
         """
-        # Its import takes 50 ms, which commands that write no folder are spared.
+        # Its import takes 30 ms, which commands that write no folder are spared.
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.lock_file, timeout=0)

@@ -268,7 +268,7 @@ class OvarianTumorDataModule(LightningDataModule):
                 f"{self.root} has no test images: nothing is scored on test, and snapshots show "
                 "images of valid."
             )
-        self.verify(splits, keep=True)
+        self.verify(splits, keep=True, needs_lesion="train")
         self.tree.check_exclude(splits)
         if self.hparams["mini_test"]:
             for pair in self.mini_test_pairs(MAX_MINI_TEST):
@@ -295,7 +295,9 @@ class OvarianTumorDataModule(LightningDataModule):
             return SPLITS
         return FOLD_SPLITS
 
-    def verify(self, splits: Iterable[str], keep: bool = False) -> None:
+    def verify(
+        self, splits: Iterable[str], keep: bool = False, needs_lesion: str | None = None
+    ) -> None:
         """Decode and check every pair of some splits, or find them in a valid cache.
 
         What is not read, empty masks and other oddities are counted in a line each.
@@ -303,6 +305,7 @@ class OvarianTumorDataModule(LightningDataModule):
         Args:
             splits: names of splits.
             keep: build the cache where there is no valid one; worth it for more than one pass.
+            needs_lesion: the split that is refused if all of its masks are empty.
 
         Raises:
             InputError: see `prepare_data`.
@@ -335,7 +338,7 @@ class OvarianTumorDataModule(LightningDataModule):
             check = partial(verify_pairs, pairs, mask_threshold, classes, invert)
             try:
                 masks = self._caches.verify(name, pairs, check, keep)
-                refuse_implausible(name, masks, mask_threshold)
+                refuse_implausible(name, masks, mask_threshold, name == needs_lesion)
             except InputError as error:
                 problems.append(str(error))
             else:

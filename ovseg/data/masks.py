@@ -220,16 +220,21 @@ def mask_facts(grey: np.ndarray, threshold: int, invert: bool, lossy: bool) -> M
     )
 
 
-def refuse_implausible(split: str, facts: Sequence[MaskFacts], threshold: int) -> None:
+def refuse_implausible(
+    split: str, facts: Sequence[MaskFacts], threshold: int, needs_lesion: bool
+) -> None:
     """Refuse the masks of a split that can't be meant, however legal each is alone.
 
     Args:
-        split: its name. A test split without any lesion is allowed.
+        split: its name.
         facts: of all masks of the split.
         threshold: see `mask_problem`.
+        needs_lesion: whether empty masks alone are refused; nothing can be trained on them, but a
+            run may be scored on images without a lesion.
 
     Raises:
-        InputError: no mask has a lesion, or all are lesion everywhere.
+        InputError: all lesions would be lost, no mask has one though it is needed, or all masks are
+            lesion everywhere.
     """
     count = len(facts)
     brightest = max((mask.brightest for mask in facts), default=0)
@@ -240,7 +245,7 @@ def refuse_implausible(split: str, facts: Sequence[MaskFacts], threshold: int) -
                 f"(their brightest parts have {brightest}), so all lesions would be lost. "
                 f"{_advise_threshold(brightest)}"
             )
-        if split != "test":
+        if needs_lesion:
             raise InputError(
                 f"All {count} masks in {split} are empty, expected some with a lesion. "
                 "Check how they were exported."

@@ -16,7 +16,7 @@ from ovseg import __version__
 from ovseg.core.checkpoints import Member, checkpoint_digest, read_members
 from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
-from ovseg.core.files import write_json
+from ovseg.core.files import check_writable, write_json
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
 from ovseg.data.augment.pipelines import build_transform, flips_of
@@ -87,6 +87,7 @@ def search_postprocessing(
         raise InputError(
             f"{run} is no run folder, so it has no place for {target.name}. Name the run folder."
         )
+    check_writable(target)
 
     members = read_members(run)
     candidates = list_candidates(flips_of_all(members), members[0].classes)

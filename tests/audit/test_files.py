@@ -62,7 +62,7 @@ FAULTS = {
     "missing folder": ("valid/masks", shutil.rmtree, "valid/masks"),
     "manifest differs": ("manifest.json", list_lost_image, "test/lost"),
     "bad categories": (CATEGORIES, write(np.full((96, 96, 3), 77, np.uint8)), CATEGORIES),
-    "implausible masks": ("valid/masks", empty_all, "valid/masks"),
+    "implausible masks": ("train/masks", empty_all, "train/masks"),
     "white corners": (MASK, write(INVERTED), MASK),
     "soft edges": (MASK, write(SOFT), MASK),
 }

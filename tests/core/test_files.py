@@ -9,6 +9,7 @@ from ovseg.core.errors import InputError, WriteError, first_five
 from ovseg.core.files import (
     atomic_dir,
     atomic_path,
+    check_writable,
     fit_file_name,
     write_image,
     write_json,
@@ -28,6 +29,13 @@ def test_failed_file_leaves_nothing(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_could_not_be_written_is_refused_before_the_work(tmp_path):
+    check_writable(tmp_path / "a.json")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(WriteError, match="Cannot write .*gone/a.json: No such file or directory"):
+        check_writable(tmp_path / "gone" / "a.json")
 
 
 def test_failed_folder_keeps_the_old_one(tmp_path):

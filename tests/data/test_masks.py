@@ -167,24 +167,24 @@ def test_small_values_in_every_lossy_mask_are_lost_lesions(lesion):
     with pytest.raises(
         InputError, match=r"None of the 2 masks in train has a value above .* to 10"
     ):
-        refuse_implausible("train", facts_of(faint, faint, lossy=True), 127)
+        refuse_implausible("train", facts_of(faint, faint, lossy=True), 127, needs_lesion=True)
 
 
 def test_small_values_beside_a_lesion_are_noise(lesion):
     faint = lesion // 255 * 20
-    refuse_implausible("train", facts_of(lesion, faint, faint, lossy=True), 127)
+    refuse_implausible("train", facts_of(lesion, faint, faint, lossy=True), 127, needs_lesion=True)
 
 
-def test_split_without_a_lesion_is_refused_but_for_test():
-    with pytest.raises(InputError, match="All 2 masks in valid are empty"):
-        refuse_implausible("valid", facts_of(EMPTY, EMPTY), 127)
-    refuse_implausible("test", facts_of(EMPTY, EMPTY), 127)
+def test_split_without_a_lesion_is_refused_where_it_needs_one():
+    with pytest.raises(InputError, match="All 2 masks in train are empty"):
+        refuse_implausible("train", facts_of(EMPTY, EMPTY), 127, needs_lesion=True)
+    refuse_implausible("test", facts_of(EMPTY, EMPTY), 127, needs_lesion=False)
 
 
 def test_split_of_full_masks_is_refused(lesion):
     with pytest.raises(InputError, match="All 2 masks in test are lesion everywhere"):
-        refuse_implausible("test", facts_of(FULL, FULL), 127)
-    refuse_implausible("test", facts_of(FULL, lesion), 127)
+        refuse_implausible("test", facts_of(FULL, FULL), 127, needs_lesion=False)
+    refuse_implausible("test", facts_of(FULL, lesion), 127, needs_lesion=False)
 
 
 def oddities(*masks: np.ndarray, invert: bool = False) -> list[str]:
