@@ -392,10 +392,9 @@ class OvarianTumorDataModule(LightningDataModule):
         These are where the dataset is, the digests of what was trained on and validated with, the
         names of the categories, and what the fold holds out.
         """
-        state: dict[str, Any] = {
-            "root": str(self.root.absolute()),
-            "digests": {name: self.digest(name) for name in FOLD_SPLITS},
-        }
+        state: dict[str, Any] = {"root": str(self.root.absolute())}
+        if self.root.is_dir():  # that of a run imported from the baseline may not be here
+            state["digests"] = {name: self.digest(name) for name in FOLD_SPLITS}
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories
         if self.hparams["fold"] is not None:
