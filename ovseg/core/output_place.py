@@ -121,6 +121,10 @@ class OutputPlace:
         note = self.partial / WORK
         try:
             if work is not None and note.is_file() and note.read_text() == work:
+                # Among hidden files are those that were half written.
+                for path in self.partial.rglob(".*"):
+                    if path.is_file() and path != note:
+                        path.unlink()
                 return
             if self.partial.exists():
                 shutil.rmtree(self.partial)

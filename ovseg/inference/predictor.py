@@ -437,11 +437,14 @@ def infer_folder(
         if predictor.categories:
             names = ["background", *predictor.categories]
             write_json(folder / "categories.json", dict(enumerate(names)))
-        missing = [picture for picture in pictures if not (folder / picture.mask).is_file()]
-        done = len(pictures) - len(missing)
+        # Whole batches, because in another batch a probability can differ in its last digit.
+        starts = range(0, len(pictures), batch_size)
+        batches = [pictures[start : start + batch_size] for start in starts]
+        missing = [batch for batch in batches if not _is_written(folder, batch)]
+        predictor.pictures = sum(len(batch) for batch in missing)
+        done = len(pictures) - predictor.pictures
         if done:
             print(f"Continuing: {done} of {len(pictures)} masks were written before.")
-        predictor.pictures = len(missing)
         try:
             count, failures = _infer_pictures(predictor, missing, folder, batch_size)
         except WriteError as error:
@@ -489,10 +492,18 @@ def _refuse_output_in(sources: Sequence[Path], output: Path) -> None:
             )
 
 
+def _is_written(folder: Path, batch: Sequence[InferPicture]) -> bool:
+    """Whether all masks of a batch are in the folder."""
+    return all((folder / picture.mask).is_file() for picture in batch)
+
+
 def _infer_pictures(
-    predictor: Predictor, pictures: Sequence[InferPicture], folder: Path, batch_size: int
+    predictor: Predictor,
+    batches: Sequence[Sequence[InferPicture]],
+    folder: Path,
+    batch_size: int,
 ) -> tuple[int, list[str]]:
-    """Predict pictures and write what is made of them into a folder.
+    """Predict batches of pictures and write what is made of them into a folder.
 
     Returns:
         See `infer_folder`.
@@ -508,8 +519,6 @@ def _infer_pictures(
         failures.extend(refused)
         return len(problems) - len(refused)
 
-    starts = range(0, len(pictures), batch_size)
-    batches = [pictures[start : start + batch_size] for start in starts]
     with ThreadPoolExecutor(THREADS) as pool:
         read = compute_ahead(pool, _read_images, batches)
         for images, problems in progress_bar(read, "Predicting", len(batches)):

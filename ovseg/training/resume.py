@@ -124,6 +124,8 @@ def check_data(path: Path, checkpoint: dict[str, Any], data: OvarianTumorDataMod
     Raises:
         InputError: other images or masks.
     """
+    if epochs_done(checkpoint) == 0:
+        return  # a run that was imported from the baseline has no score to compare with
     trained = digests_of(checkpoint)
     if trained is None:
         root = checkpoint["datamodule_hyper_parameters"]["root"]
