@@ -308,10 +308,12 @@ class OvarianTumorDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps.
 
-        These are the digests of what was trained on and validated with, the names of the
-        categories, and what the fold holds out.
+        These are the digests of what was trained on and validated with, unless no image was read,
+        the names of the categories, and what the fold holds out.
         """
-        state: dict[str, Any] = {"digests": {name: self.digest(name) for name in FOLD_SPLITS}}
+        state: dict[str, Any] = {}
+        if self._verified:
+            state["digests"] = {name: self.digest(name) for name in FOLD_SPLITS}
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories
         if self.hparams["fold"] is not None:

@@ -123,8 +123,10 @@ def check_data(path: Path, checkpoint: dict[str, Any], data: OvarianTumorDataMod
     Raises:
         InputError: other images or masks.
     """
+    if epochs_done(checkpoint) == 0:
+        return  # such as an import of the baseline, which no image was trained with
     trained = digests_of(checkpoint)
-    if trained is None:
+    if trained is None:  # by an earlier ovseg
         root = checkpoint["datamodule_hyper_parameters"]["root"]
         different = [] if Path(root).resolve() == data.root.resolve() else list(FOLD_SPLITS)
     else:
