@@ -271,7 +271,7 @@ def epochs_done(checkpoint: Mapping[str, Any]) -> int:
 
 
 def digests_of(checkpoint: dict[str, Any]) -> dict[str, str] | None:
-    """The digests of the folders that a training used; None for one by an older ovseg."""
+    """The digests of the folders that a training used; None where there are none."""
     return checkpoint.get(DATA_STATE, {}).get("digests")
 
 

@@ -389,11 +389,11 @@ class OvarianTumorDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps.
 
-        These are where the dataset is, the digests of what was trained on and validated with, the
-        names of the categories, and what the fold holds out.
+        These are where the dataset is, the digests of what was trained on and validated with,
+        unless no image was read, the names of the categories, and what the fold holds out.
         """
         state: dict[str, Any] = {"root": str(self.root.absolute())}
-        if self.root.is_dir():  # that of a run imported from the baseline may not be here
+        if self._verified:
             state["digests"] = {name: self.digest(name) for name in FOLD_SPLITS}
         if self.hparams["classes"] > 1:
             state["categories"] = self.categories

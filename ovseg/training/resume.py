@@ -125,9 +125,9 @@ def check_data(path: Path, checkpoint: dict[str, Any], data: OvarianTumorDataMod
         InputError: other images or masks.
     """
     if epochs_done(checkpoint) == 0:
-        return  # a run that was imported from the baseline has no score to compare with
+        return  # such as an import of the baseline, which no image was trained with
     trained = digests_of(checkpoint)
-    if trained is None:
+    if trained is None:  # by an earlier ovseg
         root = checkpoint["datamodule_hyper_parameters"]["root"]
         different = [] if Path(root).resolve() == data.root.resolve() else list(FOLD_SPLITS)
     else:

@@ -67,4 +67,4 @@ def test_resume_refuses_another_fold(checkpoint, own_root, run_command, capsys):
     options += ["--model.arch_args", '{"base_filters": 2, "num_layers": 3}']
     options += ["--model.optimizer_args.lr", 0.001, "--data.image_size", 48]
     assert run_command("train", *options, "--data.fold", 0) == 2
-    assert "was trained with data.fold 1, but the configuration has 0" in capsys.readouterr().err
+    assert "data.fold 1, not 0" in capsys.readouterr().err
