@@ -95,8 +95,7 @@ def test_output_that_would_replace_the_tree_is_an_error(tree):
 
 
 def test_hostile_names_are_escaped_on_the_page_and_in_the_terminal(tree, run_command, capfd):
-    odd = [os.fsdecode(b"\xc2\xd1"), "x[red]", "line\nbreak", "\x1b[31mred"]
-    names = [*odd, "<script>alert", "=1+1"]
+    names = [
         os.fsdecode(b"\xc2\xd1"),
         "x[red]",
         "line\nbreak",
