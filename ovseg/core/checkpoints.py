@@ -95,6 +95,7 @@ class BatchProgress(Struct):
 class FitLoop(Struct):
     epoch_progress: EpochProgress
     batch_progress: BatchProgress = field(name="epoch_loop.batch_progress")
+    counters: dict[str, Count] = field(name="epoch_loop.state_dict", default_factory=dict)
 
 
 class Loops(Struct):

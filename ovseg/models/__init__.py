@@ -8,7 +8,7 @@ from torch import nn
 
 from ovseg.core.errors import InputError
 from ovseg.core.limits import MAX_PARAMETERS
-from ovseg.core.registry import check_arguments, choose
+from ovseg.core.registry import check_arguments, choose, fill_defaults
 from ovseg.core.trust import import_own
 
 # Name -> module and class. They are imported when they are asked for: timm and
@@ -56,9 +56,21 @@ def build_model(arch: str, **arch_args: object) -> nn.Module:
     """
     architecture = find_architecture(arch)
     check_arguments(f"arch {arch}", architecture, arch_args)
-    if arch in ARCHITECTURES:
+    if arch in ARCHITECTURES and not _is_within_defaults(architecture, arch_args):
         _check_size(arch, architecture, arch_args)
     return architecture(**arch_args)
+
+
+def _is_within_defaults(architecture: type[nn.Module], arch_args: dict[str, object]) -> bool:
+    """Whether no number is above its default, so the network is no larger than by default."""
+    defaults = fill_defaults(architecture, None)
+    for name, value in arch_args.items():
+        if value is None or isinstance(value, bool | float | str):
+            continue
+        default = defaults.get(name)
+        if not isinstance(value, int) or not isinstance(default, int) or value > default:
+            return False
+    return True
 
 
 def _check_size(arch: str, architecture: type[nn.Module], arch_args: dict[str, object]) -> None:

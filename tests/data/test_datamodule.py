@@ -90,7 +90,7 @@ def test_dataset_prepared_with_another_fit_is_an_error(own_root):
     with pytest.raises(InputError, match=r"Set data\.fit: stretch"):
         make(own_root).prepare_data()
     (own_root / "manifest.json").write_text("[")
-    with pytest.raises(InputError, match="is not the JSON that prepare_data writes"):
+    with pytest.raises(InputError, match="is not what prepare_data writes"):
         make(own_root).prepare_data()
 
 

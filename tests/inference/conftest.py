@@ -1,6 +1,7 @@
 """Runs and pictures for the tests of inference."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,8 +51,10 @@ def large_run(make_run, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def ensemble(run, large_run, tmp_path) -> Path:
-    """An ensemble of `run` and `large_run`."""
-    members = [str(run), str(large_run)]
+    """An ensemble of copies of `run` and `large_run`."""
+    members = ["run", "large_run"]
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(large_run, tmp_path / "large_run")
     (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
     return tmp_path
 
