@@ -97,7 +97,8 @@ def infer(
         run: run folder, checkpoint, or folder of an ensemble
         images: pictures and folders of pictures (JPEG, PNG, BMP, TIFF)
         output: folder to make
-        recursive: also take the folders in folders; masks keep their structure
+        recursive: also take the folders in folders, as is always done for a folder without
+            pictures of its own; masks keep their structure
         overlays: also write the masks over the images
         probabilities: also write 16-bit probability maps
         batch_size: pictures at a time

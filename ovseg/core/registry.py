@@ -1,9 +1,10 @@
 """Entries of tables by name, and arguments checked against a signature."""
 
 import inspect
+import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -66,10 +67,35 @@ def check_arguments(
     for name, value in arguments.items():
         annotation = parameters[name].annotation
         if not _accepts(annotation, value):
-            expected = getattr(annotation, "__name__", annotation)
-            if typing.get_origin(annotation) is not None:
-                expected = annotation
-            raise InputError(f"{kind}: {name} is {value!r}, expected {expected}.")
+            raise InputError(f"{kind}: {name} is {value!r}, expected {describe_type(annotation)}.")
+
+
+# Types as people write their values in YAML.
+TYPE_NAMES: dict[object, str] = {
+    type(None): "null",
+    bool: "true or false",
+    dict: "keys with values",
+    float: "a number",
+    int: "a whole number",
+    list: "a list",
+    str: "a text",
+}
+
+
+def describe_type(annotation: Any) -> str:
+    """A type in words, such as `a list of a number or null`."""
+    origin = typing.get_origin(annotation)
+    parts = typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        words = [describe_type(part) for part in parts]
+        return f"{', '.join(words[:-1])} or {words[-1]}"
+    if annotation in TYPE_NAMES:
+        return TYPE_NAMES[annotation]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return TYPE_NAMES[dict]
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return f"a list of {describe_type(parts[0])}"
+    return str(getattr(annotation, "__name__", annotation))
 
 
 def _accepts(annotation: object, value: object) -> bool:

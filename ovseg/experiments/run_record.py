@@ -66,7 +66,7 @@ def write_record(
     run: RunFolder, arguments: list[str], config: Any, data: OvarianTumorDataModule
 ) -> None:
     """Write the record of a training, see `RunRecord`, into its folder."""
-    digests = {split: data.digest(split) for split in SPLITS if data.pairs(split)}
+    digests = {split: data.digest(split) for split in SPLITS if data.tree.has_images(split)}
     process = psutil.Process()
     record = {
         "command": shlex.join(["ovseg", "train", *arguments]),

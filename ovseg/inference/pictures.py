@@ -42,7 +42,8 @@ def find_pictures(
 
     Args:
         sources: pictures, and folders of pictures.
-        recursive: also take the folders in folders; masks keep their structure. Hidden folders and
+        recursive: also take the folders in folders; masks keep their structure. A folder without
+            pictures of its own is taken so in any case. Hidden folders and
             links to folders are left out.
         overlays: whether there are overlays.
         probabilities: whether there are maps of probabilities.
@@ -79,24 +80,22 @@ def _list_source(source: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
     if not source.is_dir():
         raise InputError(f"{source} is neither a file nor a folder. Name pictures or a folder.")
 
-    if recursive:
-        folders = [folder for folder in _walk(source) if _holds_pictures(folder)]
-        for folder in folders or [source]:
-            for path in list_images(folder).values():
-                yield path, folder.relative_to(source)
-        return
-
     inner = _folders_in(source)
-    if inner:
-        problem = (
-            f"{source} holds {len(inner)} folders, whose pictures are not looked for "
-            f"({first_five(folder.name for folder in inner)}): add --recursive."
-        )
-        if not _holds_pictures(source):
-            raise InputError(problem)
-        print(problem, file=sys.stderr)
-    for path in list_images(source).values():
-        yield path, Path()
+    if inner and not recursive:
+        names = first_five(folder.name for folder in inner)
+        if _holds_pictures(source):
+            message = f"whose pictures are not looked for ({names}): add --recursive."
+        else:
+            message = f"whose pictures are taken ({names}), because it has none itself."
+            recursive = True
+        print(f"{source} holds {len(inner)} folders, {message}", file=sys.stderr)
+
+    folders = [source]
+    if recursive:
+        folders = [folder for folder in _walk(source) if _holds_pictures(folder)] or [source]
+    for folder in folders:
+        for path in list_images(folder).values():
+            yield path, folder.relative_to(source)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

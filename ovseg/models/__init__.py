@@ -83,6 +83,8 @@ def _check_size(arch: str, architecture: type[nn.Module], arch_args: dict[str, o
     try:
         with torch.device("meta"):
             network = architecture(**arch_args)
+    except InputError:
+        return  # smp's transformers compute with their sizes; what is wrong else is said later
     # Sizes beyond 64 bits.
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).splitlines()[0]

@@ -72,13 +72,15 @@ def test_hang_up_does_what_sigterm_does(sent, monkeypatch):
     monkeypatch.delenv("SLURM_NTASKS", raising=False)
     received = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    inherited = signal.signal(sent, signal.SIG_DFL)  # the tests may run under nohup
     try:
         with hang_up_terminates():
             os.kill(os.getpid(), sent)
+        assert signal.getsignal(sent) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(sent, inherited)
     assert received == [signal.SIGTERM]
-    assert signal.getsignal(sent) is signal.SIG_DFL
 
 
 def test_ignored_hang_up_stays_ignored():

@@ -120,7 +120,7 @@ def test_arguments_of_a_loss_are_given_to_it():
             {"alpha": 0.3},
             "loss tversky_loss does not take alpha. Its arguments are: false_positive",
         ),
-        ({"false_positive_weight": "x"}, "false_positive_weight is 'x', expected float"),
+        ({"false_positive_weight": "x"}, "false_positive_weight is 'x', expected a number"),
         ({"mask": 1}, "loss tversky_loss does not take mask"),
     ],
 )

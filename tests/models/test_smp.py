@@ -33,7 +33,7 @@ def make_pixels(*shape: int) -> torch.Tensor:
             "smp unet does not take sharpness. Its arguments are: encoder_name, ",
         ),
         ({"decoder_args": {"decoder_channels": [1, 2]}}, "cannot be built"),
-        ({"decoder_args": 5}, "decoder_args is 5, expected keys with values, or null"),
+        ({"decoder_args": 5}, "decoder_args is 5, expected keys with values or null"),
         (
             {"decoder_args": {"activation": "sigmoid"}},
             "decoder_args has activation, which is not for the decoder",
@@ -47,7 +47,7 @@ def make_pixels(*shape: int) -> torch.Tensor:
             "decoder_args has classes, encoder_name",
         ),
         ({"decoder_args": {"encoder_weights": "imagenet"}}, "decoder_args has encoder_weights"),
-        ({"encoder_weights": 5}, "encoder_weights is 5, expected a name, a path or null"),
+        ({"encoder_weights": 5}, "encoder_weights is 5, expected a text or null"),
         (
             {"encoder_name": "tu-cspresnet50d", "encoder_weights": "imagenet"},
             "timm has no weights of cspresnet50d to download. Set encoder_weights to null or to a",

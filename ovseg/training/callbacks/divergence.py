@@ -6,6 +6,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ovseg.core.errors import InputError
 from ovseg.core.runs import LAST
+from ovseg.training.callbacks.curves import Curves
 from ovseg.training.callbacks.run_folder import run_of
 
 
@@ -20,6 +21,9 @@ class EndIfDiverged(Callback):
         loss = float(trainer.callback_metrics.get("val_loss", 0.0))
         if not math.isnan(loss):
             return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Curves):  # they would come too late, and show what happened
+                callback.on_train_epoch_end(trainer, pl_module)
         run = run_of(trainer)
         kept = "There is no checkpoint"
         if run.checkpoint(LAST).is_file():
