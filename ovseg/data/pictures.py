@@ -67,16 +67,20 @@ def list_visible(folder: Path) -> list[tuple[Path, bool]]:
     return visible
 
 
-def describe_left_out(folder: Path) -> str:
+def describe_left_out(folder: Path, with_folders: bool = True) -> str:
     """What of a folder is not read, in a line; empty where everything is a picture.
 
     Hidden files and what file managers leave behind are not counted.
+
+    Args:
+        folder: of pictures.
+        with_folders: whether to count the folders in it.
     """
     suffixes: Counter[str] = Counter()
     folders = 0
     for path, is_folder in list_visible(folder):
         if is_folder:
-            folders += 1
+            folders += with_folders
         elif not has_suffix(path):
             suffixes[printable(path.suffix.lower()) or "without suffix"] += 1
 

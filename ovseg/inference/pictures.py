@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.pairs import list_images
-from ovseg.data.pictures import SUFFIXES
+from ovseg.data.pictures import SUFFIXES, describe_left_out
 
 OVERLAYS = "overlays"  # the folders in the output, of the same structure as the masks
 PROBABILITIES = "probabilities"
@@ -94,6 +94,9 @@ def _list_source(source: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
     if recursive:
         folders = [folder for folder in _walk(source) if _holds_pictures(folder)] or [source]
     for folder in folders:
+        left_out = describe_left_out(folder, with_folders=False)
+        if left_out:
+            print(left_out, file=sys.stderr)
         for path in list_images(folder).values():
             yield path, folder.relative_to(source)
 

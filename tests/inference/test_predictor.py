@@ -546,6 +546,13 @@ def test_folders_in_a_folder_are_named_where_they_are_not_asked_for(
     assert message in capsys.readouterr().err
 
 
+def test_files_that_are_no_pictures_are_counted(run, images, tmp_path, capsys):
+    (images / "notes.txt").touch()
+    (images / "cine.dcm").touch()
+    infer_folder(run, images, tmp_path / "out", device="cpu")
+    assert f"{images}: 2 files were left out: 1 .dcm, 1 .txt." in capsys.readouterr().err
+
+
 def test_two_pictures_of_one_mask_are_an_error(run, nested, tmp_path):
     sources = [nested / "one", nested / "two" / "inner"]
     with pytest.raises(InputError, match="scan.png .*one/scan.png and .*inner/scan.png.*--recurs"):
