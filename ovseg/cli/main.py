@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 
 from ovseg.cli import compare, data, experiments, runs
 from ovseg.cli.parser import Command, call_command, summarise
@@ -92,7 +93,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _refuse(error: BaseException) -> int:
-    print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+    with suppress(OSError):  # standard error may be a file on a full disk
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     return 2
 
 
