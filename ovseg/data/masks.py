@@ -36,7 +36,9 @@ class MaskFacts:
             id.
         lesion: whether a pixel is lesion.
         full: whether every pixel is lesion.
-        white_corners: whether all four corners of the file are white, but not all of it is.
+        white_corners: whether all four corners are white, but not all is. The black bars of a
+            letterbox are left out: the corners are those of what is white, where that spans the
+            whole width or height.
         soft: pixels whose grey value is neither the smallest nor the largest; 0 in a lossy file,
             where compression makes such values.
     """
@@ -209,15 +211,25 @@ def mask_facts(grey: np.ndarray, threshold: int, invert: bool, lossy: bool) -> M
     soft = 0
     if not lossy:
         soft = int(counts[values[1:-1]].sum())
-    corners = grey[[0, 0, -1, -1], [0, -1, 0, -1]]
-    all_white = bool((corners > threshold).all())
     return MaskFacts(
         brightest=brightest,
         lesion=lesion > 0,
         full=lesion == grey.size,
-        white_corners=all_white and white < grey.size,
+        white_corners=_has_white_corners(grey > threshold),
         soft=soft,
     )
+
+
+def _has_white_corners(white: np.ndarray) -> bool:
+    """See `MaskFacts`; `white` is bool (H, W)."""
+    rows = np.flatnonzero(white.any(1))
+    columns = np.flatnonzero(white.any(0))
+    if len(rows) == 0:
+        return False
+    inner = white[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    spans = inner.shape[0] == white.shape[0] or inner.shape[1] == white.shape[1]
+    corners = inner[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return bool(spans and corners.all() and not inner.all())
 
 
 def refuse_implausible(

@@ -88,7 +88,17 @@ class MaskCandidate:
 
     def score(self) -> pd.DataFrame:
         with ThreadPoolExecutor(THREADS) as pool:
+            brightest = max(pool.map(self._brightest, self.originals.pairs))
+            if 0 < brightest <= self.threshold:
+                folder = next(iter(self.paths.values())).parent
+                raise InputError(
+                    f"No mask in {folder} has a value above the threshold {self.threshold} (the "
+                    f"largest is {brightest}). Set --threshold {brightest // 2}."
+                )
             return pd.DataFrame(list(pool.map(self._score, self.originals.pairs)))
+
+    def _brightest(self, stem: str) -> int:
+        return int(read_image(self.paths[stem]).max())
 
     def _score(self, stem: str) -> dict[str, Any]:
         labels = self.labels(stem)

@@ -285,7 +285,7 @@ class Evaluation:
             "subgroups": summarise_subgroups(table, groups),
         }
         if "category" in table:
-            summary["per_category"] = summarise_categories(table, names)
+            summary["per_category"] = summarise_categories(table, names, groups)
         if online.categories is not None:
             of_categories = online.categories.compute()["iou_pooled"]
             # Rows of images without a category may follow those of the categories.

@@ -115,13 +115,13 @@ def report_evaluation(
     with atomic_dir(output, replace, "summary.json", inputs=evaluation.paths) as folder:
         table, summary = evaluation.run()
         baseline = pd.DataFrame([{name: summary["scores"][name] for name in ("loss", "dice_coef")}])
-        title = "Dice"
+        title = "Dice, original size,"
         if summary["leakage"]:
             baseline["leakage"] = True
-            title = "Dice (leakage)"
+            title = "Dice (leakage), original size,"
         write_table(folder / "evaluation.csv", baseline)
         write_table(folder / "per_image.csv", table)
-        draw_histogram(table["dice"].to_numpy(), title, folder / "dice.png")
+        draw_histogram(table["dice_original"].to_numpy(), title, folder / "dice.png")
         write_image(folder / "cases.png", _draw_cases(evaluation, table))
         if "category" in table:
             _draw_categories(table, summary["per_category"], folder)
@@ -132,6 +132,8 @@ def report_evaluation(
             disturbed.to_csv(folder / "robustness.csv", index=False)
             draw_robustness(disturbed, folder / "robustness.png")
             figures["robustness"] = "robustness.png"
+        if (folder / "confusion.png").is_file():
+            figures["confusion"] = "confusion.png"
         if report == "full":
             write_report(evaluation, table, summary, figures, folder)
     return summary
@@ -191,9 +193,9 @@ def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Pa
     names = [row["name"] for row in rows]
     groups = {}
     for name in names:
-        dice = table.loc[table["category"] == name, "dice"]
+        dice = table.loc[table["category"] == name, "dice_original"]
         groups[name] = dice.dropna().to_numpy()
-    title = "Dice of the lesion per image, by the image's category"
+    title = "Dice of the lesion per image, original size, by the image's category"
     draw_boxes(groups, title, folder / "dice_categories.png")
     if "pred_category" in table:
         names += sorted(set(table["pred_category"]) - set(names))
@@ -205,7 +207,7 @@ def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Pa
 def _draw_cases(evaluation: Evaluation, table: pd.DataFrame, count: int = 4) -> np.ndarray:
     """The worst, the middle and the best cases by Dice, a column each."""
     # Images where both maps are empty have no Dice and count as perfect.
-    order = table["dice"].fillna(1).sort_values(kind="stable").index.to_list()
+    order = table["dice_original"].fillna(1).sort_values(kind="stable").index.to_list()
     count = min(count, len(order))
     middle = max(0, (len(order) - count) // 2)
     worst_cases = order[:count]
@@ -231,7 +233,7 @@ def _draw_case(
         image=item["image"].permute(1, 2, 0).numpy(),
         mask=item["mask"][0].numpy(),
         pred=labels[0, 0].cpu().numpy(),
-        title=f"{item['stem']}  Dice {table['dice'][index]:.3f}",
+        title=f"{item['stem']}  Dice {table['dice_original'][index]:.3f}",
         side=200,
         classes=evaluation.task.classes,
     )
@@ -284,7 +286,7 @@ def _print_categories(rows: list[dict[str, Any]]) -> None:
                 )
             )
         head = ("category", "images", "Dice", "95 % interval", "IoU pooled")
-        print_table(head, lines, "by category of the image")
+        print_table(head, lines, "by category of the image, original size")
         return
     for row in rows:
         of_category = row.get("category_dice", {"mean": None, "images": ""})

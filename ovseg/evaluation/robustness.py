@@ -110,6 +110,7 @@ def draw_robustness(table: pd.DataFrame, path: Path) -> None:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("mean Dice")
+    figure.suptitle(f"{table['images'].iloc[0]} images; the grey line is without disturbance")
     save_figure(figure, path)
 
 

@@ -17,6 +17,7 @@ from ovseg.evaluation.failures import KINDS, describe_kinds
 SIZE_EDGES = (0.0, 0.03, 0.08, 0.2, 1.0)
 # Longer sides of the original picture, pixels, between which pictures are grouped.
 SIDE_EDGES = (0, 500, 800, 100_000)
+FEW_UNITS = 5  # groups, or independent images, below which the interval of a subgroup would mislead
 
 
 def summarise(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -98,39 +99,42 @@ def summarise_values(scores: pd.Series, groups: pd.Series | None = None) -> dict
 
 
 def summarise_categories(
-    table: pd.DataFrame, categories: Sequence[str] = ()
+    table: pd.DataFrame, categories: Sequence[str] = (), groups: pd.Series | None = None
 ) -> list[dict[str, Any]]:
     """The scores of each category of a table that has a column `category`.
 
     Args:
         table: see `Evaluation.run`.
         categories: names of ids 1, 2, ... of a run for categories; empty for one class.
+        groups: see `summarise_values`.
 
     Returns:
         For each category: `name`, `images` that show it, and `dice`, `iou` and `iou_pooled` of the
-        lesion in these images, whatever category was predicted. For a run for categories also
-        `recognised`, the number of these images that are predicted as mostly that category, and
-        `category_dice` and `category_iou`: the category against all else, over the images that have
-        it in mask or prediction, so that a false one counts as 0. `Evaluation.run` adds
-        `category_iou_pooled`.
+        lesion in these images at the original size, whatever category was predicted. For a run for
+        categories also `recognised`, the number of these images that are predicted as mostly that
+        category, and `category_dice` and `category_iou` at the network's size: the category against
+        all else, over the images that have it in mask or prediction, so that a false one counts as
+        0. `Evaluation.run` adds `category_iou_pooled`.
     """
     others = set(table["category"].unique()) - set(categories)
     rows = []
     for name in [*categories, *sorted(others)]:
-        part = table[table["category"] == name]
+        chosen = table["category"] == name
+        part = table[chosen]
+        members = None if groups is None else groups[chosen]
         row = {
             "name": name,
             "images": len(part),
-            "dice": summarise_values(part["dice"]),
-            "iou": summarise_values(part["iou"]),
-            "iou_pooled": pooled_iou(part),
+            "dice": summarise_values(part["dice_original"], members),
+            "iou": summarise_values(part["iou_original"], members),
+            "iou_pooled": pooled_iou(part, "_original"),
         }
         if categories:
             row["recognised"] = int((part["pred_category"] == name).sum())
         if name in categories:
             category = categories.index(name) + 1
-            row["category_dice"] = summarise_values(table[f"dice_{category}"])
-            row["category_iou"] = summarise_values(table[f"iou_{category}"])
+            row["category_dice"] = summarise_values(table[f"dice_{category}"], groups)
+            row["category_iou"] = summarise_values(table[f"iou_{category}"], groups)
         rows.append(row)
     return rows
 
@@ -173,6 +177,9 @@ def summarise_subgroups(table: pd.DataFrame, groups: pd.Series | None) -> list[d
         members = None if groups is None else groups[chosen]
         failed = int((table.loc[chosen, "failure"] != "good").sum())
         found = summarise_values(table.loc[chosen, "dice_original"], members)
+        units = found["images"] if members is None else members.nunique()
+        if units < FEW_UNITS:
+            found["ci95"] = None
         rows.append({"by": by, "name": name, "failed": failed, **found})
     return rows
 

@@ -149,7 +149,12 @@ class TrainCLI(LightningCLI):
         self.resumed = read_checkpoint(Path(self.config.ckpt_path))
         check_checkpoint(self.config, self.resumed)
         self.resumed_steps = self.resumed["global_step"]
-        self.config.model.weights = None  # the checkpoint has its own
+        if self.config.model.weights is not None:
+            rank_zero_info(
+                f"model.weights {self.config.model.weights} is not read again: the resume has the "
+                f"weights of {self.config.ckpt_path}."
+            )
+        self.config.model.weights = None
         arch_args = self.config.model.arch_args or {}
         if arch_args.get("encoder_weights"):
             arch_args["encoder_weights"] = None  # the checkpoint has them: nothing to download

@@ -217,3 +217,16 @@ def test_empty_and_full_and_soft_masks_are_counted(lesion):
         "1 of 4 masks in train have values between black and white: 5 pixels, which are lesion "
         "above 127.",
     ]
+
+
+def test_corners_inside_of_a_letterbox_are_judged():
+    inverted = np.full((40, 60), 255, np.uint8)
+    inverted[10:30, 20:40] = 0
+    boxed = np.zeros((60, 60), np.uint8)
+    boxed[10:50] = inverted
+    for grey in (inverted, boxed, boxed.T):
+        assert mask_facts(grey, 127, False, lossy=False).white_corners
+    lesion = np.zeros((60, 60), np.uint8)
+    lesion[20:40, 20:40] = 255
+    for grey in (lesion, np.full((60, 60), 255, np.uint8), np.zeros((60, 60), np.uint8)):
+        assert not mask_facts(grey, 127, False, lossy=False).white_corners

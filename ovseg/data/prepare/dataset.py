@@ -317,6 +317,11 @@ def _examine_all(root: Path, sources: list[Source]) -> tuple[list[Case], list[st
         except InputError as error:
             return str(error)
 
+    if not sources:
+        raise InputError(
+            f"No image in {root} has an outline or a mask. Boxes and labels of whole images are no "
+            "masks: export polygons."
+        )
     results = map_with_progress(examine, sources, "Examining pairs")
     cases = [result for result in results if isinstance(result, Case)]
     failures = [result for result in results if isinstance(result, str)]

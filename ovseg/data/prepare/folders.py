@@ -186,6 +186,10 @@ def read_spots(found: Found, spots: list[Spot], reading: Reading) -> Found:
             f"{len(kinds)} folders of images are too many for classes. If each is a patient, add "
             "--groups folders."
         )
+    elif with_classes:
+        found.notes.append(
+            "Folders of images are taken as classes. If each is a patient, add --groups folders."
+        )
     masks_of: dict[Path, list[Path]] = {}
     spot_of: dict[Path, Spot] = {}
     # Masks that several folders of images share have an image if one of these has it.

@@ -16,6 +16,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+# Here and not where it is used: threads that import it at once see half of it.
+from matplotlib.path import Path as Outline
+
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.prepare.sources import LESION, Found, Labels, Reading, Source
 
@@ -138,8 +141,6 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
     Raises:
         InputError: a coordinate is above `LARGEST` or not finite.
     """
-    from matplotlib.path import Path as Outline  # takes a while to import, and few datasets need it
-
     if not np.isfinite(points).all() or np.abs(points).max() > LARGEST:
         raise InputError(f"has a coordinate that is not in -{LARGEST}..{LARGEST} pixels")
     corners = np.round(points - 0.5).astype(np.int32)  # OpenCV's (0, 0) is the first pixel's centre
