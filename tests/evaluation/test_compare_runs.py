@@ -161,3 +161,19 @@ def test_exact_masks_against_empty_ones(phantom_root, tmp_path, save_png, run_co
     content = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["name"] for row in content["ranking"]] == ["masks", "empty"]
     assert [row["mean"] for row in content["ranking"]] == [1.0, 0.0]
+
+
+def test_masks_without_a_value_above_the_threshold_are_refused(
+    phantom_root, tmp_path, save_png, run_command, capsys
+):
+    reference = phantom_root / "test" / "masks"
+    small = tmp_path / "small"
+    for path in reference.iterdir():
+        with Image.open(path) as mask:
+            save_png(small / f"{path.stem}.png", (np.array(mask.convert("L")) > 0).astype(np.uint8))
+    command = ["compare", "--runs", small, reference, "--data", phantom_root]
+    assert run_command(*command, "--output", tmp_path / "out") == 2
+    assert (
+        "above the threshold 127 (the largest is 1). Set --threshold 0." in capsys.readouterr().err
+    )
+    assert run_command(*command, "--output", tmp_path / "out", "--threshold", "0") == 0

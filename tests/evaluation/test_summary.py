@@ -7,6 +7,7 @@ import pytest
 from ovseg.evaluation.failures import KINDS
 from ovseg.evaluation.summary import (
     pooled_miou,
+    summarise_categories,
     summarise_confidence,
     summarise_failures,
     summarise_subgroups,
@@ -85,3 +86,11 @@ def test_subgroups(table):
     # The two images of one group can't give an interval.
     two = summarise_subgroups(table.iloc[1:3], table["group"].iloc[1:3])
     assert all(row["ci95"] is None for row in two)
+
+
+def test_categories_are_scored_at_the_original_size_with_intervals_by_group(table):
+    table = table.assign(iou_original=table["dice_original"])
+    rows = {row["name"]: row for row in summarise_categories(table, groups=table["group"])}
+    assert rows["teratoma"]["dice"]["mean"] == 0.75
+    assert rows["teratoma"]["iou_pooled"] == pytest.approx(4020 / (4500 + 4700 - 4020))
+    assert rows["cyst"]["dice"]["ci95"] is None  # one image of one group has a score
