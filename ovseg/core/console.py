@@ -1,8 +1,9 @@
 """Progress bars, work in threads, and tables of the commands."""
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 from rich.console import Console
@@ -63,14 +64,19 @@ def compute_ahead(
         function: of an item; what it raises is raised here.
         items: what to compute it of.
     """
-    waiting: Future[Result] | None = None
+    futures = (pool.submit(function, item) for item in items)
+    for future in one_late(futures):
+        yield future.result()
+
+
+def one_late(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield each item after the next one has been made, so that work on it began meanwhile."""
+    waiting: deque[Item] = deque()
     for item in items:
-        following = pool.submit(function, item)
-        if waiting is not None:
-            yield waiting.result()
-        waiting = following
-    if waiting is not None:
-        yield waiting.result()
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.popleft()
+    yield from waiting
 
 
 class _LineWriter:
@@ -82,6 +88,19 @@ class _LineWriter:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def format_score(value: float | None) -> str:
+    """A score as tables have it; `none` where there is none."""
+    return "none" if value is None else f"{value:.4f}"
+
+
+def format_interval(bounds: Sequence[float] | None) -> str:
+    """Both bounds of an interval as tables have them; empty where there is none."""
+    if bounds is None:
+        return ""
+    low, high = bounds
+    return f"{low:.4f} .. {high:.4f}"
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) -> None:

@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
-from ovseg.core.console import THREADS, print_table
+from ovseg.core.console import THREADS, format_interval, format_score, print_table
 from ovseg.core.errors import InputError, first_five
-from ovseg.core.files import atomic_dir, write_json
+from ovseg.core.files import atomic_dir, write_json, write_table
 from ovseg.core.pages import embed_file, write_page
 from ovseg.core.plots import save_figure
 from ovseg.core.statistics import mean_interval
@@ -76,6 +76,7 @@ class MaskCandidate:
     """
 
     def __init__(self, folder: Path, originals: OriginalSplit, threshold: int):
+        self.folder = folder
         self.originals = originals
         self.threshold = threshold
         self.paths = list_images(folder)
@@ -88,27 +89,30 @@ class MaskCandidate:
 
     def score(self) -> pd.DataFrame:
         with ThreadPoolExecutor(THREADS) as pool:
-            brightest = max(pool.map(self._brightest, self.originals.pairs))
-            if 0 < brightest <= self.threshold:
-                folder = next(iter(self.paths.values())).parent
-                raise InputError(
-                    f"No mask in {folder} has a value above the threshold {self.threshold} (the "
-                    f"largest is {brightest}). Set --threshold {brightest // 2}."
-                )
-            return pd.DataFrame(list(pool.map(self._score, self.originals.pairs)))
-
-    def _brightest(self, stem: str) -> int:
-        return int(read_image(self.paths[stem]).max())
+            table = pd.DataFrame(list(pool.map(self._score, self.originals.pairs)))
+        brightest = table.pop("brightest").max()
+        if 0 < brightest <= self.threshold:
+            raise InputError(
+                f"No mask in {self.folder} has a value above the threshold {self.threshold} (the "
+                f"largest is {brightest}). Set --threshold {brightest // 2}."
+            )
+        return table
 
     def _score(self, stem: str) -> dict[str, Any]:
-        labels = self.labels(stem)
-        return {"stem": stem, **score_case(labels.astype(float), labels, self.originals.mask(stem))}
+        grey = self._read(stem)
+        mask = self.originals.mask(stem)
+        labels = self._threshold(grey, mask)
+        scores = score_case(labels.astype(float), labels, mask)
+        return {"stem": stem, "brightest": int(grey.max()), **scores}
 
     def labels(self, stem: str) -> np.ndarray:
-        grey = read_image(self.paths[stem]).max(axis=2)
-        return resize_labels(
-            (grey > self.threshold).astype(np.uint8), *self.originals.mask(stem).shape
-        )
+        return self._threshold(self._read(stem), self.originals.mask(stem))
+
+    def _read(self, stem: str) -> np.ndarray:
+        return read_image(self.paths[stem]).max(axis=2)
+
+    def _threshold(self, grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        return resize_labels((grey > self.threshold).astype(np.uint8), *mask.shape)
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,7 @@ def compare_runs(
         candidates, originals, root = _open(runs, split, data, threshold, device)
         tables = {name: candidate.score() for name, candidate in candidates.items()}
         comparison = compare_tables(tables, image_groups(root))
-        comparison.table.to_csv(folder / "paired.csv", index=False)
+        write_table(folder / "paired.csv", comparison.table)
         content = {
             "data": str(root),
             "split": split,
@@ -385,10 +389,10 @@ def print_comparison(comparison: Comparison) -> None:
         rows.append(
             (
                 row["name"],
-                _text(row["mean"]),
-                _interval(row["ci95"]),
-                _text(row["median"]),
-                _text(row["iou_pooled"]),
+                format_score(row["mean"]),
+                format_interval(row["ci95"]),
+                format_score(row["median"]),
+                format_score(row["iou_pooled"]),
                 str(row["images"]),
             )
         )
@@ -402,8 +406,8 @@ def print_comparison(comparison: Comparison) -> None:
         differences.append(
             (
                 f"{pair['better']} - {pair['worse']}",
-                _text(pair["difference"]),
-                _interval(pair["ci95"]),
+                format_score(pair["difference"]),
+                format_interval(pair["ci95"]),
                 f"{pair['p_holm']:.2g}",
                 "certain" if pair["certain"] else "not distinguishable",
             )
@@ -413,13 +417,3 @@ def print_comparison(comparison: Comparison) -> None:
         differences,
         "differences of the same images",
     )
-
-
-def _text(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
-
-
-def _interval(bounds: list[float] | None) -> str:
-    if bounds is None:
-        return ""
-    return f"{bounds[0]:.4f} .. {bounds[1]:.4f}"

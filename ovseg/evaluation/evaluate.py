@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from ovseg.core.checkpoints import (
     find_dataset,
     read_members,
 )
-from ovseg.core.console import THREADS, progress_bar
+from ovseg.core.console import THREADS, one_late, progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.registry import check_arguments
 from ovseg.core.runs import RunFolder
 from ovseg.core.versions import installed_versions
-from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.datamodule import OvarianTumorDataModule, PairDataset
 from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories, image_groups, prepared_items
 from ovseg.data.original import OriginalSplit
@@ -42,6 +43,7 @@ from ovseg.inference.engines import arrange_for_inference
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
+    lesion_of_classes,
     mean_logits,
     read_postprocessing,
     to_dict,
@@ -135,6 +137,11 @@ class Evaluation:
             self.tasks.append(task.eval())
         self.task = self.tasks[0]
 
+    @cached_property
+    def dataset(self) -> PairDataset:
+        """The images of the split, one by one."""
+        return self.datamodule.dataset(self.split)
+
     def loader(self) -> Iterator[dict]:
         """Every batch of the split once, with a progress bar."""
         return progress_bar(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}")
@@ -186,7 +193,7 @@ class Evaluation:
     def predict_again(self, stem: str) -> np.ndarray:
         """Probabilities of one image at its original size, float32 (classes, height, width)."""
         index = list(self.originals.pairs).index(stem)
-        image = self.datamodule.dataset(self.split)[index]["image"][None].to(self.device)
+        image = self.dataset[index]["image"][None].to(self.device)
         logits = self.logits(image, self.postprocessing.flips)
         return self.original_probs(stem, class_probs(logits)[0])[0]
 
@@ -212,7 +219,7 @@ class Evaluation:
         probs, mask = self.original_probs(stem, square)
         height, width = mask.shape
         box = fit_box(height, width, settings["image_size"], settings["fit"])
-        lesion = probs[0] if len(probs) == 1 else 1 - probs[0]
+        lesion = lesion_of_classes(probs)
         row = score_case(lesion, self.postprocessing.labels(probs), mask)
         row.update(describe_picture(self.originals.picture(stem), mask > 0))
         reliability = Reliability()
@@ -229,18 +236,14 @@ class Evaluation:
 
         Images are scored in threads, while the network computes the next batch.
         """
-        waiting: tuple[dict, torch.Tensor, list[Future]] | None = None
         with ThreadPoolExecutor(THREADS) as pool:
-            for batch, logits in self.batches():
-                squares = class_probs(logits)
-                scored = []
-                for stem, square in zip(batch["stem"], squares, strict=True):
-                    scored.append(pool.submit(self._score, stem, square))
-                if waiting is not None:
-                    yield *waiting[:2], [future.result() for future in waiting[2]]
-                waiting = (batch, logits, scored)
-            if waiting is not None:
-                yield *waiting[:2], [future.result() for future in waiting[2]]
+            begun = (
+                # Unlike a call, `map` of an executor begins at once.
+                (batch, logits, pool.map(self._score, batch["stem"], class_probs(logits)))
+                for batch, logits in self.batches()
+            )
+            for batch, logits, scored in one_late(begun):
+                yield batch, logits, list(scored)
 
     def run(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """Score the split.

@@ -15,7 +15,7 @@ from ovseg.core.pages import embed_file, embed_image, svg_path, write_page
 from ovseg.core.processes import processor_name
 from ovseg.core.runs import RunFolder
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.inference.postprocessing import Postprocessing
+from ovseg.inference.postprocessing import Postprocessing, lesion_of_classes
 
 PAGE = Path(__file__).parent / "page.html.j2"
 SIDE = 480  # longest side of a case, pixels
@@ -125,8 +125,7 @@ def draw_case(evaluation: Evaluation, row: dict[str, Any]) -> Case:
     probs = evaluation.predict_again(stem)
     labels = evaluation.postprocessing.labels(probs)
     outlines = draw_outlines(evaluation.originals.picture(stem), mask > 0, labels > 0)
-    lesion_probs = probs[0] if len(probs) == 1 else 1 - probs[0]
-    shown = cv2.resize(lesion_probs, (outlines.width, outlines.height))
+    shown = cv2.resize(lesion_of_classes(probs), (outlines.width, outlines.height))
     return Case(row, outlines, embed_image(_tint(shown), ".png"))
 
 

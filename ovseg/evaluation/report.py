@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ovseg.core.console import print_table
+from ovseg.core.console import format_interval, format_score, print_table
 from ovseg.core.drawing import case_row, contact_sheet
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_image, write_json, write_table
 from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
-from ovseg.data.datamodule import PairDataset
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.figures import (
     draw_failures,
@@ -129,7 +128,7 @@ def report_evaluation(
         figures = _draw_figures(summary, folder)
         if robustness:
             disturbed = measure_robustness(evaluation, robustness)
-            disturbed.to_csv(folder / "robustness.csv", index=False)
+            write_table(folder / "robustness.csv", disturbed)
             draw_robustness(disturbed, folder / "robustness.png")
             figures["robustness"] = "robustness.png"
         if (folder / "confusion.png").is_file():
@@ -213,19 +212,16 @@ def _draw_cases(evaluation: Evaluation, table: pd.DataFrame, count: int = 4) -> 
     worst_cases = order[:count]
     middle_cases = order[middle : middle + count]
     best_cases = order[-count:]
-    dataset = evaluation.datamodule.dataset(evaluation.split)
     pictures = []
     for row in zip(worst_cases, middle_cases, best_cases, strict=True):
         for index in row:
-            pictures.append(_draw_case(evaluation, dataset, table, index))
+            pictures.append(_draw_case(evaluation, table, index))
     return contact_sheet(pictures, 3, evaluation.datamodule.categories)
 
 
-def _draw_case(
-    evaluation: Evaluation, dataset: PairDataset, table: pd.DataFrame, index: int
-) -> np.ndarray:
+def _draw_case(evaluation: Evaluation, table: pd.DataFrame, index: int) -> np.ndarray:
     """Image, reference and prediction of one image of the split."""
-    item = dataset[index]
+    item = evaluation.dataset[index]
     batch = item["image"][None].to(evaluation.device)
     logits = evaluation.logits(batch, evaluation.postprocessing.flips)
     labels, _ = evaluation.postprocess([item["stem"]], logits)
@@ -257,14 +253,14 @@ def print_summary(summary: dict[str, Any]) -> None:
             rows.append(
                 (
                     _label(name, "per image"),
-                    _text(value["mean"]),
-                    _interval(value["ci95"]),
-                    _text(value["median"]),
+                    format_score(value["mean"]),
+                    format_interval(value["ci95"]),
+                    format_score(value["median"]),
                     str(value["images"]),
                 )
             )
         else:
-            rows.append((_label(name), _text(value), "", "", ""))
+            rows.append((_label(name), format_score(value), "", "", ""))
     print_table(("score", "value", "95 % interval", "median", "images"), rows, title)
     if "per_category" in summary:
         _print_categories(summary["per_category"])
@@ -280,9 +276,9 @@ def _print_categories(rows: list[dict[str, Any]]) -> None:
                 (
                     row["name"],
                     str(row["images"]),
-                    _text(dice["mean"]),
-                    _interval(dice["ci95"]),
-                    _text(row["iou_pooled"]),
+                    format_score(dice["mean"]),
+                    format_interval(dice["ci95"]),
+                    format_score(row["iou_pooled"]),
                 )
             )
         head = ("category", "images", "Dice", "95 % interval", "IoU pooled")
@@ -294,11 +290,11 @@ def _print_categories(rows: list[dict[str, Any]]) -> None:
             (
                 row["name"],
                 str(row["images"]),
-                _text(row["dice"]["mean"]),
+                format_score(row["dice"]["mean"]),
                 str(row["recognised"]),
-                _text(of_category["mean"]),
+                format_score(of_category["mean"]),
                 str(of_category["images"]),
-                _text(row.get("category_iou_pooled")),
+                format_score(row.get("category_iou_pooled")),
             )
         )
     print_table(
@@ -306,17 +302,6 @@ def _print_categories(rows: list[dict[str, Any]]) -> None:
         lines,
         "by category",
     )
-
-
-def _interval(ci95: list[float] | None) -> str:
-    if ci95 is None:
-        return ""
-    low, high = ci95
-    return f"{low:.4f} .. {high:.4f}"
-
-
-def _text(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
 
 
 def _label(name: str, kind: str = "") -> str:

@@ -57,16 +57,16 @@ def measure_robustness(evaluation: Evaluation, images: int) -> pd.DataFrame:
     """
     if images < 1:
         raise InputError(f"robustness is {images}, expected at least 1 image.")
-    dataset = evaluation.datamodule.dataset(evaluation.split)
-    count = min(images, len(dataset))
-    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    total = len(evaluation.dataset)
+    count = min(images, total)
+    indices = np.linspace(0, total - 1, count).round().astype(int)
     cases: list[tuple[str, float, str, Change]] = [("none", 0.0, "", _keep)]
     for name, entry in DISTURBANCES.items():
         cases += [(name, level, entry.unit, entry.change) for level in entry.levels]
 
     scores: dict[tuple[str, float], list[float]] = {case[:2]: [] for case in cases}
     for index in progress_bar(indices, "Disturbing images", count):
-        item = dataset[int(index)]
+        item = evaluation.dataset[int(index)]
         image = item["image"].permute(1, 2, 0).numpy()
         mask = item["mask"][0].numpy()
         for name, level, _, change in cases:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ovseg.core.console import print_table
+from ovseg.core.console import format_interval, format_score, print_table
 from ovseg.core.files import write_json, write_table
 from ovseg.core.plots import draw_boxes
 from ovseg.core.statistics import ratio_interval
@@ -141,30 +141,22 @@ def print_folds(summary: dict[str, Any]) -> None:
     """Print the summary as a table: a row a fold, then all images and the intervals."""
     rows = []
     for fold in summary["per_fold"]:
-        cells = [_format_score(fold[name]) for name in ("dice", "iou", "iou_pooled")]
+        cells = [format_score(fold[name]) for name in ("dice", "iou", "iou_pooled")]
         rows.append((f"fold {fold['fold']}", str(fold["images"]), *cells))
 
     dice = summary["scores"]["dice"]
     iou = summary["scores"]["iou"]
     pooled = summary["scores"]["iou_pooled"]
-    cells = [_format_score(value) for value in (dice["mean"], iou["mean"], pooled["value"])]
+    cells = [format_score(value) for value in (dice["mean"], iou["mean"], pooled["value"])]
     rows.append(("all", str(summary["images"]), *cells))
 
     for name, label in INTERVALS.items():
         intervals = [score.get(name) for score in (dice, iou, pooled)]
         if any(intervals):
-            cells = [_format_interval(interval) for interval in intervals]
+            cells = [format_interval(interval) for interval in intervals]
             rows.append((label, "", *cells))
 
     title = f"out of fold: {summary['images']} images of {summary['data']}; {summary['note']}"
     if summary["leakage"]:
         title = f"LEAKAGE, near-duplicates in two splits: {title}"
     print_table(("", "images", "Dice per image", "IoU per image", "IoU pooled"), rows, title)
-
-
-def _format_score(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4f}"
-
-
-def _format_interval(bounds: list[float] | None) -> str:
-    return "" if bounds is None else f"{bounds[0]:.4f} .. {bounds[1]:.4f}"

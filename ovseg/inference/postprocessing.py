@@ -207,6 +207,16 @@ def to_probs(logits: Tensor) -> Tensor:
     return logits.softmax(1)
 
 
+def lesion_of_classes(probs: np.ndarray) -> np.ndarray:
+    """Probability of lesion, float32 (H, W), of those of the classes, (classes, H, W).
+
+    It is that of the one class, or 1 - that of the background.
+    """
+    if len(probs) == 1:
+        return probs[0]
+    return 1 - probs[0]
+
+
 def mean_logits(logits: Sequence[Tensor]) -> Tensor:
     """Logits whose probabilities are the mean of the probabilities of some logits.
 

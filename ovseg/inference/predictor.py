@@ -47,6 +47,7 @@ from ovseg.inference.pictures import InferPicture, find_pictures
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
+    lesion_of_classes,
     read_postprocessing,
     to_dict,
     to_probs,
@@ -270,11 +271,8 @@ class Predictor:
         predictions = []
         for index in range(len(images)):
             probs = np.mean([found[index] for found in probs_of_members], axis=0)
-            lesion_probs = probs[0]
-            if len(probs) > 1:
-                lesion_probs = 1 - probs[0]
             labels = self.postprocessing.labels(probs)
-            predictions.append(Prediction(labels, lesion_probs, self.categories))
+            predictions.append(Prediction(labels, lesion_of_classes(probs), self.categories))
         return predictions
 
 
