@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -16,6 +17,24 @@ def make_data(root: Path, **options: object) -> OvarianTumorDataModule:
     """A data module of 48 x 48 pixels, batches of 4, no workers."""
     settings = {"image_size": 48, "batch_size": 4, "num_workers": 0, **options}
     return OvarianTumorDataModule(str(root), **settings)
+
+
+def tiny_settings(max_epochs: int, arch_args: dict | None = None, **data: object) -> dict[str, Any]:
+    """A configuration of `train` that takes seconds, without a dataset's folder.
+
+    Args:
+        max_epochs: of the trainer.
+        arch_args: more arguments of the network, or other ones.
+        data: more settings of the data, or other ones.
+    """
+    network = {"base_filters": 2, "base_kernel": 3, "num_layers": 2, **(arch_args or {})}
+    return {
+        "model": {"arch_args": network, "optimizer_args": {"lr": 0.003}},
+        "data": {"image_size": 32, "batch_size": 4, "num_workers": 0, **data},
+        "trainer": {"max_epochs": max_epochs, "accelerator": "cpu", "num_sanity_val_steps": 0},
+        "snapshots": {"num_infer_images": 0},
+        "evaluate_test": False,
+    }
 
 
 def assert_keras_norms(network: nn.Module) -> None:

@@ -15,22 +15,12 @@ import torch
 
 from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.runs import RunFolder
+from support import tiny_settings
 
+DROPOUT = {"num_layers": 3, "dropout_rate": 0.2}
 SETTINGS = {
-    "model": {
-        "arch_args": {
-            "base_filters": 2,
-            "base_kernel": 3,
-            "num_layers": 3,
-            "dropout_rate": 0.2,
-        },
-        "optimizer_args": {"lr": 0.003},
-    },
-    "data": {"image_size": 32, "batch_size": 4, "num_workers": 2, "augmentation": "standard"},
-    "trainer": {"max_epochs": 1000, "accelerator": "cpu", "num_sanity_val_steps": 0},
+    **tiny_settings(max_epochs=1000, arch_args=DROPOUT, augmentation="standard", num_workers=2),
     "early_stopping": {"patience": 999},
-    "snapshots": {"num_infer_images": 0},
-    "evaluate_test": False,
 }
 SECONDS = 120  # until the first epoch of a training is complete, and for the end of processes
 

@@ -12,22 +12,10 @@ import yaml
 from PIL import Image
 
 from ovseg.core.runs import RunFolder
+from support import tiny_settings
 
-SETTINGS = {
-    "model": {
-        "arch_args": {
-            "base_filters": 2,
-            "base_kernel": 3,
-            "num_layers": 3,
-            "dropout_rate": 0.2,
-        },
-        "optimizer_args": {"lr": 0.003},
-    },
-    "data": {"image_size": 32, "batch_size": 4, "num_workers": 0, "augmentation": "standard"},
-    "trainer": {"max_epochs": 4, "accelerator": "cpu", "num_sanity_val_steps": 0},
-    "snapshots": {"num_infer_images": 0},
-    "evaluate_test": False,
-}
+DROPOUT = {"num_layers": 3, "dropout_rate": 0.2}
+SETTINGS = tiny_settings(max_epochs=4, arch_args=DROPOUT, augmentation="standard")
 LAST = Path("runs/tiny/version_0/checkpoints/last.ckpt")
 
 

@@ -15,18 +15,9 @@ from ovseg.core.files import file_digest
 from ovseg.core.runs import RunFolder
 from ovseg.data.cache import pairs_digest
 from ovseg.experiments.run_record import find_unfinished, read_git_state
-from support import make_data
+from support import make_data, tiny_settings
 
-SETTINGS = {
-    "model": {
-        "arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 2},
-        "optimizer_args": {"lr": 0.003},
-    },
-    "data": {"image_size": 32, "batch_size": 4, "num_workers": 0},
-    "trainer": {"max_epochs": 2, "accelerator": "cpu", "num_sanity_val_steps": 0},
-    "snapshots": {"num_infer_images": 0},
-    "evaluate_test": False,
-}
+SETTINGS = tiny_settings(max_epochs=2)
 RUNS = Path("runs/tiny")
 OF_A_DEAD_PROCESS = {"id": os.getpid(), "started": 0.0}
 

@@ -8,18 +8,9 @@ import yaml
 from ovseg.core.errors import InputError
 from ovseg.experiments.train import read_configuration
 from ovseg.training.callbacks import BestCheckpoint
-from support import make_data
+from support import make_data, tiny_settings
 
-SETTINGS = {
-    "model": {
-        "arch_args": {"base_filters": 2, "base_kernel": 3, "num_layers": 2},
-        "optimizer_args": {"lr": 0.003},
-    },
-    "data": {"image_size": 32, "batch_size": 4, "num_workers": 0},
-    "trainer": {"max_epochs": 1, "accelerator": "cpu", "num_sanity_val_steps": 0},
-    "snapshots": {"num_infer_images": 0},
-    "evaluate_test": False,
-}
+SETTINGS = tiny_settings(max_epochs=1)
 
 
 @pytest.fixture

@@ -28,25 +28,6 @@ KNOWN = [
 ]
 
 
-@pytest.fixture
-def tiny(tmp_path, phantom_root, monkeypatch):
-    """A folder to work in, with tiny.yaml."""
-    arch_args = {"base_filters": 2, "base_kernel": 3, "num_layers": 3}
-    settings = {
-        "model": {"arch": "flexible_unet", "arch_args": arch_args},
-        "trainer": {"accelerator": "cpu", "max_epochs": 2},
-    }
-    settings["data"] = {
-        "root": str(phantom_root),
-        "image_size": 32,
-        "batch_size": 4,
-        "num_workers": 0,
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 FILES = [
     ("model: {foo: 1}", "bad.yaml: there is no key model.foo. `ovseg train --help` lists the keys"),
     ("model: {lr: 3}", "bad.yaml: there is no key model.lr. Did you mean model.optimizer_args.lr?"),

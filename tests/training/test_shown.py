@@ -1,34 +1,12 @@
 """Pictures, curves and logs come after the checkpoint, and never end a training."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
 from ovseg.core.errors import WriteError
 from ovseg.training import callbacks
 from ovseg.training.callbacks import Curves, EpochSnapshots
 
 ONE_EPOCH = ("--trainer.max_epochs", "1", "--evaluate_test", "false")
-
-
-@pytest.fixture
-def tiny(tmp_path, phantom_root, monkeypatch) -> Path:
-    """A folder to work in, with tiny.yaml."""
-    arch_args = {"base_filters": 2, "base_kernel": 3, "num_layers": 3}
-    settings = {
-        "model": {"arch": "flexible_unet", "arch_args": arch_args},
-        "trainer": {"accelerator": "cpu"},
-    }
-    settings["data"] = {
-        "root": str(phantom_root),
-        "image_size": 32,
-        "batch_size": 4,
-        "num_workers": 0,
-    }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.parametrize("shown", [Curves, EpochSnapshots])
