@@ -39,6 +39,7 @@ INDIFFERENT = (
 )
 # The sections from which Lightning builds the task and the data module.
 HYPER_PARAMETERS = ("hyper_parameters", "datamodule_hyper_parameters")
+NETWORK = "network."  # how names of the network's tensors begin in a checkpoint
 DATA_STATE = "OvarianTumorDataModule"  # the key of the data module's own state
 
 Count = Annotated[int, Meta(ge=0)]
@@ -264,6 +265,15 @@ class Member:
     epoch: int
     held_out: str | None
     root: str | None = None
+
+
+def network_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of the network alone, by their names in it, see `read_checkpoint`."""
+    state = {}
+    for name, tensor in checkpoint["state_dict"].items():
+        if name.startswith(NETWORK):
+            state[name.removeprefix(NETWORK)] = tensor
+    return state
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:

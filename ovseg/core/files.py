@@ -39,7 +39,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     # The digest stands for the name, which may be as long as the file system allows.
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    digest = _name_digest(path.name)
     temporary = path.with_name(f".{digest}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +60,16 @@ def fit_file_name(stem: str, suffix: str) -> str:
     name = f"{stem}{suffix}"
     if len(os.fsencode(name)) <= MAX_NAME_BYTES:
         return name
-    digest = hashlib.sha256(os.fsencode(stem)).hexdigest()[:16]
+    digest = _name_digest(stem)
     room = MAX_NAME_BYTES - len(f"_{digest}{suffix}")
     # A letter that is cut in its middle is left out.
     kept = os.fsencode(stem)[:room].decode(errors="ignore")
     return f"{kept}_{digest}{suffix}"
+
+
+def _name_digest(name: str) -> str:
+    """16 hexadecimal digits that stand for a name, which need not be UTF-8."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
 
 def check_writable(path: Path) -> None:

@@ -215,12 +215,12 @@ def mask_facts(grey: np.ndarray, threshold: int, invert: bool, lossy: bool) -> M
         brightest=brightest,
         lesion=lesion > 0,
         full=lesion == grey.size,
-        white_corners=_has_white_corners(grey > threshold),
+        white_corners=has_white_corners(grey > threshold),
         soft=soft,
     )
 
 
-def _has_white_corners(white: np.ndarray) -> bool:
+def has_white_corners(white: np.ndarray) -> bool:
     """See `MaskFacts`; `white` is bool (H, W)."""
     rows = np.flatnonzero(white.any(1))
     columns = np.flatnonzero(white.any(0))

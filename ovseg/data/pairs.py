@@ -51,7 +51,10 @@ def natural_key(stem: str) -> list[tuple[bool, int | str]]:
 
 
 def normal_stem(stem: str) -> str:
-    """A stem with composed letters (NFC): macOS writes the same name as letters and accents."""
+    """A stem, or another part of a path, with composed letters (NFC).
+
+    macOS writes the same name as letters and accents.
+    """
     return unicodedata.normalize("NFC", stem)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import shlex
-import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.registry import choose
 from ovseg.data.manifest import cut_borders, labels_dir, read_folds
 from ovseg.data.pairs import Pair, find_pairs, list_images, natural_key, normal_stem
-from ovseg.data.pictures import describe_left_out, list_pictures
+from ovseg.data.pictures import describe_left_out, list_pictures, list_visible
 
 SPLITS = ("train", "valid", "test")
 # What others call the folders of a dataset.
@@ -218,8 +217,6 @@ def refuse_mask_names(root: Path, images: Path, masks: Path) -> None:
     Raises:
         InputError: they are so, and the names show which images the masks belong to.
     """
-    if not images.is_dir() or not masks.is_dir():
-        return
     image_stems = _shown_stems(images)
     mask_stems = _shown_stems(masks)
     if image_stems & mask_stems or not image_stems or not mask_stems:
@@ -232,12 +229,8 @@ def refuse_mask_names(root: Path, images: Path, masks: Path) -> None:
 
 
 def _shown_stems(folder: Path) -> set[str]:
-    """The stems of the files in a folder, composed (NFC), without hidden ones."""
-    stems = set()
-    for path in folder.iterdir():
-        if not path.name.startswith("."):
-            stems.add(unicodedata.normalize("NFC", path.stem))
-    return stems
+    """The stems of what a folder holds, see `normal_stem`, without hidden files."""
+    return {normal_stem(path.stem) for path, _ in list_visible(folder)}
 
 
 def _preparing_command(root: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.pairs import list_images
-from ovseg.data.pictures import SUFFIXES, describe_left_out
+from ovseg.data.pictures import describe_left_out, list_pictures, list_visible
 
 OVERLAYS = "overlays"  # the folders in the output, of the same structure as the masks
 PROBABILITIES = "probabilities"
@@ -83,7 +83,7 @@ def _list_source(source: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
     inner = _folders_in(source)
     if inner and not recursive:
         names = first_five(folder.name for folder in inner)
-        if _holds_pictures(source):
+        if list_pictures(source):
             message = f"whose pictures are not looked for ({names}): add --recursive."
         else:
             message = f"whose pictures are taken ({names}), because it has none itself."
@@ -92,7 +92,7 @@ def _list_source(source: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
 
     folders = [source]
     if recursive:
-        folders = [folder for folder in _walk(source) if _holds_pictures(folder)] or [source]
+        folders = [folder for folder in _walk(source) if list_pictures(folder)] or [source]
     for folder in folders:
         left_out = describe_left_out(folder, with_folders=False)
         if left_out:
@@ -111,17 +111,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones and links."""
     folders = []
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith("."):
+    for path, is_folder in list_visible(folder):
+        if is_folder and not path.is_symlink():
             folders.append(path)
     return folders
-
-
-def _holds_pictures(folder: Path) -> bool:
-    for path in folder.iterdir():
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            return True
-    return False
 
 
 def _check_names(pictures: Sequence[InferPicture]) -> None:

@@ -24,6 +24,7 @@ from ovseg import __version__
 from ovseg.core.checkpoints import (
     checkpoint_digest,
     find_checkpoints,
+    network_state,
     read_checkpoint,
     read_members,
 )
@@ -288,13 +289,8 @@ def load_network(path: Path) -> torch.nn.Module:
     checkpoint = read_checkpoint(path)
     settings = checkpoint["hyper_parameters"]
     network = build_model(settings["arch"], **(settings.get("arch_args") or {}))
-    state = {}
-    for name, value in checkpoint["state_dict"].items():
-        owner, _, parameter = name.partition(".")
-        if owner == "network":  # the task has nothing else that predictions need
-            state[parameter] = value
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(network_state(checkpoint))
     except RuntimeError as error:
         raise InputError(f"{path} holds other weights than its network has: {error}") from error
     return network

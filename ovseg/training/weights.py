@@ -5,10 +5,8 @@ from pathlib import Path
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from ovseg.core.checkpoints import epochs_done, find_checkpoint, read_checkpoint
+from ovseg.core.checkpoints import epochs_done, find_checkpoint, network_state, read_checkpoint
 from ovseg.core.errors import InputError, first_five
-
-PREFIX = "network."  # of the network's tensors in a checkpoint
 
 
 def load_weights(network: nn.Module, run: str, arch: str, classes: int) -> None:
@@ -37,11 +35,7 @@ def load_weights(network: nn.Module, run: str, arch: str, classes: int) -> None:
         )
     trained_classes = (trained.get("arch_args") or {}).get("classes", 1)
     own = network.state_dict()
-    given = {}
-    for name, tensor in checkpoint["state_dict"].items():
-        if name.startswith(PREFIX):
-            given[name.removeprefix(PREFIX)] = tensor
-
+    given = network_state(checkpoint)
     head = []
     for name, tensor in own.items():
         if name in given and _is_of_head(tensor, given[name], classes, trained_classes):

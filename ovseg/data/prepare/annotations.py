@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,7 +14,8 @@ import numpy as np
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.yaml_files import read_yaml
-from ovseg.data.pictures import SUFFIXES
+from ovseg.data.pairs import normal_stem
+from ovseg.data.pictures import SUFFIXES, has_suffix
 from ovseg.data.prepare.polygons import (
     Drawing,
     Polygon,
@@ -33,7 +33,6 @@ from ovseg.data.prepare.sources import (
     Found,
     Reading,
     Source,
-    is_picture,
     list_files,
     no_lesion,
     path_in,
@@ -57,11 +56,11 @@ class Collection:
         self.root = root
         self.files = list_files(root)
         self.found = Found(root)
-        self._pictures = [path for path in self.files if is_picture(path)]
+        self._pictures = [path for path in self.files if has_suffix(path)]
         self._stems = unique_stems(root, self._pictures)
         self._named: dict[str, list[Path]] = {}
         for path in self._pictures:
-            for name in {_plain(path.name), _plain(path.stem)}:
+            for name in {normal_stem(path.name), normal_stem(path.stem)}:
                 self._named.setdefault(name, []).append(path)
         self._drawings: dict[Path, Drawing] = {}
         self._broken: set[Path] = set()
@@ -82,12 +81,12 @@ class Collection:
         Raises:
             InputError: several pictures could be meant.
         """
-        parts = [_plain(part) for part in re.split(r"[\\/]+", name) if part.strip(".")]
+        parts = [normal_stem(part) for part in re.split(r"[\\/]+", name) if part.strip(".")]
         candidates = self._named.get(parts[-1], []) if parts else []
         split = split_of_folders(self.root, beside) or split_of_name(beside.stem)
 
         def has_folders(path: Path) -> bool:
-            folders = [_plain(part) for part in path.parts[:-1]]
+            folders = [normal_stem(part) for part in path.parts[:-1]]
             return folders[len(folders) - len(parts) + 1 :] == parts[:-1]
 
         def is_beside(path: Path) -> bool:
@@ -173,10 +172,6 @@ class Collection:
             types = ", ".join(f"{count} {kind}" for kind, count in self._left_out.items())
             self.found.notes.append(f"Shapes that enclose no area were left out: {types}.")
         return make_sources(drawings, self.found, reading)
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def find_coco(root: Path, reading: Reading) -> Found:

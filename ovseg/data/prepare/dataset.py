@@ -25,6 +25,7 @@ from ovseg.core.files import (
 from ovseg.core.registry import choose
 from ovseg.data.geometry import FITS, fit_box, place
 from ovseg.data.manifest import FILE_NAME, read_manifest
+from ovseg.data.masks import WHITE_CORNERS_SHARE, has_white_corners
 from ovseg.data.pictures import read_image
 from ovseg.data.prepare.duplicates import (
     COMPARED_SIZE,
@@ -63,7 +64,6 @@ SPLITTERS = {
     "official": "the dataset's own folders, or train.txt and val.txt of OTU_2d",
 }
 MAX_FOLDS = 20
-WHITE_CORNERS_SHARE = 0.9  # of the masks: a lesion that fills all four corners is rare
 SMALLEST_PLACED = 128  # pixels; smaller images are compared as they are: enlarged they look alike
 
 Name = TypeVar("Name", str, int)  # of a split or a fold
@@ -79,7 +79,7 @@ class Case:
         width: of the image, pixels.
         category: id of most of its lesion, 1, 2, ..., by the annotations; 0 where it has none.
         lesion: share of the image that is lesion, 0..1.
-        white_corners: whether all four corners are lesion, but not all of the image is.
+        white_corners: see `ovseg.data.masks.MaskFacts`.
         outside: number of an outline's points that lie outside of the image.
         source_fingerprint: of the image as it is.
         placed_fingerprint: of the image in a square of `COMPARED_SIZE`, which is what an audit
@@ -374,7 +374,6 @@ def _examine(source: Source) -> Case:
     pixels = cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel()
     pixels[0] = 0  # background
     lesion = float(labels.mask.mean())
-    corners = labels.mask[[0, 0, -1, -1], [0, -1, 0, -1]]
     placed = image
     if max(height, width) >= SMALLEST_PLACED:
         placed = place(image, COMPARED_SIZE, "letterbox")
@@ -384,7 +383,7 @@ def _examine(source: Source) -> Case:
         width,
         category=int(pixels.argmax()),
         lesion=lesion,
-        white_corners=bool(corners.all()) and lesion < 1,
+        white_corners=has_white_corners(labels.mask > 0),
         outside=labels.outside,
         source_fingerprint=fingerprint(image),
         placed_fingerprint=fingerprint(placed),

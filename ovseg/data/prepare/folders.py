@@ -18,7 +18,7 @@ from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError
 from ovseg.data.masks import LOSSY_NOISE, read_category_map, read_mask
 from ovseg.data.pairs import list_images
-from ovseg.data.pictures import is_lossy, open_picture
+from ovseg.data.pictures import has_suffix, is_lossy, open_picture
 from ovseg.data.prepare.polygons import read_json
 from ovseg.data.prepare.sources import (
     LESION,
@@ -27,7 +27,6 @@ from ovseg.data.prepare.sources import (
     Labels,
     Reading,
     Source,
-    is_picture,
     path_in,
     split_of_folders,
     unique_stems,
@@ -120,7 +119,7 @@ def _walk(folder: Path, split: str, kind: str) -> Iterable[Spot]:
     if images and masks:
         return
 
-    if any(is_picture(path) for path in folder.iterdir()):
+    if any(has_suffix(path) for path in folder.iterdir()):
         yield Spot(folder, folder, split, kind)
     for path in others:
         if path.name.lower() in SPLIT_NAMES:
@@ -138,7 +137,7 @@ def _mirror(images: Path, masks: Path, split: str, kind: str = "") -> Iterable[S
     for folder in (images, masks):
         if not folder.is_dir():
             raise InputError(f"There is no folder {folder}. Check the path.")
-    if any(is_picture(path) for path in images.iterdir()):
+    if any(has_suffix(path) for path in images.iterdir()):
         yield Spot(images, masks, split, kind)
     for path in sorted(images.iterdir()):
         if not path.is_dir() or not _is_shown(path):
@@ -157,7 +156,7 @@ def _is_shown(path: Path) -> bool:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    return any(is_picture(path) for path in folder.rglob("*"))
+    return any(has_suffix(path) for path in folder.rglob("*"))
 
 
 def _role(name: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
+from ovseg.data.pictures import has_suffix
 from ovseg.data.prepare.annotations import (
     find_coco,
     find_cvat,
@@ -26,7 +27,7 @@ from ovseg.data.prepare.annotations import (
 from ovseg.data.prepare.folders import find_folders, find_spots, find_tn3k, has_classes, holds_masks
 from ovseg.data.prepare.otu2d import find_otu2d, is_otu2d
 from ovseg.data.prepare.polygons import read_json
-from ovseg.data.prepare.sources import Found, Reading, is_picture, list_files
+from ovseg.data.prepare.sources import Found, Reading, list_files
 
 LOOKED_AT = 20  # annotation files that are opened to recognise a layout, the largest ones
 MAX_WRAPPERS = 3  # folders that hold only one folder, as archives make them
@@ -164,7 +165,7 @@ def recognise(root: Path, mask_suffix: str | None = None) -> str:
     if is_otu2d(root):
         return "otu2d"
     files = list_files(root)
-    if not any(is_picture(path) for path in files):
+    if not any(has_suffix(path) for path in files):
         return ""
 
     trees = _readable(read_xml, _largest(files, ".xml"))

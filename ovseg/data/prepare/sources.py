@@ -9,7 +9,6 @@ import numpy as np
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.pairs import natural_key
-from ovseg.data.pictures import SUFFIXES
 
 UNMATCHED = {
     "error": "list the images without labels and stop",
@@ -208,11 +207,6 @@ def list_files(root: Path) -> list[Path]:
             elif path.is_dir() and depth < MAX_DEPTH:
                 folders.append((path, depth + 1))
     return sorted(found, key=lambda path: natural_key(str(path)))
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file has a picture's suffix."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def path_in(root: Path, path: Path) -> str:
