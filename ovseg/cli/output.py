@@ -6,18 +6,25 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from ovseg.core.errors import split_advice
 from ovseg.core.text import printable
 
 
 def conclude(text: str, failures: Sequence[str] = ()) -> int:
     """Print the result on standard output and the files that failed on standard error.
 
+    Advice that follows for one file after the other is printed once.
+
     Returns:
         The exit code: 0, or 1 where files failed.
     """
     print(text)
+    told = ""
     for failure in failures:
-        print(f"failed: {printable(failure)}", file=sys.stderr)
+        fault, advice = split_advice(failure)
+        shown = fault if advice == told else failure
+        told = advice
+        print(f"failed: {printable(shown)}", file=sys.stderr)
     if not failures:
         return 0
     print(f"{len(failures)} files failed.", file=sys.stderr)

@@ -29,3 +29,34 @@ def first_five(names: Iterable[object]) -> str:
     if len(texts) <= 5:
         return listed
     return f"{listed} and {len(texts) - 5} more"
+
+
+def split_advice(problem: str) -> tuple[str, str]:
+    """A message without its last sentence, and that sentence, which says what to do.
+
+    A message of one sentence has no advice.
+    """
+    fault, _, advice = problem.rpartition(". ")
+    if not fault:
+        return problem, ""
+    return f"{fault}.", advice
+
+
+def join_problems(problems: Iterable[str]) -> str:
+    """Messages of several offenders as one, the first five of them.
+
+    The last sentence of a message, which says what to do, is given once, after all messages that
+    end with it: `a is broken; b is broken. Replace it. c is empty. Fill it.`
+    """
+    listed = list(problems)
+    faults: dict[str, list[str]] = {}
+    for problem in listed[:5]:
+        fault, advice = split_advice(printable(problem))
+        faults.setdefault(advice, []).append(fault.removesuffix("."))
+    if len(listed) > 5:
+        of_last = list(faults.values())[-1]
+        of_last.append(f"and {len(listed) - 5} more")
+    parts = []
+    for advice, of_advice in faults.items():
+        parts.append(f"{'; '.join(of_advice)}. {advice}".strip())
+    return " ".join(parts)

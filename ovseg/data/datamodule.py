@@ -18,7 +18,7 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
-from ovseg.core.errors import InputError, first_five
+from ovseg.core.errors import InputError, first_five, join_problems
 from ovseg.core.limits import IMAGE_SIZES, MAX_CLASSES, MAX_WORKERS
 from ovseg.core.output_place import CACHE
 from ovseg.core.registry import choose
@@ -350,7 +350,7 @@ class OvarianTumorDataModule(LightningDataModule):
             for line in lines:
                 rank_zero_info(line)
         if problems:
-            raise InputError("\n".join(problems))
+            raise InputError(join_problems(problems))
 
     def has_lesion(self, split: str) -> bool:
         """Whether any mask of a split that was verified is not empty."""
