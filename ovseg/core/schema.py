@@ -5,36 +5,64 @@ ranges. Names that a Struct does not have are allowed and stay as they are.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, system_reason
 from ovseg.core.limits import MAX_TEXT_BYTES
 
 Kind = TypeVar("Kind")
 
 
-def read_text(path: Path, limit: int) -> str:
-    """The content of a UTF-8 file of at most `limit` bytes.
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a file of at most `limit` bytes.
 
     Raises:
-        InputError: it can't be read, is larger, is no text, or is no plain file, such as a pipe
-            on which a read could wait for ever.
+        InputError: it can't be read, is larger, or is no plain file, such as a pipe on which a read
+            could wait for ever.
     """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is no file, expected a text file.")
+            raise InputError(f"{path} is no file, expected a text file. Check the path.")
         size = path.stat().st_size
         if size > limit:
             raise InputError(f"{path} has {size:,} bytes, expected at most {limit:,}.")
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from None
+        raise InputError(f"Cannot read {path}: {system_reason(error)}.") from None
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The content of a UTF-8 file of at most `limit` bytes; its lines end as Unix has them.
+
+    Raises:
+        InputError: see `read_bytes`; it is no text.
+    """
+    try:
+        text = read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file (UTF-8).") from None
+        raise InputError(f"{path} is not a text file (UTF-8). Save it as UTF-8.") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def parse_json(text: str, pairs: Callable[[list], Any] | None = None) -> Any:
+    """The content of a JSON text.
+
+    Args:
+        text: JSON.
+        pairs: what becomes of the names and values of an object; a dict by default.
+
+    Raises:
+        ValueError: it is no JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def read_json(path: Path, kind: type[Kind], maker: str, remedy: str) -> Any:
@@ -54,9 +82,7 @@ def read_json(path: Path, kind: type[Kind], maker: str, remedy: str) -> Any:
     """
     text = read_text(path, MAX_TEXT_BYTES)
     try:
-        content = json.loads(text)
-    except RecursionError:
-        problem = "it is nested too deeply"
+        content = parse_json(text)
     except ValueError as error:
         problem = str(error)
     else:
