@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ovseg.core.console import map_with_progress
-from ovseg.core.errors import InputError, first_five
+from ovseg.core.errors import InputError, first_five, join_problems
 from ovseg.data.geometry import Box, cut
 from ovseg.data.masks import MaskFacts, read_labels_with_facts
 from ovseg.data.pictures import (
     SUFFIXES,
+    advise_on_size,
     describe_left_out,
-    is_turned,
     list_pictures,
     read_image,
 )
@@ -166,7 +166,7 @@ def _read_with_facts(
         raise InputError(
             f"{pair.image_path} and its mask {pair.mask_path} differ in size "
             f"({image.shape[1]} x {image.shape[0]} and {width} x {height}). "
-            f"{_advise_on_size(pair.image_path, image.shape[1::-1], labels.shape)}"
+            f"{advise_on_size(pair.image_path, image.shape[:2], labels.shape)}"
         )
 
     box = pair.box
@@ -179,16 +179,6 @@ def _read_with_facts(
             f"{box}. Prepare the dataset again."
         )
     return cut(image, box), cut(labels, box), facts
-
-
-def _advise_on_size(image: Path, size_on_its_side: Sequence[int], mask_size: Sequence[int]) -> str:
-    """What to do about an image whose mask has another size; both sizes are rows and columns."""
-    if tuple(size_on_its_side) == tuple(mask_size) and is_turned(image):
-        return (
-            "The mask fits the image as it is stored, but the image's EXIF orientation turns it by "
-            "90 degrees. Remove the orientation, or turn the mask as viewers show the image."
-        )
-    return "Export them again."
 
 
 def verify_pairs(
@@ -237,6 +227,6 @@ def verify_pairs(
         raise InputError(problems[0])
     if problems:
         raise InputError(
-            f"{len(problems)} of {len(pairs)} pairs cannot be used: {first_five(problems)}"
+            f"{len(problems)} of {len(pairs)} pairs cannot be used: {join_problems(problems)}"
         )
     return facts

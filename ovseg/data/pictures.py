@@ -1,6 +1,7 @@
 """Open pictures of any usual format. Nothing else in the project decodes a picture."""
 
 import os
+import re
 import stat
 import warnings
 from collections import Counter
@@ -22,9 +23,11 @@ FORMATS = {
     "JPEG2000": (".jp2", ".j2k", ".jpx"),
     "GIF": (".gif",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-# Formats that keep every value; of WEBP and JPEG 2000 Pillow does not say which kind a file is.
+# Formats that keep every value; of WEBP, JPEG 2000 and AVIF Pillow does not say which kind a file
+# is.
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "RGBX")  # of Pillow
 # 8192 x 8192, the largest square of data.image_size: four pictures in threads stay below 2 GB.
@@ -34,7 +37,8 @@ MAX_BYTES = 2**29
 
 # Left in folders by file managers and archives; neither a picture nor missed.
 CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
-TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that exchange height and width
+UPRIGHT = 1  # value of the EXIF orientation of a picture that viewers show as it is stored
+TURNED = (5, 6, 7, 8)  # values that exchange height and width
 
 # Pillow only warns of a picture of 90 to 180 million pixels; such a picture is refused here.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -107,10 +111,17 @@ def open_picture(path: Path) -> Image.Image:
         InputError: no regular file, unreadable, truncated, too large, several frames, or more than
             8 bits a channel.
     """
+    return _open(path)[0]
+
+
+def _open(path: Path) -> tuple[Image.Image, int]:
+    """`open_picture`, and the EXIF orientation that it had, 1..8."""
     try:
         _check_file(path)
         with Image.open(path, formats=tuple(FORMATS)) as picture:
             _check_header(picture, path)
+            # Before the pixels: Pillow turns a TIFF when it decodes it.
+            orientation = picture.getexif().get(0x0112, UPRIGHT)
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
     except InputError:
@@ -121,7 +132,9 @@ def open_picture(path: Path) -> Image.Image:
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}). Replace or remove the file.") from None
-    return picture
+    if orientation not in range(1, 9):
+        orientation = UPRIGHT  # Pillow leaves such a picture as it is
+    return picture, orientation
 
 
 def _check_file(path: Path) -> None:
@@ -142,6 +155,8 @@ def _check_header(picture: Image.Image, path: Path) -> None:
 
     if picture.format == "JPEG2000":
         _refuse_depth(_read_jpeg2000_bits(path.read_bytes()), str(path))
+    if picture.format == "AVIF":
+        _refuse_depth(_read_avif_bits(path.read_bytes()), str(path))
     check_eight_bits(picture, str(path))
 
     # A JPEG with further pictures, such as a preview, as phones and cameras write it, is an MPO.
@@ -174,6 +189,19 @@ def _read_jpeg2000_bits(content: bytes) -> int:
     components = int.from_bytes(content[start + 40 : start + 42], "big")
     sizes = content[start + 42 : start + 42 + 3 * components : 3]
     return max((size & 0x7F) + 1 for size in sizes)
+
+
+def _read_avif_bits(content: bytes) -> int:
+    """The largest number of bits that the headers (av1C) of the pictures in an AVIF have.
+
+    Source: AV1 Codec ISO Media File Format Binding, section 2.3.
+    """
+    bits = 8
+    for header in re.finditer(rb"av1C\x81.(.)", content, re.DOTALL):
+        flags = header[1][0]
+        if flags & 0x40:  # high_bitdepth
+            bits = max(bits, 12 if flags & 0x20 else 10)  # twelve_bit
+    return bits
 
 
 def check_eight_bits(picture: Image.Image, name: str) -> None:
@@ -216,7 +244,15 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         InputError: see `open_picture`.
     """
-    return np.array(open_picture(path).convert("RGB"))
+    return read_image_and_orientation(path)[0]
+
+
+def read_image_and_orientation(path: Path) -> tuple[np.ndarray, int]:
+    """`read_image`, and the EXIF orientation of the file: 1 as it is stored, 2..8 turned by it."""
+    picture, orientation = _open(path)
+    if picture.mode != "RGB":  # to convert what is RGB already would copy it
+        picture = picture.convert("RGB")
+    return np.array(picture), orientation
 
 
 def is_lossy(picture: Image.Image) -> bool:
@@ -224,7 +260,18 @@ def is_lossy(picture: Image.Image) -> bool:
     return picture.format not in LOSSLESS
 
 
-def is_turned(path: Path) -> bool:
-    """Whether the EXIF orientation of a readable picture exchanges its height and width."""
-    with Image.open(path, formats=tuple(FORMATS)) as picture:
-        return picture.getexif().get(0x0112) in TURNED
+def advise_on_size(image: Path, size: tuple[int, int], other: tuple[int, int]) -> str:
+    """What to do about a readable picture whose labels were made for another size.
+
+    Args:
+        image: the picture.
+        size: its (height, width), turned by its EXIF orientation.
+        other: (height, width) of its mask or annotation.
+    """
+    if other == (size[1], size[0]) and _open(image)[1] in TURNED:
+        return (
+            "The labels fit the image as it is stored, but its EXIF orientation turns it by 90 "
+            "degrees. If they were drawn on the image as it is stored, remove its orientation "
+            "(exiftool -Orientation= FILE); otherwise turn them as viewers show the image."
+        )
+    return "Export them again."
