@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler, get_worker_info
 
+from ovseg.core.errors import InputError
+
 
 class TrainSampler(DistributedSampler):
     """Yields (index, augmentation seed), both a function of (seed, epoch, index) alone.
@@ -60,6 +62,9 @@ def empty_batch(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     Args:
         count: N.
         size: S, pixels.
+
+    Raises:
+        InputError: a worker gets no shared memory.
     """
     plane = size * size
     flat = _empty_bytes(4 * count * plane)
@@ -69,13 +74,25 @@ def empty_batch(count: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _empty_bytes(length: int) -> torch.Tensor:
-    """A flat uint8 tensor, not initialised; in a worker it lies in shared memory."""
+    """A flat uint8 tensor, not initialised; in a worker it lies in shared memory.
+
+    Raises:
+        InputError: there is no shared memory left.
+    """
     if get_worker_info() is None:
         return torch.empty(length, dtype=torch.uint8)
 
     # torch's default_collate makes such memory in the same way (checked with 2.14). The public
     # `share_memory_` would first allocate ordinary memory, then copy it.
-    storage = torch.UntypedStorage._new_shared(length)
+    try:
+        storage = torch.UntypedStorage._new_shared(length)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"A loader process got no shared memory for a batch of {length / 1e6:.1f} MB "
+            f"({reason}). "
+            "Set --data.num_workers 0, or give more of it (/dev/shm; docker run --shm-size 2g)."
+        ) from None
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 

@@ -1,7 +1,11 @@
+import resource
+
 import pytest
 import torch
 
+from ovseg.core.errors import InputError
 from ovseg.data.samplers import TrainSampler, WholeBatchSampler, empty_batch
+from support import make_data
 
 
 def shares_of(count: int, batch_size: int, world: int) -> list[list[int]]:
@@ -59,3 +63,16 @@ def test_empty_batch_has_room_for_images_and_masks():
     assert images.shape == (3, 3, 8, 8)
     assert masks.shape == (3, 1, 8, 8)
     assert images.dtype == masks.dtype == torch.uint8
+
+
+def test_worker_without_shared_memory_is_one_sentence(phantom_root):
+    def limit(_: int) -> None:
+        """Shared memory is held to the limit of a file's size, here 16 kB."""
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
+
+    loader = make_data(phantom_root, cache=False, num_workers=1).train_dataloader()
+    loader.worker_init_fn = limit
+    message = r"got no shared memory .* Set --data.num_workers 0, .* docker run --shm-size"
+    with pytest.raises(InputError, match=message) as caught:
+        next(iter(loader))
+    assert "\n" not in str(caught.value)
