@@ -150,11 +150,7 @@ def atomic_dir(
     """
     output = Path(output).resolve()
     for path in inputs:
-        if Path(path).resolve().is_relative_to(output):
-            raise InputError(
-                f"{path} lies in the output folder {output}, which would replace it. "
-                "Choose another --output."
-            )
+        _refuse_input_in(output, path)
     place = OutputPlace.of(output)
     with place.lock():
         place.recover()
@@ -168,6 +164,32 @@ def atomic_dir(
             if mistake or work is None:
                 place.discard()
             raise
+
+
+def refuse_nested(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output folder that is a folder that is read, holds one or lies in one.
+
+    What lies in one would be read as data by the next command.
+
+    Raises:
+        InputError: it is so.
+    """
+    output = Path(output).resolve()
+    for path in inputs:
+        _refuse_input_in(output, path)
+        if output.is_relative_to(Path(path).resolve()):
+            raise InputError(
+                f"The output folder {output} lies in {path}, which is read. "
+                "Choose another --output."
+            )
+
+
+def _refuse_input_in(output: Path, path: Path) -> None:
+    if Path(path).resolve().is_relative_to(output):
+        raise InputError(
+            f"{path} lies in the output folder {output}, which would replace it. "
+            "Choose another --output."
+        )
 
 
 def check_output_dir(output: Path, overwrite: bool = False, marker: str | None = None) -> None:

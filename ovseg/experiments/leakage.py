@@ -30,7 +30,7 @@ from scipy.stats import t as student
 from ovseg.core.console import print_table, progress_bar
 from ovseg.core.device import choose_device
 from ovseg.core.errors import InputError
-from ovseg.core.files import write_json, write_table
+from ovseg.core.files import refuse_nested, write_json, write_table
 from ovseg.core.plots import draw_leakage
 from ovseg.core.schema import read_json
 from ovseg.core.statistics import mean_interval
@@ -109,14 +109,15 @@ def measure_leakage(
         The summary, see `summarise_leakage`.
 
     Raises:
-        InputError: no groups in the manifest, an argument out of range, or `output` holds results
-            of other settings.
+        InputError: no groups in the manifest, an argument out of range, `output` lies in the
+            dataset or holds it, or has results of other settings.
     """
     if seeds < 1 or epochs < 1 or image_size < 16 or image_size % 16:
         raise InputError(
             f"--seeds {seeds} and --epochs {epochs} must be at least 1, --image_size {image_size} "
             "a multiple of 16."
         )
+    refuse_nested(output, [root])
     stems, groups, categories = _read_groups(root)
     settings = _describe(stems, groups, categories, image_size, epochs)
     rows = _read_finished(output, settings)

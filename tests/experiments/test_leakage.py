@@ -141,3 +141,9 @@ def test_summary_by_hand():
 def test_one_seed_has_no_interval_over_seeds(measured):
     summary = json.loads((measured / "leakage.json").read_text())
     assert summary["differences"]["random - groups, by split"]["ci95"] is None
+
+
+def test_output_in_the_dataset_is_refused(grouped_root):
+    with pytest.raises(InputError, match="lies in .*, which is read"):
+        measure_leakage(grouped_root, grouped_root / "leakage")
+    assert not (grouped_root / "leakage").exists()
