@@ -230,3 +230,11 @@ def test_corners_inside_of_a_letterbox_are_judged():
     lesion[20:40, 20:40] = 255
     for grey in (lesion, np.full((60, 60), 255, np.uint8), np.zeros((60, 60), np.uint8)):
         assert not mask_facts(grey, 127, False, lossy=False).white_corners
+
+
+@pytest.mark.parametrize("radius", [1, 2, 4])
+def test_soft_lesion_of_a_few_pixels_is_a_mask(radius):
+    grey = np.zeros((96, 96), np.uint8)
+    cv2.circle(grey, (40, 50), radius, 255, -1)
+    soft = cv2.GaussianBlur(grey, (0, 0), 2)
+    assert mask_problem(soft, int(soft.max()) // 2, lossy=False) == ""
