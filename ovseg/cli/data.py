@@ -41,12 +41,14 @@ def prepare_data(
         categories: keep each label as a category
         invert_masks: the darker of a mask's two values is lesion
         unmatched: images without mask: error, skip (leave them out) or empty (no lesion)
-        groups: CSV stem,group of patients or examinations, or folders (one of each patient)
+        groups: which patient is on each image: a CSV with columns such as image and patient, or
+            folders (one of each patient)
         size: side of the squares in pixels
         fit: letterbox or stretch
         split: auto (the dataset's own folders, else groups), groups (of near-duplicates) or
             official (its own folders, or train.txt and val.txt)
-        split_file: a split to use instead: JSON {stem: split} or CSV stem,split
+        split_file: a split to use instead: JSON {image: split}, or a CSV with columns such as image
+            and split
         folds: also divide train and valid into this many folds
         allow_leakage: accept near-duplicates in two splits
         seed: seed of the split
@@ -89,8 +91,11 @@ def prepare_data(
     if manifest["leakage"]:
         text += f" with leakage: {len(manifest['leaking_pairs'])} pairs are in two splits"
     if manifest["left_out"]:
-        text += f"\n{len(manifest['left_out'])} files were left out: "
-        text += first_five(manifest["left_out"])
+        kinds = []
+        for reason, names in manifest["left_out"].items():
+            kinds.append(f"{reason}: {len(names)} ({first_five(names)})")
+        count = sum(len(names) for names in manifest["left_out"].values())
+        text += f"\n{count} files were left out; {'; '.join(kinds)}"
     return conclude(text, manifest["failures"])
 
 

@@ -200,14 +200,15 @@ def refuse_layout(root: Path, but: Iterable[str] = ()) -> None:
     Raises:
         InputError: it is of such a layout.
     """
+    from ovseg.data.prepare.files import SourceFiles
     from ovseg.data.prepare.layouts import LAYOUTS, recognise, unwrap
 
-    layout = recognise(unwrap(root))
+    layout = recognise(SourceFiles(unwrap(root)))
     if layout and layout not in but:
         raise InputError(
             f"{root} is a dataset of another layout ({LAYOUTS[layout].description}), expected "
             f"{', '.join(SPLITS)} with images and masks in each. Prepare it: "
-            f"{_preparing_command(root)}."
+            f"{preparing_command(root)}."
         )
 
 
@@ -224,7 +225,7 @@ def refuse_mask_names(root: Path, images: Path, masks: Path) -> None:
     raise InputError(
         f"No mask in {masks} has the stem of an image in {images}: images such as "
         f"{min(image_stems, key=natural_key)}, masks such as {min(mask_stems, key=natural_key)}. "
-        f"Name them alike, or make a dataset of them: {_preparing_command(root)}."
+        f"Name them alike, or make a dataset of them: {preparing_command(root)}."
     )
 
 
@@ -233,7 +234,7 @@ def _shown_stems(folder: Path) -> set[str]:
     return {normal_stem(path.stem) for path, _ in list_visible(folder)}
 
 
-def _preparing_command(root: Path) -> str:
+def preparing_command(root: Path) -> str:
     """The command that prepares a folder of another layout."""
     output = root.resolve()
     prepared = output.with_name(f"{output.name}_prepared")

@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from keras_files import layers_of, write_keras2
 from ovseg.core.checkpoints import checkpoint_digest
@@ -188,7 +190,58 @@ def whole(tmp_path_factory, run_command) -> Path:
     network = build_model("flexible_unet", base_filters=2, num_layers=2, base_kernel=3)
     write_keras2(folder / "weights.h5", layers_of(network))
     write_archive(folder / "weights.keras", layers_of(network))
+    write_sources(folder)
     return folder
+
+
+def write_sources(folder: Path) -> None:
+    """Write 12 pictures with a rectangle in four layouts, and lists of them."""
+    outline = [4, 6, 20, 6, 20, 16, 4, 16]
+    mask = np.zeros((24, 32), np.uint8)
+    mask[6:16, 4:20] = 255
+    chance = np.random.default_rng(0)
+    images = []
+    annotations = []
+    elements = []
+    for number in range(12):
+        name = f"{number}.png"
+        picture = chance.integers(0, 255, (24, 32, 3), np.uint8)
+        for layout in ("folders", "otu2d", "yolo", "coco", "cvat"):
+            write_picture(folder / layout / "images" / name, picture)
+        write_picture(folder / "folders" / "masks" / name, mask)
+        colours = mask[..., None] // 255 * np.uint8([64, 0, 0])
+        write_picture(folder / "otu2d" / "annotations" / name, colours)
+        shares = [f"{value / (32, 24)[place % 2]:.4f}" for place, value in enumerate(outline)]
+        labels = folder / "yolo" / "labels" / f"{number}.txt"
+        labels.parent.mkdir(exist_ok=True)
+        labels.write_text(f"0 {' '.join(shares)}\n")
+        images.append({"id": number, "file_name": name, "width": 32, "height": 24})
+        annotations.append({"image_id": number, "category_id": 1, "segmentation": [outline]})
+        points = ";".join(f"{x},{y}" for x, y in zip(outline[::2], outline[1::2], strict=True))
+        polygon = f"<polygon label='cyst' points='{points}'/>"
+        elements.append(f"<image name='{name}' width='32' height='24'>{polygon}</image>")
+
+    (folder / "yolo" / "classes.txt").write_text("cyst\nsolid part\n")
+    categories = [{"id": 1, "name": "cyst"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(folder / "coco" / "coco.json", content)
+    xml = f"<annotations>{''.join(elements)}</annotations>"
+    (folder / "cvat" / "annotations.xml").write_text(xml)
+
+    splits = ["train"] * 8 + ["valid"] * 2 + ["test"] * 2
+    split = {str(number): name for number, name in enumerate(splits)}
+    write_json(folder / "split.json", split)
+    lines = ["image,split", *(f"{stem},{name}" for stem, name in split.items())]
+    (folder / "split.csv").write_text("\n".join(lines))
+    lines = ["Image,Patient ID", *(f"{stem}.png,p{int(stem) // 2}" for stem in split)]
+    (folder / "patients.csv").write_text("\n".join(lines))
+    (folder / "otu2d" / "train.txt").write_text("\n".join(list(split)[:9]))
+    (folder / "otu2d" / "val.txt").write_text("\n".join(list(split)[9:]))
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
 
 
 def write_archive(path: Path, layers) -> None:

@@ -31,6 +31,9 @@ TRAIN = ["train", "--trainer.fast_dev_run", "true", "--trainer.limit_val_batches
 RESUME = ["train", "--config", "tiny.yaml", "--trainer.max_epochs", "2", "--runs_dir", "again"]
 IMPORT = ["import_baseline", "--config", "experiment.config", "--output", "imported", "--overwrite"]
 BEST = "run/checkpoints/best.ckpt"
+PREPARE = ["prepare_data", "--output", "prepared", "--overwrite", "--size", "16"]
+SPLIT = ["--source", "folders", "--allow_leakage"]
+OFFICIAL = ["--source", "otu2d", "--split", "official", "--allow_leakage"]
 
 # What is damaged, and the command that reads it.
 TARGETS: dict[str, tuple[str, list[str]]] = {
@@ -45,6 +48,14 @@ TARGETS: dict[str, tuple[str, list[str]]] = {
     "baseline's configuration": ("experiment.config", IMPORT),
     "HDF5": ("weights.h5", [*IMPORT, "--weights", "weights.h5"]),
     "Keras archive": ("weights.keras", [*IMPORT, "--weights", "weights.keras"]),
+    "groups": ("patients.csv", [*PREPARE, "--source", "folders", "--groups", "patients.csv"]),
+    "split, CSV": ("split.csv", [*PREPARE, *SPLIT, "--split_file", "split.csv"]),
+    "split, JSON": ("split.json", [*PREPARE, *SPLIT, "--split_file", "split.json"]),
+    "list of a split": ("otu2d/train.txt", [*PREPARE, *OFFICIAL]),
+    "names of classes": ("yolo/classes.txt", [*PREPARE, "--source", "yolo"]),
+    "outlines, YOLO": ("yolo/labels/3.txt", [*PREPARE, "--source", "yolo"]),
+    "outlines, COCO": ("coco/coco.json", [*PREPARE, "--source", "coco"]),
+    "outlines, CVAT": ("cvat/annotations.xml", [*PREPARE, "--source", "cvat"]),
 }
 VALUES: list[Any] = [
     *(None, True, -1, 0, 3, 10**6, 10**12, 10**30, 0.5, -1e300, float("nan"), float("inf")),
@@ -102,6 +113,10 @@ def change_value(content: Any, chance: random.Random) -> None:
         del container[key]
 
 
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def change_values(path: Path, chance: random.Random) -> bool:
     """Change a value of a structured file; False for a file of another kind."""
     if path.suffix == ".ckpt":
@@ -124,6 +139,12 @@ def change_values(path: Path, chance: random.Random) -> bool:
         sections = [content["data"], content["trainer"], *model.values()]
         change_value(chance.choice([each for each in sections if isinstance(each, dict)]), chance)
         path.write_text(yaml.safe_dump(content))
+    elif path.suffix in (".csv", ".txt"):
+        separator = "," if path.suffix == ".csv" else " "
+        cells = [line.split(separator) for line in path.read_text().splitlines()]
+        change_value(cells, chance)
+        lines = [separator.join(map(str, as_list(row))) for row in cells]
+        path.write_text("\n".join(lines))
     elif path.suffix == ".config":
         lines = path.read_text().splitlines()
         number = chance.randrange(len(lines))
@@ -180,7 +201,7 @@ def run_trial(work: Path, run_command: Callable[..., int], kind: str, seed: int)
         pytest.fail(f"{kind} {seed} ({way}) ends in {type(error).__name__}: {error}")
     finally:
         path.write_bytes(kept)
-        for made in ("out", "scores", "again", "imported", "runs", "lightning_logs"):
+        for made in ("out", "scores", "again", "imported", "prepared", "runs", "lightning_logs"):
             shutil.rmtree(work / made, ignore_errors=True)
     seconds = time.monotonic() - started
     assert code in (0, 1, 2), f"{kind} {seed} ({way}) exits with {code}"
@@ -188,6 +209,14 @@ def run_trial(work: Path, run_command: Callable[..., int], kind: str, seed: int)
     used = peak_memory() - before
     assert used < BYTES, f"{kind} {seed} ({way}): {used:,} bytes in memory"
     return f"exit {code}"
+
+
+PREPARED = [kind for kind, (_, command) in TARGETS.items() if command[0] == "prepare_data"]
+
+
+@pytest.mark.parametrize("kind", PREPARED)
+def test_whole_file_is_accepted(work, run_command, kind):
+    assert run_command(*TARGETS[kind][1]) == 0
 
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries that read the damaged file

@@ -13,9 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.limits import MAX_TEXT_BYTES
+from ovseg.core.schema import read_text
 from ovseg.core.yaml_files import read_yaml
-from ovseg.data.pairs import normal_stem
 from ovseg.data.pictures import SUFFIXES, has_suffix
+from ovseg.data.prepare.files import SourceFiles
 from ovseg.data.prepare.polygons import (
     Drawing,
     Polygon,
@@ -24,16 +26,15 @@ from ovseg.data.prepare.polygons import (
     make_ellipse,
     make_points,
     make_sources,
-    read_json,
     take,
     take_size,
 )
 from ovseg.data.prepare.sources import (
     LESION,
     Found,
+    PictureNames,
     Reading,
     Source,
-    list_files,
     no_lesion,
     path_in,
     split_of_folders,
@@ -41,53 +42,49 @@ from ovseg.data.prepare.sources import (
     unique_stems,
 )
 
-MAX_XML = 200_000_000  # bytes
 NO_YOLO_LABELS = ("classes", "labels", "notes", "obj", "train", "val", "valid", "test", "README")
+LARGEST_SHARE = 1.01  # of a picture: boxes are rounded
+
+
+# What to export in place of boxes, by the suffix of the annotation file.
+OUTLINES = {
+    ".json": "polygons: in COCO a `segmentation` of each annotation",
+    ".txt": "polygons: YOLO's segmentation format, a line of class x1 y1 x2 y2 x3 y3 and so on",
+    ".xml": "polygons or masks",
+}
 
 
 class Collection:
     """The pictures of a dataset and what its annotation files say of them.
 
     Args:
-        root: the folder of the dataset.
+        files: of the dataset.
     """
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.files = list_files(root)
-        self.found = Found(root)
-        self._pictures = [path for path in self.files if has_suffix(path)]
-        self._stems = unique_stems(root, self._pictures)
-        self._named: dict[str, list[Path]] = {}
-        for path in self._pictures:
-            for name in {normal_stem(path.name), normal_stem(path.stem)}:
-                self._named.setdefault(name, []).append(path)
+    def __init__(self, files: SourceFiles):
+        self.root = files.root
+        self.found = Found(files.root)
+        self._pictures = [path for path in files.paths if has_suffix(path)]
+        self._stems = unique_stems(self.root, self._pictures)
+        self._names = PictureNames(self._pictures)
         self._drawings: dict[Path, Drawing] = {}
         self._broken: set[Path] = set()
-        self._left_out: Counter[str] = Counter()
-
-    def with_suffix(self, *suffixes: str) -> list[Path]:
-        """The files of the dataset that have one of these suffixes."""
-        return [path for path in self.files if path.suffix.lower() in suffixes]
+        self._without_outline: dict[Path, str] = {}
+        self._left_out: dict[Path, Counter[str]] = {}
 
     def picture(self, name: str, beside: Path) -> Path | None:
         """The picture that an annotation file names.
 
         Args:
-            name: its name or stem; folders may come first, and narrow the choice where they fit.
+            name: see `PictureNames.find`.
             beside: the annotation file; of several pictures one in its folder is meant, or else one
                 of its split.
 
         Raises:
             InputError: several pictures could be meant.
         """
-        parts = [normal_stem(part) for part in re.split(r"[\\/]+", name) if part.strip(".")]
-        candidates = self._named.get(parts[-1], []) if parts else []
+        candidates = self._names.find(name)
         split = split_of_folders(self.root, beside) or split_of_name(beside.stem)
-
-        def has_folders(path: Path) -> bool:
-            folders = [normal_stem(part) for part in path.parts[:-1]]
-            return folders[len(folders) - len(parts) + 1 :] == parts[:-1]
 
         def is_beside(path: Path) -> bool:
             return path.is_relative_to(beside.parent)
@@ -95,7 +92,7 @@ class Collection:
         def has_split(path: Path) -> bool:
             return split_of_folders(self.root, path) == split
 
-        for is_meant in (has_folders, is_beside, has_split):
+        for is_meant in (is_beside, has_split):
             if len(candidates) > 1:
                 candidates = [path for path in candidates if is_meant(path)] or candidates
         if len(candidates) > 1:
@@ -121,7 +118,7 @@ class Collection:
             beside: see `picture`.
             shapes: what to draw.
             size: (height, width) of the picture by the annotation file.
-            others: the types of its shapes that enclose no area, which are left out.
+            others: the types of its shapes that are no outlines, which are left out.
             patient: patient or examination of the picture.
             split: of the picture, where its folders say none.
         """
@@ -131,11 +128,12 @@ class Collection:
             return
 
         left_out = Counter(others)
+        if left_out:
+            self._left_out.setdefault(beside, Counter()).update(left_out)
         if left_out and not shapes:
-            types = ", ".join(f"{count} {kind}" for kind, count in left_out.items())
-            self.fail(f"{beside} has no outline of {path.name}, only {types}. Draw polygons.", path)
+            types = describe_types(left_out)
+            self._without_outline[path] = f"{beside} has no outline of {path.name}, only {types}."
             return
-        self._left_out += left_out
 
         drawing = self._drawings.get(path)
         if drawing is None:
@@ -157,7 +155,17 @@ class Collection:
         self._broken.update(picture for picture in pictures if picture is not None)
 
     def finish(self, reading: Reading) -> Found:
-        """All that was found; raises as `make_sources`."""
+        """All that was found.
+
+        Raises:
+            InputError: no picture has an outline, but some have boxes; see `make_sources`.
+        """
+        if self._left_out:
+            self._judge_left_out()
+        for path, problem in self._without_outline.items():
+            if path not in self._drawings:
+                self.fail(problem, path)
+        self.found.read |= self._broken
         drawings = []
         for path in self._pictures:
             if path in self._broken:
@@ -168,22 +176,42 @@ class Collection:
                 split = split_of_folders(self.root, path)
                 source = Source(self._stems[path], path, (), no_lesion, split=split)
                 self.found.without_labels.append(source)
-        if self._left_out:
-            types = ", ".join(f"{count} {kind}" for kind, count in self._left_out.items())
-            self.found.notes.append(f"Shapes that enclose no area were left out: {types}.")
         return make_sources(drawings, self.found, reading)
 
+    def _judge_left_out(self) -> None:
+        """Say what is no outline, and refuse a dataset that has nothing else."""
+        total: Counter[str] = Counter()
+        for left_out in self._left_out.values():
+            total += left_out
+        files = [path_in(self.root, path) for path in self._left_out]
+        counts = f"{describe_types(total)} in {len(files)} files ({first_five(files)})"
+        advice = OUTLINES[next(iter(self._left_out)).suffix.lower()]
+        if not any(drawing.shapes for drawing in self._drawings.values()):
+            raise InputError(
+                f"{self.root} has no outlines, only {counts}. A mask can't be drawn of boxes and "
+                f"marks. Export {advice}."
+            )
+        self.found.notes.append(
+            f"What is no outline was left out: {counts}. If these are lesions, export {advice}."
+        )
 
-def find_coco(root: Path, reading: Reading) -> Found:
+
+def describe_types(types: Counter[str]) -> str:
+    """How many shapes there are of each type: `3 x box, 1 x line`."""
+    return ", ".join(f"{count} x {kind}" for kind, count in types.items())
+
+
+def find_coco(files: SourceFiles, reading: Reading) -> Found:
     """COCO: a JSON with `images`, `annotations` and `categories`, or several of them.
 
     Raises:
         InputError: a file is malformed, or names several pictures in one.
     """
-    collection = Collection(root)
-    for path in collection.with_suffix(".json"):
-        content = read_json(path)
+    collection = Collection(files)
+    for path in files.with_suffix(".json"):
+        content = files.read(path)
         if is_coco(content):
+            collection.found.read.add(path)
             _read_coco(path, content, collection)
     return collection.finish(reading)
 
@@ -305,15 +333,17 @@ def decode_counts(text: str, where: str) -> list[int]:
     return counts
 
 
-def find_labelme(root: Path, reading: Reading) -> Found:
+def find_labelme(files: SourceFiles, reading: Reading) -> Found:
     """LabelMe: a JSON with `shapes` for each image."""
-    collection = Collection(root)
-    for path in collection.with_suffix(".json"):
+    collection = Collection(files)
+    for path in files.with_suffix(".json"):
         try:
-            content = read_json(path)
+            content = files.read(path)
             if is_labelme(content):
+                collection.found.read.add(path)
                 _read_labelme(path, content, collection)
         except InputError as error:
+            collection.found.read.add(path)
             collection.fail(str(error), collection.picture(path.stem, path))
     return collection.finish(reading)
 
@@ -357,7 +387,7 @@ def _outline_of_two(kind: str, points: list[Any], where: str) -> np.ndarray:
     return make_ellipse(first[0], first[1], radius, radius)
 
 
-def find_yolo(root: Path, reading: Reading) -> Found:
+def find_yolo(files: SourceFiles, reading: Reading) -> Found:
     """YOLO: a text file for each image, a line of class and outline in shares of the picture.
 
     The classes are named in a YAML (`names`) or `classes.txt`, if there is one.
@@ -365,15 +395,16 @@ def find_yolo(root: Path, reading: Reading) -> Found:
     Raises:
         InputError: the list of names is malformed, or a name could mean several pictures.
     """
-    collection = Collection(root)
-    names = _yolo_names(collection)
-    for path in collection.with_suffix(".txt"):
-        relative = path.relative_to(root).with_suffix("")
+    collection = Collection(files)
+    names = _yolo_names(files, collection.found)
+    for path in files.with_suffix(".txt"):
+        relative = path.relative_to(files.root).with_suffix("")
         parts = ["images" if part == "labels" else part for part in relative.parts]
         name = "/".join(parts)
         in_labels = "labels" in relative.parts
         if path.stem in NO_YOLO_LABELS or not (in_labels or collection.picture(name, path)):
             continue
+        collection.found.read.add(path)
         try:
             collection.add(name, path, *_read_yolo(path, names))
         except InputError as error:
@@ -381,18 +412,21 @@ def find_yolo(root: Path, reading: Reading) -> Found:
     return collection.finish(reading)
 
 
-def _yolo_names(collection: Collection) -> dict[int, str]:
+def _yolo_names(files: SourceFiles, found: Found) -> dict[int, str]:
     """The names of the classes by their number; empty where the dataset says none."""
-    for path in collection.with_suffix(".yaml", ".yml"):
+    for path in files.with_suffix(".yaml", ".yml"):
         content = read_yaml(path)
         names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(names, (list, dict)):
+            found.read.add(path)
         if isinstance(names, list):
             return {number: str(name) for number, name in enumerate(names)}
         if isinstance(names, dict):
             return {number: str(name) for number, name in names.items() if type(number) is int}
-    for path in collection.with_suffix(".txt"):
+    for path in files.with_suffix(".txt"):
         if path.name == "classes.txt":
-            lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            found.read.add(path)
+            lines = read_text(path, MAX_TEXT_BYTES).splitlines()
             return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
     return {}
 
@@ -405,7 +439,7 @@ def _read_yolo(path: Path, names: dict[int, str]) -> tuple[list[Shape], None, li
     """
     shapes: list[Shape] = []
     others = []
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(read_text(path, MAX_TEXT_BYTES).splitlines(), 1):
         where = f"{path}, line {number}"
         values = line.split()
         if not values:
@@ -416,6 +450,7 @@ def _read_yolo(path: Path, names: dict[int, str]) -> tuple[list[Shape], None, li
         if names and category not in names:
             raise InputError(f"{where} has the class {category}, which has no name. Correct it.")
         if len(values) == 5:
+            _check_box(values[1:], where)
             others.append("box")
             continue
         if len(values) % 2 == 0:
@@ -425,53 +460,40 @@ def _read_yolo(path: Path, names: dict[int, str]) -> tuple[list[Shape], None, li
     return shapes, None, others
 
 
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no text ({error}). Export it again.") from None
-
-
-def is_yolo(path: Path) -> bool:
-    """Whether a text file holds outlines of YOLO."""
-    try:
-        shapes, _, _ = _read_yolo(path, {})
-    except InputError:
-        return False
-    return bool(shapes)
-
-
-class _Builder(ElementTree.TreeBuilder):
-    """Builds the tree of an XML without DOCTYPE, which could define entities without end."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise InputError("has a DOCTYPE")
-
-
-def read_xml(path: Path) -> ElementTree.Element:
-    """The root of an XML file.
+def _check_box(values: list[str], where: str) -> None:
+    """Refuse what is no box of YOLO: centre and size in shares of the picture.
 
     Raises:
-        InputError: it is none, has a DOCTYPE, or is larger than `MAX_XML`.
+        InputError: it is none; `where` begins the message.
     """
+    points = make_points(values, where, least=2)
+    if points.min() < 0 or points.max() > LARGEST_SHARE:
+        raise InputError(
+            f"{where} has the box {first_five(values)}, expected shares of the picture, 0 to 1. "
+            "Export it again."
+        )
+
+
+def is_yolo(path: Path, boxes: bool = False) -> bool:
+    """Whether a text file holds outlines of YOLO, or with `boxes` its boxes."""
     try:
-        if path.stat().st_size > MAX_XML:
-            raise InputError(f"is larger than {MAX_XML // 10**6} MB")
-        return ElementTree.parse(path, ElementTree.XMLParser(target=_Builder())).getroot()
-    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
-        raise InputError(f"{path} is no XML that is read ({error}). Export it again.") from None
+        shapes, _, others = _read_yolo(path, {})
+    except InputError:
+        return False
+    return bool(others if boxes else shapes)
 
 
-def find_cvat(root: Path, reading: Reading) -> Found:
+def find_cvat(files: SourceFiles, reading: Reading) -> Found:
     """CVAT for images 1.1: an XML with `image`, in it `polygon`, `mask` and `ellipse`.
 
     Raises:
         InputError: a file is malformed, or a name could mean several pictures.
     """
-    collection = Collection(root)
-    for path in collection.with_suffix(".xml"):
-        tree = read_xml(path)
+    collection = Collection(files)
+    for path in files.with_suffix(".xml"):
+        tree = files.read(path)
         if is_cvat(tree):
+            collection.found.read.add(path)
             for image in tree.iter("image"):
                 _read_cvat(path, image, collection)
     return collection.finish(reading)
@@ -556,19 +578,21 @@ def _numbers(
     return numbers
 
 
-def find_ddti(root: Path, reading: Reading) -> Found:
+def find_ddti(files: SourceFiles, reading: Reading) -> Found:
     """DDTI: an XML for each case, `7.xml`, with outlines of its images, `7_1.jpg`, `7_2.jpg`.
 
     A case is a patient.
     """
-    collection = Collection(root)
-    for path in collection.with_suffix(".xml"):
+    collection = Collection(files)
+    for path in files.with_suffix(".xml"):
         try:
-            tree = read_xml(path)
+            tree = files.read(path)
             if is_ddti(tree):
+                collection.found.read.add(path)
                 _read_ddti(path, tree, collection)
         except InputError as error:
-            pictures = collection.with_suffix(*SUFFIXES)
+            collection.found.read.add(path)
+            pictures = files.with_suffix(*SUFFIXES)
             of_case = [each for each in pictures if each.stem.rpartition("_")[0] == path.stem]
             collection.fail(str(error), *of_case)
     return collection.finish(reading)

@@ -11,22 +11,25 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+from msgspec import Struct
 
 from ovseg.core.console import map_with_progress
-from ovseg.core.errors import InputError, first_five
+from ovseg.core.errors import InputError, first_five, join_problems
 from ovseg.core.files import (
     atomic_dir,
     check_output_dir,
     content_digest,
     file_digest,
+    refuse_nested,
     write_image,
     write_json,
 )
 from ovseg.core.registry import choose
+from ovseg.core.schema import find_problem
 from ovseg.data.geometry import FITS, fit_box, place
 from ovseg.data.manifest import FILE_NAME, read_manifest
 from ovseg.data.masks import WHITE_CORNERS_SHARE, has_white_corners
-from ovseg.data.pictures import read_image
+from ovseg.data.pictures import UPRIGHT, read_image_and_orientation
 from ovseg.data.prepare.duplicates import (
     COMPARED_SIZE,
     THRESHOLDS,
@@ -44,11 +47,13 @@ from ovseg.data.prepare.sources import (
     Labels,
     Reading,
     Source,
+    list_unused,
     path_in,
     settle_unmatched,
 )
 from ovseg.data.prepare.splits import (
     FRACTIONS,
+    OFFICIAL_LISTS,
     check_leakage,
     deal_groups,
     read_official,
@@ -66,6 +71,25 @@ SPLITTERS = {
 MAX_FOLDS = 20
 SMALLEST_PLACED = 128  # pixels; smaller images are compared as they are: enlarged they look alike
 
+
+class FinishedItem(Struct):
+    """An image of `Finished`."""
+
+    stem: str
+    split: str
+    group: int
+
+
+class Finished(Struct):
+    """What is read of the manifest of an earlier call; other versions have other names."""
+
+    items: list[FinishedItem]
+    leakage: bool
+    leaking_pairs: list[tuple[str, str, float]]
+    failures: list[str]
+    left_out: dict[str, list[str]]
+
+
 Name = TypeVar("Name", str, int)  # of a split or a fold
 
 
@@ -81,6 +105,8 @@ class Case:
         lesion: share of the image that is lesion, 0..1.
         white_corners: see `ovseg.data.masks.MaskFacts`.
         outside: number of an outline's points that lie outside of the image.
+        soft: see `ovseg.data.prepare.sources.Labels`.
+        orientation: of its EXIF data, 1..8; 1 is as it is stored.
         source_fingerprint: of the image as it is.
         placed_fingerprint: of the image in a square of `COMPARED_SIZE`, which is what an audit
             sees; resizing changes a similarity by up to 0.02. That of the image as it is where its
@@ -94,6 +120,8 @@ class Case:
     lesion: float
     white_corners: bool
     outside: int
+    soft: int
+    orientation: int
     source_fingerprint: Fingerprint
     placed_fingerprint: Fingerprint
 
@@ -128,7 +156,8 @@ def prepare_dataset(
 
     Images are RGB (area when shrinking, cubic when enlarging), masks 0/255, category maps 0
     (background) and 1, 2, ... (nearest neighbour). A file that can't be used is named in the
-    manifest's `failures`, an image that was to be left out in `left_out`; the others are written.
+    manifest's `failures`, a file that was left out in `left_out`, by the reason; the others are
+    written.
 
     Args:
         source: folder of a dataset, see `ovseg.data.prepare.layouts`; None where `reading` names
@@ -152,30 +181,35 @@ def prepare_dataset(
         layout: of the source, see `ovseg.data.prepare.layouts.LAYOUTS`; `auto` recognises it.
         reading: how labels are read, by default as the layout says.
         unmatched: what becomes of images without labels, see `UNMATCHED`.
-        groups: CSV `stem,group` of patients or examinations, or `folders`: images of one folder are
-            of one patient. None of these is divided, nor are near-duplicates.
+        groups: table of the patient or examination of each image (see
+            `ovseg.data.prepare.tables.read_table`), or `folders`: images of one folder are of one
+            patient. None of these is divided, nor are near-duplicates.
 
     Returns:
         The manifest.
 
     Raises:
         InputError: the source has no known layout, images lack labels, a setting is out of range,
-            near-duplicates are in two splits, a split or fold would be empty, no pair is usable, or
-            output exists.
+            near-duplicates are in two splits, a split or fold would be empty, no pair is usable,
+            output exists, lies in the source or holds it.
     """
     output = Path(output)
     reading = replace(reading or Reading(), patients=groups == "folders")
     _check_settings(size, fit, split, split_file, folds, seed)
     choose("unmatched", unmatched, UNMATCHED)
+    inputs = [path for path in (source, reading.images, reading.masks) if path is not None]
+    refuse_nested(output, inputs)
 
     layout, found = find_dataset(None if source is None else Path(source), layout, reading)
     print(_describe(layout, found))
     sources, left_out = settle_unmatched(found, unmatched)
     sources = _with_patients(found.root, sources, groups)
-    stems = [item.stem for item in sources]
     if split == "auto":
         split = _choose_split(sources, split_file)
-    given_split = _read_given_split(found.root, sources, split, split_file)
+    given_split = _read_given_split(found, sources, split, split_file)
+    folders = [path for path in (reading.images, reading.masks) if path is not None]
+    left_out |= list_unused(found, folders or [found.root])
+    left_out = {reason: names for reason, names in left_out.items() if names}
     settings = {
         "layout": layout,
         "mask_suffix": reading.mask_suffix,
@@ -208,7 +242,6 @@ def prepare_dataset(
     splits, fold_of = _assign(cases, group_of, given_split, split, folds, seed)
     leaks = check_leakage(related, splits, stems, allow_leakage)
     categories = found.categories or _classes_with_lesion(cases)
-    inputs = [found.root, *(path for path in (reading.images, reading.masks) if path is not None)]
     with atomic_dir(output, overwrite, FILE_NAME, inputs=inputs) as folder:
 
         def write(planned: tuple[Case, Assignment]) -> dict[str, Any]:
@@ -290,17 +323,17 @@ def _choose_split(sources: Sequence[Source], split_file: Path | None) -> str:
 
 
 def _read_given_split(
-    root: Path, sources: Sequence[Source], split: str, split_file: Path | None
+    found: Found, sources: Sequence[Source], split: str, split_file: Path | None
 ) -> dict[str, str] | None:
     """The split that a file or folders give, stem -> split, or None where groups make the split."""
-    stems = [source.stem for source in sources]
     if split_file:
-        return read_split_file(split_file, stems)
+        return read_split_file(split_file, sources)
     if split == "official":
         own = {source.stem: source.split for source in sources}
         if any(own.values()):
-            return read_own_split(root, own)
-        return read_official(root, stems)
+            return read_own_split(found.root, own)
+        found.read.update(found.root / name for name in OFFICIAL_LISTS.values())
+        return read_official(found.root, [source.stem for source in sources])
     return None
 
 
@@ -327,9 +360,15 @@ def _examine_all(root: Path, sources: list[Source]) -> tuple[list[Case], list[st
     failures = [result for result in results if isinstance(result, str)]
     if not cases:
         raise InputError(
-            f"None of the {len(sources)} pairs in {root} can be used: {first_five(failures)}"
+            f"None of the {len(sources)} pairs in {root} can be used: {join_problems(failures)}"
         )
     _judge_masks(root, cases)
+    _tell_of_changes(cases)
+    return cases, failures
+
+
+def _tell_of_changes(cases: Sequence[Case]) -> None:
+    """Print a line on each thing that was done to pictures or labels unasked."""
     outside = [case for case in cases if case.outside]
     if outside:
         points = sum(case.outside for case in outside)
@@ -338,7 +377,20 @@ def _examine_all(root: Path, sources: list[Source]) -> tuple[list[Case], list[st
             f"{points} points of outlines in {len(outside)} images lie outside of the image and "
             f"were cut off: {names}"
         )
-    return cases, failures
+    soft = [case for case in cases if case.soft]
+    if soft:
+        pixels = sum(case.soft for case in soft)
+        share = pixels / sum(case.height * case.width for case in soft)
+        print(
+            f"{len(soft)} of {len(cases)} masks have values between their darkest and their "
+            f"brightest one, in {pixels:,} pixels ({share:.2%}): they were divided at the middle."
+        )
+    turned = [case.source.stem for case in cases if case.orientation != UPRIGHT]
+    if turned:
+        print(
+            f"{len(turned)} of {len(cases)} images were turned as viewers show them (EXIF "
+            f"orientation): {first_five(turned)}. Check that their labels were drawn so."
+        )
 
 
 def _judge_masks(root: Path, cases: Sequence[Case]) -> None:
@@ -368,7 +420,7 @@ def _judge_masks(root: Path, cases: Sequence[Case]) -> None:
 
 def _examine(source: Source) -> Case:
     """A pair as the split sees it; raises as `_read_pair`."""
-    image, labels = _read_pair(source)
+    image, labels, orientation = _read_pair(source)
     height, width = labels.mask.shape
     ids = labels.mask if labels.categories is None else labels.categories
     pixels = cv2.calcHist([ids], [0], None, [256], [0, 256]).ravel()
@@ -385,20 +437,22 @@ def _examine(source: Source) -> Case:
         lesion=lesion,
         white_corners=has_white_corners(labels.mask > 0),
         outside=labels.outside,
+        soft=labels.soft,
+        orientation=orientation,
         source_fingerprint=fingerprint(image),
         placed_fingerprint=fingerprint(placed),
     )
 
 
-def _read_pair(source: Source) -> tuple[np.ndarray, Labels]:
-    """An image, uint8 (H, W, 3), and its labels.
+def _read_pair(source: Source) -> tuple[np.ndarray, Labels, int]:
+    """An image, uint8 (H, W, 3), its labels, and its EXIF orientation.
 
     Raises:
         InputError: it can't be used.
     """
-    image = read_image(source.image_path)
+    image, orientation = read_image_and_orientation(source.image_path)
     height, width = image.shape[:2]
-    return image, source.read_labels(height, width)
+    return image, source.read_labels(height, width), orientation
 
 
 def _classes_with_lesion(cases: Sequence[Case]) -> list[str]:
@@ -501,7 +555,7 @@ def _write_case(
 ) -> dict[str, Any]:
     """Write the three pictures of a case; returns its entry in the manifest."""
     source = case.source
-    image, labels = _read_pair(source)
+    image, labels, _ = _read_pair(source)
     category = case.category
     categories = labels.categories
     if categories is None:
@@ -546,7 +600,7 @@ def _read_finished(output: Path) -> dict[str, Any] | None:
         manifest = read_manifest(output)
     except InputError:
         return None
-    if "items" not in manifest:
+    if find_problem(manifest, Finished):
         return None
     for item in manifest["items"]:
         for kind in KINDS:

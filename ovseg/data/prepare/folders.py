@@ -16,10 +16,10 @@ import numpy as np
 
 from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError
-from ovseg.data.masks import LOSSY_NOISE, read_category_map, read_mask
-from ovseg.data.pairs import list_images
-from ovseg.data.pictures import has_suffix, is_lossy, open_picture
-from ovseg.data.prepare.polygons import read_json
+from ovseg.data.masks import LOSSY_NOISE, binarise, read_category_map, refuse_mask
+from ovseg.data.pairs import list_images, normal_stem
+from ovseg.data.pictures import advise_on_size, has_suffix, is_lossy, open_picture
+from ovseg.data.prepare.files import SourceFiles
 from ovseg.data.prepare.sources import (
     LESION,
     SPLIT_NAMES,
@@ -46,6 +46,8 @@ AFTER_WORD = re.compile(rf"(?:{MASK_WORDS})[-_. ]*(?P<stem>.+)", re.IGNORECASE)
 NUMBERED = re.compile(r"(?P<stem>.+)[-_ ]\(?\d+\)?")
 IMAGE_WORD = re.compile(r"(?:image|img|im)[-_. ]*(?P<after>.+)|(?P<before>.+?)[-_. ]*(?:image|img)")
 MAX_CLASSES = 20  # folders of images; more are patients or examinations, not classes
+# In lower case; what images show, and not whose they are.
+CLASS_FOLDERS = ("benign", "malignant", "normal", "healthy", "borderline", "cancer", "cyst")
 TN3K_FOLD = "tn3k-trainval-fold0.json"  # {"train": [names or numbers], "val": [...]}
 
 
@@ -59,11 +61,11 @@ class Spot:
     kind: str = ""
 
 
-def find_folders(root: Path, reading: Reading) -> Found:
+def find_folders(files: SourceFiles, reading: Reading) -> Found:
     """The images and masks of a dataset.
 
     Args:
-        root: its folder; not used where `reading` names the folders.
+        files: of the dataset; not used where `reading` names the folders.
         reading: see there. With `categories` masks hold ids of categories.
 
     Raises:
@@ -73,8 +75,8 @@ def find_folders(root: Path, reading: Reading) -> Found:
         found = Found(reading.images.parent)
         spots = list(_mirror(reading.images, reading.masks, ""))
     else:
-        found = Found(root)
-        spots = find_spots(root)
+        found = Found(files.root)
+        spots = find_spots(files.root)
     if not spots:
         raise InputError(f"{found.root} has no folder of images beside one of masks.")
     return read_spots(found, spots, reading)
@@ -97,7 +99,7 @@ def _walk(folder: Path, split: str, kind: str) -> Iterable[Spot]:
     masks: dict[str, list[Path]] = {}
     others = []
     for path in inner:
-        own_split, role = _role(path.name)
+        own_split, role = folder_role(path.name)
         if role == "images":
             images.setdefault(own_split, []).append(path)
         elif role == "masks" and _holds_pictures(path):
@@ -159,7 +161,7 @@ def _holds_pictures(folder: Path) -> bool:
     return any(has_suffix(path) for path in folder.rglob("*"))
 
 
-def _role(name: str) -> tuple[str, str]:
+def folder_role(name: str) -> tuple[str, str]:
     """The split and the role (`images`, `masks` or none) that the name of a folder says."""
     words = re.split(r"[-_ ]+", name.lower())
     split = ""
@@ -185,7 +187,7 @@ def read_spots(found: Found, spots: list[Spot], reading: Reading) -> Found:
             f"{len(kinds)} folders of images are too many for classes. If each is a patient, add "
             "--groups folders."
         )
-    elif with_classes:
+    elif with_classes and not any(kind.lower() in CLASS_FOLDERS for kind in kinds):
         found.notes.append(
             "Folders of images are taken as classes. If each is a patient, add --groups folders."
         )
@@ -293,7 +295,7 @@ def _owner(stem: str, images: Iterable[str], suffix: str | None) -> str | None:
     if suffix is None:
         patterns = [BEFORE_WORD, AFTER_WORD]
     else:
-        patterns = [re.compile(rf"(?P<stem>.+){re.escape(suffix)}{NUMBER}")]
+        patterns = [re.compile(rf"(?P<stem>.+){re.escape(normal_stem(suffix))}{NUMBER}")]
     for pattern in patterns:
         match = pattern.fullmatch(stem)
         if match is not None and match["stem"] in images:
@@ -310,23 +312,26 @@ def read_masks(
         InputError: a mask can't be used, or has another size than the image.
     """
     labels = np.zeros((height, width), np.uint8)
+    soft = 0
     for path in paths:
         if reading.categories:
             part = read_category_map(path, 256)
         else:
-            part = read_two_values(path, reading.invert_masks)
+            part, between = read_two_values(path, reading.invert_masks)
+            soft += between
         if part.shape != labels.shape:
             raise InputError(
                 f"{image_path} and its mask {path} differ in size ({width} x {height} and "
-                f"{part.shape[1]} x {part.shape[0]}). Export them again."
+                f"{part.shape[1]} x {part.shape[0]}). "
+                f"{advise_on_size(image_path, (height, width), part.shape)}"
             )
         labels = np.where(part > 0, part, labels)
     mask = (labels > 0).astype(np.uint8)
-    return Labels(mask, labels if reading.categories else None)
+    return Labels(mask, labels if reading.categories else None, soft=soft)
 
 
-def read_two_values(path: Path, invert: bool = False) -> np.ndarray:
-    """A mask of any two values, uint8 (H, W) of 0 and 1; the larger value is lesion.
+def read_two_values(path: Path, invert: bool = False) -> tuple[np.ndarray, int]:
+    """A mask of any two values, uint8 (H, W) of 0 and 1; what is above their middle is lesion.
 
     A mask of one value is lesion everywhere or, where it is 0, nowhere.
 
@@ -334,20 +339,27 @@ def read_two_values(path: Path, invert: bool = False) -> np.ndarray:
         path: the file.
         invert: what would be lesion is background, and the other way round.
 
+    Returns:
+        The mask, and how many of its pixels lie between the two values, as those of soft edges do.
+
     Raises:
         InputError: see `ovseg.data.masks.read_mask`.
     """
     picture = open_picture(path)
     grey = np.array(picture.convert("L"))
+    lossy = is_lossy(picture)
     lowest = int(grey.min())
     highest = int(grey.max())
     threshold = (lowest + highest) // 2
     if lowest == highest:
         threshold = 0
-    if is_lossy(picture) and highest <= LOSSY_NOISE:
+    if lossy and highest <= LOSSY_NOISE:
         threshold = highest
-    mask = read_mask(path, threshold)
-    return 1 - mask if invert else mask
+    refuse_mask(path, picture, grey, threshold)
+    between = 0
+    if threshold < highest:
+        between = int(np.count_nonzero((grey > lowest) & (grey < highest)))
+    return binarise(grey, threshold, invert), between
 
 
 def _largest_id(path: Path) -> int:
@@ -357,7 +369,7 @@ def _largest_id(path: Path) -> int:
         return 0  # the mask is named when it is read
 
 
-def find_tn3k(root: Path, reading: Reading) -> Found:
+def find_tn3k(files: SourceFiles, reading: Reading) -> Found:
     """TN3K: `trainval-image`, `trainval-mask`, `test-image`, `test-mask`.
 
     The first of its lists of folds, if it is there, divides trainval into train and valid.
@@ -365,11 +377,12 @@ def find_tn3k(root: Path, reading: Reading) -> Found:
     Raises:
         InputError: see `find_folders`; the list is no such list.
     """
-    found = find_folders(root, reading)
-    path = root / TN3K_FOLD
+    found = find_folders(files, reading)
+    path = files.root / TN3K_FOLD
     if not path.is_file():
         return found
-    lists = read_json(path)
+    found.read.add(path)
+    lists = files.read(path)
     split_of = {}
     for name, split in (("train", "train"), ("val", "valid")):
         entries = lists.get(name) if isinstance(lists, dict) else None

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.prepare.duplicates import NearDuplicate
-from ovseg.data.prepare.sources import Source
-from ovseg.data.prepare.splits import check_listed, read_csv
+from ovseg.data.prepare.folders import CLASS_FOLDERS, folder_role
+from ovseg.data.prepare.sources import SPLIT_NAMES, Source, path_in
+from ovseg.data.prepare.splits import check_listed
+from ovseg.data.prepare.tables import read_table
 
 SAME_PATIENT = 1.0  # similarity of two images that are said to be of one patient
 
@@ -16,59 +18,66 @@ def read_groups(path: Path, sources: Sequence[Source]) -> list[Source]:
     """Read the patient or examination of each image.
 
     Args:
-        path: CSV lines `stem,group` (a heading may come first). In place of the stem the name of
-            the image's file does, where no other image has it.
+        path: a table of images and patients, see `ovseg.data.prepare.tables.read_table`.
         sources: the images.
 
     Returns:
         The images with their `patient`.
 
     Raises:
-        InputError: unreadable, a line of other than two cells, or not exactly the images.
+        InputError: see `read_table`; it does not name each image once.
     """
-    try:
-        rows = read_csv(path.read_text(encoding="utf-8-sig"), ["stem", "group"])
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}). Expected CSV stem,group, or --groups folders."
-        ) from None
-    wrong = [",".join(row) for row in rows if len(row) != 2 or not all(row)]
-    if wrong:
-        raise InputError(f"{path} has lines that are no stem,group: {first_five(wrong)}.")
-
-    stem_of: dict[str, str] = {}
-    names = [source.image_path.name for source in sources]
-    for source in sources:
-        if names.count(source.image_path.name) == 1:
-            stem_of[source.image_path.name] = source.stem
-    patient_of = {}
-    listed = []
-    for name, patient in rows:
-        stem = stem_of.get(name, name)
-        listed.append(stem)
-        patient_of[stem] = patient
+    rows = read_table(path, "patient", sources)
     stems = [source.stem for source in sources]
-    check_listed(listed, stems, str(path), remedy="leave out --groups")
+    check_listed([stem for stem, _ in rows], stems, str(path), remedy="leave out --groups")
+    patient_of = dict(rows)
     return [replace(source, patient=patient_of[source.stem]) for source in sources]
 
 
 def group_by_folders(root: Path, sources: Sequence[Source]) -> list[Source]:
-    """The images, each with its folder as its patient.
+    """The images, each with its folder as its patient; how many there are is printed.
+
+    Folders of splits and of all images (`train`, `images`) are no patients.
 
     Raises:
-        InputError: all of them lie in one folder.
+        InputError: an image lies in no folder of its own, all lie in one, or folders are classes.
     """
     grouped = []
+    without = []
     for source in sources:
-        folder = source.image_path.parent
-        patient = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else ""
-        grouped.append(replace(source, patient=patient or folder.name))
-    if len({source.patient for source in grouped}) < 2:
+        path = source.image_path
+        folders = path.relative_to(root).parent.parts if path.is_relative_to(root) else ()
+        own = [name for name in folders if not _holds_all(name)]
+        grouped.append(replace(source, patient="/".join(own)))
+        if not own:
+            without.append(path_in(root, path))
+    remedy = (
+        "Name the patients in a table of two columns, image and patient: --groups patients.csv."
+    )
+    if without:
+        raise InputError(
+            "--groups folders needs a folder of each patient, but "
+            f"{len(without)} of {len(sources)} images lie in none: {first_five(without)}. {remedy}"
+        )
+    patients = sorted({source.patient for source in grouped})
+    classes = [name for name in patients if name.lower().split("/")[-1] in CLASS_FOLDERS]
+    if classes:
+        raise InputError(
+            f"--groups folders takes each folder as one patient, but {first_five(classes)} in "
+            f"{root} are classes of images. {remedy}"
+        )
+    if len(patients) < 2:
         raise InputError(
             "--groups folders needs a folder of each patient, but all images of "
-            f"{root} lie in one. Name the patients in a CSV stem,group."
+            f"{root} lie in one. {remedy}"
         )
+    print(f"{len(patients)} folders are taken as patients: {first_five(patients)}")
     return grouped
+
+
+def _holds_all(name: str) -> bool:
+    """Whether a folder is named after a split, or after what images of any patient are."""
+    return name.lower() in SPLIT_NAMES or folder_role(name)[1] == "images"
 
 
 def pair_patients(patients: Sequence[str]) -> list[NearDuplicate]:

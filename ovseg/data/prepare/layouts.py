@@ -3,12 +3,12 @@
 A layout is a reader: it finds the images and how the labels of each are read.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, join_problems
 from ovseg.core.registry import choose
 from ovseg.data.pictures import has_suffix
 from ovseg.data.prepare.annotations import (
@@ -22,17 +22,14 @@ from ovseg.data.prepare.annotations import (
     is_ddti,
     is_labelme,
     is_yolo,
-    read_xml,
 )
+from ovseg.data.prepare.files import SourceFiles
 from ovseg.data.prepare.folders import find_folders, find_spots, find_tn3k, has_classes, holds_masks
 from ovseg.data.prepare.otu2d import find_otu2d, is_otu2d
-from ovseg.data.prepare.polygons import read_json
-from ovseg.data.prepare.sources import Found, Reading, list_files
+from ovseg.data.prepare.sources import Found, Reading
 
 LOOKED_AT = 20  # annotation files that are opened to recognise a layout, the largest ones
 MAX_WRAPPERS = 3  # folders that hold only one folder, as archives make them
-
-Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Layout:
     """
 
     description: str
-    find: Callable[[Path, Reading], Found]
+    find: Callable[[SourceFiles, Reading], Found]
     takes: tuple[str, ...]
 
 
@@ -101,7 +98,7 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
             )
         if layout not in ("auto", "folders"):
             raise InputError(f"--layout {layout} needs --source in place of --images and --masks.")
-        return "folders", find_folders(Path(), reading)
+        return "folders", find_folders(SourceFiles(Path()), reading)
     if source is None:
         raise InputError("Name a dataset with --source, or two folders with --images and --masks.")
     if not source.is_dir():
@@ -110,12 +107,12 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
             "masks or annotations."
         )
 
-    root = unwrap(source)
+    files = SourceFiles(unwrap(source))
     name = layout
     if layout == "auto":
-        name = recognise(root, reading.mask_suffix)
+        name = recognise(files, reading.mask_suffix)
         if not name:
-            raise InputError(f"{source} has no layout that is known. {_list_layouts(root)}")
+            raise InputError(f"{source} has no layout that is known. {_list_layouts(files)}")
     chosen = LAYOUTS[name]
     given = {
         "mask_suffix": reading.mask_suffix is not None,
@@ -126,22 +123,21 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
     for option, is_given in given.items():
         if is_given and option not in chosen.takes:
             raise InputError(f"--{option} has no meaning for the layout {name}. Leave it out.")
-    return name, chosen.find(root, reading)
+    return name, chosen.find(files, reading)
 
 
-def _list_layouts(root: Path) -> str:
+def _list_layouts(files: SourceFiles) -> str:
     """The layouts for an error message, and which annotation files can't be read."""
     lines = [f"{name} ({layout.description})" for name, layout in LAYOUTS.items()]
     text = f"Known are: {'; '.join(lines)}. Name two folders with --images and --masks, or a layout"
     text += " with --layout."
     problems = []
-    for path in _largest(list_files(root), ".json", ".xml"):
-        read = read_json if path.suffix.lower() == ".json" else read_xml
+    for path in _largest(files, ".json", ".xml"):
         try:
-            read(path)
+            files.read(path)
         except InputError as error:
             problems.append(str(error))
-    return " ".join([text, *problems[:5]])
+    return f"{text} {join_problems(problems)}".strip()
 
 
 def unwrap(source: Path) -> Path:
@@ -156,20 +152,20 @@ def unwrap(source: Path) -> Path:
     return folder
 
 
-def recognise(root: Path, mask_suffix: str | None = None) -> str:
+def recognise(files: SourceFiles, mask_suffix: str | None = None) -> str:
     """The layout of a dataset by its content; empty where it is none of `LAYOUTS`.
 
     Raises:
         InputError: folders of masks are there twice.
     """
+    root = files.root
     if is_otu2d(root):
         return "otu2d"
-    files = list_files(root)
-    if not any(has_suffix(path) for path in files):
+    if not any(has_suffix(path) for path in files.paths):
         return ""
 
-    trees = _readable(read_xml, _largest(files, ".xml"))
-    contents = _readable(read_json, _largest(files, ".json"))
+    trees = _readable(files, ".xml")
+    contents = _readable(files, ".json")
     texts = _largest(files, ".txt")
     matches = {
         "cvat": any(is_cvat(tree) for tree in trees),
@@ -187,24 +183,27 @@ def recognise(root: Path, mask_suffix: str | None = None) -> str:
     spots = find_spots(root)
     if any(spot.images != spot.masks for spot in spots):
         return "folders"
-    if not any(holds_masks(spot, mask_suffix) for spot in spots):
-        return ""
-    return "busi" if has_classes(spots) else "folders"
+    if any(holds_masks(spot, mask_suffix) for spot in spots):
+        return "busi" if has_classes(spots) else "folders"
+    # Boxes are looked for last: other lists of numbers look like them.
+    if any(is_yolo(path, boxes=True) for path in texts):
+        return "yolo"
+    return ""
 
 
-def _largest(files: Iterable[Path], *suffixes: str) -> list[Path]:
+def _largest(files: SourceFiles, *suffixes: str) -> list[Path]:
     """The `LOOKED_AT` largest files with one of these suffixes."""
-    chosen = [path for path in files if path.suffix.lower() in suffixes]
+    chosen = files.with_suffix(*suffixes)
     chosen.sort(key=lambda path: -path.stat().st_size)
     return chosen[:LOOKED_AT]
 
 
-def _readable(read: Callable[[Path], Content], paths: Iterable[Path]) -> list[Content]:
-    """The content of those files that can be read."""
+def _readable(files: SourceFiles, suffix: str) -> list[Any]:
+    """The content of those of the largest files that can be read; it is kept for their reader."""
     contents = []
-    for path in paths:
+    for path in _largest(files, suffix):
         try:
-            contents.append(read(path))
+            contents.append(files.read(path, keep=True))
         except InputError:
             continue
     return contents

@@ -3,12 +3,14 @@
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.masks import read_mask
 from ovseg.data.pairs import list_images
-from ovseg.data.pictures import open_picture
+from ovseg.data.pictures import advise_on_size, read_image
+from ovseg.data.prepare.files import SourceFiles
 from ovseg.data.prepare.sources import Found, Labels, Reading, Source, no_lesion, path_in
 
 # The colours and the order of the download's own label files (labels 0..7); ids in our category
@@ -45,12 +47,13 @@ def is_otu2d(root: Path) -> bool:
     return False
 
 
-def find_otu2d(root: Path, reading: Reading) -> Found:
+def find_otu2d(files: SourceFiles, reading: Reading) -> Found:
     """Match images and annotations of the download by stem.
 
     Raises:
         InputError: a folder is missing or empty, or nothing matches.
     """
+    root = files.root
     images = list_images(root / "images")
     colour = {}
     binary = {}
@@ -89,8 +92,8 @@ def read_categories(path: Path) -> tuple[np.ndarray, int]:
     Raises:
         InputError: unreadable, a colour that is no category's, or two categories.
     """
-    opaque = open_picture(path).convert("RGB").convert("RGBA")
-    codes = np.array(opaque).view("<u4")[..., 0] & 0xFFFFFF  # a number for each colour, red lowest
+    opaque = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2RGBA)
+    codes = opaque.view("<u4")[..., 0] & 0xFFFFFF  # a number for each colour, red lowest
     lesion = codes > 0
     codes_of_lesion = codes[lesion]
     found = codes_of_lesion[:1]
@@ -132,9 +135,10 @@ def read_labels(
     if binary_path:
         mask = read_mask(binary_path, threshold=0)
     if not (height, width) == categories.shape == mask.shape:
-        sizes = f"{(height, width)}, {categories.shape}, {mask.shape}"
+        other = mask.shape if categories.shape == (height, width) else categories.shape
         raise InputError(
-            f"{image_path}, its annotation and its mask differ in size ({sizes}). "
-            "Correct or remove them."
+            f"{image_path}, its annotation and its mask differ in size ({width} x {height}, "
+            f"{categories.shape[1]} x {categories.shape[0]}, {mask.shape[1]} x {mask.shape[0]}). "
+            f"{advise_on_size(image_path, (height, width), other)}"
         )
     return Labels(mask, categories)

@@ -5,7 +5,6 @@ first pixel is (0.5, 0.5). A pixel is in an outline if its centre is: the rectan
 (20, 30) holds 10 x 20 pixels. (OpenCV's and Pillow's own filling adds the outline to it: 11 x 21.)
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,12 @@ import numpy as np
 from matplotlib.path import Path as Outline
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.data.pictures import advise_on_size
 from ovseg.data.prepare.sources import LESION, Found, Labels, Reading, Source
 
 LARGEST = 30_000  # of a coordinate, pixels: OpenCV draws up to 32,767
 NEAR_EDGE = 5  # pixels; width of the band in which each pixel's centre is tested
 ELLIPSE_POINTS = 90  # of the polygon that stands for an ellipse: 0.1 % less area
-MAX_JSON = 500_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def read_shapes(
     if size is not None and size != (height, width):
         raise InputError(
             f"{image_path} is {width} x {height} pixels, but its annotation was made for "
-            f"{size[1]} x {size[0]}. Give the images that were annotated."
+            f"{size[1]} x {size[0]}. {advise_on_size(image_path, (height, width), size)}"
         )
     categories = np.zeros((height, width), np.uint8)
     outside = 0
@@ -260,21 +259,6 @@ def make_ellipse(
     columns = x + along * math.cos(turn) - across * math.sin(turn)
     rows = y + along * math.sin(turn) + across * math.cos(turn)
     return np.stack([columns, rows], 1)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        InputError: it is none, or larger than `MAX_JSON`.
-    """
-    if path.stat().st_size > MAX_JSON:
-        raise InputError(f"{path} is larger than {MAX_JSON // 10**6} MB. Divide it.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = type(error).__name__ if isinstance(error, RecursionError) else error
-        raise InputError(f"{path} is no JSON ({reason}). Export it again.") from None
 
 
 def take(record: object, key: str, kind: type | tuple[type, ...], where: str) -> Any:

@@ -1,14 +1,15 @@
 """What a layout's reader hands over: the images of a dataset, and how their labels are read."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.data.pairs import natural_key
+from ovseg.data.pairs import natural_key, normal_stem
+from ovseg.data.pictures import CLUTTER, has_suffix
 
 UNMATCHED = {
     "error": "list the images without labels and stop",
@@ -28,7 +29,6 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-MAX_DEPTH = 6  # of folders in a dataset
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Labels:
         mask: uint8 (H, W), 1 where there is lesion.
         categories: uint8 (H, W), ids of categories; None where the lesion has that of its image.
         outside: number of an outline's points that lie outside of the picture.
+        soft: number of pixels of a mask between its darkest and its brightest value.
     """
 
     mask: np.ndarray
     categories: np.ndarray | None = None
     outside: int = 0
+    soft: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ class Found:
         failures: a line for each file that can't be used.
         notes: lines for the user.
         categories: names of the ids 1, 2, ...; empty where they are the classes of the images.
+        read: files that were read and belong to no image of the above: lists of classes and splits,
+            and what can't be used.
     """
 
     root: Path
@@ -90,6 +94,7 @@ class Found:
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
+    read: set[Path] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,8 @@ def no_lesion(height: int, width: int) -> Labels:
     return Labels(np.zeros((height, width), np.uint8))
 
 
-def settle_unmatched(found: Found, unmatched: str) -> tuple[list[Source], list[str]]:
-    """The images to prepare, and a line for each of what is left out.
+def settle_unmatched(found: Found, unmatched: str) -> tuple[list[Source], dict[str, list[str]]]:
+    """The images to prepare, and the names of those that are left out, by the reason.
 
     Args:
         found: what the reader found.
@@ -152,21 +157,47 @@ def settle_unmatched(found: Found, unmatched: str) -> tuple[list[Source], list[s
 
     if unmatched == "empty":
         sources = found.sources + found.without_labels
-        return sorted(sources, key=lambda source: natural_key(source.stem)), []
-    left_out = [f"{name} has no mask or annotation." for name in images]
-    left_out += [f"{name} has no image." for name in found.without_image]
-    return found.sources, left_out
+        return sorted(sources, key=lambda source: natural_key(source.stem)), {}
+    return found.sources, {"no mask or annotation": images, "no image": found.without_image}
+
+
+def list_unused(found: Found, folders: Iterable[Path]) -> dict[str, list[str]]:
+    """The files in some folders that no reader used, by the reason.
+
+    Args:
+        found: what the reader found there.
+        folders: the folder of the dataset, or those of its images and masks.
+    """
+    used = set(found.read)
+    for source in found.sources + found.without_labels:
+        used.update((source.image_path, *source.label_paths))
+    used.update(found.root / name for name in found.without_image)
+
+    unused: dict[str, list[str]] = {"hidden": [], "no picture": [], "not used": []}
+    for folder in folders:
+        for path in sorted(folder.rglob("*"), key=lambda path: natural_key(str(path))):
+            if path in used or path.is_dir():
+                continue
+            parts = path.relative_to(folder).parts
+            if any(part.startswith(".") or part.lower() in CLUTTER for part in parts):
+                reason = "hidden"
+            elif has_suffix(path):
+                reason = "not used"
+            else:
+                reason = "no picture"
+            unused[reason].append(path_in(found.root, path))
+    return unused
 
 
 def unique_stems(root: Path, paths: list[Path]) -> dict[Path, str]:
     """A stem for each image: its own, or with its folders before it where two share one."""
-    stems = {path: path.stem for path in paths}
+    stems = {path: normal_stem(path.stem) for path in paths}
     if len(set(stems.values())) == len(paths):
         return stems
     named = {}
     for path in paths:
         folders = path.relative_to(root).parent.parts
-        named[path] = "_".join([*folders, path.stem])
+        named[path] = normal_stem("_".join([*folders, path.stem]))
     if len(set(named.values())) < len(paths):
         counts: dict[str, list[Path]] = {}
         for path, stem in named.items():
@@ -193,24 +224,39 @@ def split_of_folders(root: Path, path: Path) -> str:
     return ""
 
 
-def list_files(root: Path) -> list[Path]:
-    """All files in a folder and the folders in it, in natural order, without hidden ones."""
-    found = []
-    folders = [(root, 0)]
-    while folders:
-        folder, depth = folders.pop()
-        for path in folder.iterdir():
-            if path.name.startswith(".") or path.name == "__MACOSX":
-                continue
-            if path.is_file():
-                found.append(path)
-            elif path.is_dir() and depth < MAX_DEPTH:
-                folders.append((path, depth + 1))
-    return sorted(found, key=lambda path: natural_key(str(path)))
-
-
 def path_in(root: Path, path: Path) -> str:
     """A path as it reads from the dataset's folder, with `/`."""
     if path.is_relative_to(root):
         return path.relative_to(root).as_posix()
     return path.as_posix()
+
+
+class PictureNames:
+    """Finds the pictures that lists and annotation files name.
+
+    Args:
+        paths: of all pictures.
+    """
+
+    def __init__(self, paths: Iterable[Path]):
+        self._named: dict[str, list[Path]] = {}
+        for path in paths:
+            for name in {normal_stem(path.name), normal_stem(path.stem)}:
+                self._named.setdefault(name, []).append(path)
+
+    def find(self, name: str) -> list[Path]:
+        """The pictures that could be meant.
+
+        Args:
+            name: name or stem of a file; folders may come first, and narrow the choice where they
+                fit.
+        """
+        parts = [normal_stem(part) for part in re.split(r"[\\/]+", name) if part.strip(".")]
+        if not parts:
+            return []
+        found = []
+        for path in self._named.get(parts[-1], []):
+            folders = [normal_stem(part) for part in path.parts[:-1]]
+            if folders[len(folders) - len(parts) + 1 :] == parts[:-1]:
+                found.append(path)
+        return found or self._named.get(parts[-1], [])

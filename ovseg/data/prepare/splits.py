@@ -1,7 +1,5 @@
 """Which split each image is in, by groups of near-duplicates; each split resembles the whole."""
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +8,12 @@ from typing import TypeVar
 import numpy as np
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.data.pairs import natural_key
+from ovseg.core.limits import MAX_TEXT_BYTES
+from ovseg.core.schema import parse_json, read_text
+from ovseg.data.pairs import natural_key, normal_stem
 from ovseg.data.prepare.duplicates import NearDuplicate, find_leakage
+from ovseg.data.prepare.sources import Source
+from ovseg.data.prepare.tables import find_stems, read_table
 
 FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
 OFFICIAL_LISTS = {"train": "train.txt", "test": "val.txt"}  # split -> file of the download
@@ -84,34 +86,25 @@ def stratify(categories: Sequence[int], lesion_fractions: Sequence[float]) -> li
     ]
 
 
-def read_split_file(path: Path, stems: Sequence[str]) -> dict[str, str]:
+def read_split_file(path: Path, sources: Sequence[Source]) -> dict[str, str]:
     """Read a split that somebody else made.
 
     Args:
-        path: JSON `{stem: split}`, or CSV lines `stem,split` (a heading may come first).
-        stems: of the images.
+        path: JSON `{image: split}`, or a table of images and splits, see
+            `ovseg.data.prepare.tables.read_table`.
+        sources: the images.
 
     Returns:
         Stem -> split.
 
     Raises:
-        InputError: unreadable, a stem twice, an unknown split, or not exactly the stems of the
-            images.
+        InputError: unreadable, an image twice, an unknown split, or not exactly the images.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".json":
-            cells = json.loads(
-                text, object_pairs_hook=list
-            )  # a list keeps a stem that is there twice
-        else:
-            cells = read_csv(text, ["stem", "split"])
-        rows = [(str(stem), str(split)) for stem, split in cells]
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}). Expected JSON {{stem: split}} or CSV stem,split."
-        ) from None
+    if path.suffix.lower() == ".json":
+        rows = _read_split_json(path, sources)
+    else:
+        rows = read_table(path, "split", sources)
 
     wrong = [f"{stem}: {split}" for stem, split in rows if split not in FRACTIONS]
     if wrong:
@@ -119,19 +112,23 @@ def read_split_file(path: Path, stems: Sequence[str]) -> dict[str, str]:
             f"{path} names {len(wrong)} unknown splits: {first_five(wrong)}. "
             f"Use {', '.join(FRACTIONS)}."
         )
+    stems = [source.stem for source in sources]
     check_listed([stem for stem, _ in rows], stems, str(path))
     return dict(rows)
 
 
-def read_csv(text: str, heading: list[str]) -> list[list[str]]:
-    """The lines of a CSV without empty ones and without the heading."""
-    rows = []
-    for row in csv.reader(text.splitlines()):
-        if row:
-            rows.append([cell.strip() for cell in row])
-    if rows and rows[0] == heading:
-        return rows[1:]
-    return rows
+def _read_split_json(path: Path, sources: Sequence[Source]) -> list[tuple[str, str]]:
+    """Stem and split of each entry of a JSON; an image that is there twice is so here, too."""
+    text = read_text(path, MAX_TEXT_BYTES)
+    try:
+        # Objects become tuples of pairs, which keep a name that is there twice.
+        content = parse_json(text, pairs=tuple)
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}). Correct it.") from None
+    if not isinstance(content, tuple) or not all(isinstance(each, str) for _, each in content):
+        raise InputError(f"{path} holds something else than {{image: split}}. Correct it.")
+    stems = find_stems([name for name, _ in content], sources, path)
+    return list(zip(stems, [split for _, split in content], strict=True))
 
 
 def read_official(source: Path, stems: Sequence[str]) -> dict[str, str]:
@@ -158,8 +155,8 @@ def read_official(source: Path, stems: Sequence[str]) -> dict[str, str]:
     usable = set(stems)
     rows = []
     for split, name in OFFICIAL_LISTS.items():
-        for line in (source / name).read_text(encoding="utf-8").split():
-            stem = Path(line).stem if "." in line else line
+        for line in read_text(source / name, MAX_TEXT_BYTES).split():
+            stem = normal_stem(Path(line).stem if "." in line else line)
             if stem in usable:
                 rows.append((stem, split))
     check_listed([stem for stem, _ in rows], stems, f"train.txt and val.txt in {source}")

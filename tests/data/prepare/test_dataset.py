@@ -1,4 +1,5 @@
 import json
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.duplicates import find_tree_leakage
 from ovseg.data.prepare.otu2d import CATEGORIES, read_categories
+from ovseg.data.prepare.sources import Reading
 from ovseg.data.prepare.splits import FRACTIONS
 
 TERATOMA = (0, 0, 64)
@@ -166,9 +168,10 @@ def test_files_without_partner_are_left_out_if_asked(source, output):
     (source / "images" / "9.JPG").unlink()
     manifest = prepare_dataset(source, output, size=32, unmatched="skip")
     assert len(manifest["items"]) == 28
-    without_annotation, without_image = manifest["left_out"]
-    assert without_annotation == "images/7.JPG has no mask or annotation."
-    assert without_image == "annotations/9.PNG has no image."
+    assert manifest["left_out"] == {
+        "no mask or annotation": ["images/7.JPG"],
+        "no image": ["annotations/9.PNG"],
+    }
     assert manifest["failures"] == []
 
 
@@ -409,3 +412,36 @@ def test_edited_file_of_the_same_size_makes_another_dataset(source, output):
     path.write_bytes(content)
     with pytest.raises(InputError, match="--overwrite"):
         prepare_dataset(source, output, size=32)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("OTU_2d/prepared", "lies in .*OTU_2d, which is read"),
+        ("OTU_2d", "OTU_2d lies in the output folder"),
+        ("", "OTU_2d lies in the output folder"),
+    ],
+)
+def test_output_and_source_in_one_another_are_an_error(source, place, message):
+    before = sorted(source.parent.rglob("*"))
+    with pytest.raises(InputError, match=message):
+        prepare_dataset(source, source.parent / place, size=32, overwrite=True)
+    assert sorted(source.parent.rglob("*")) == before
+
+
+def test_output_in_a_named_folder_is_an_error_and_beside_it_is_none(source, save_png):
+    for path in (source / "annotations").iterdir():
+        save_png(path, draw_annotation(*np.array(Image.open(path)).shape[:2])[..., 2])
+    reading = Reading(images=source / "images", masks=source / "annotations")
+    with pytest.raises(InputError, match="lies in .*images, which is read"):
+        prepare_dataset(None, source / "images" / "out", size=32, reading=reading)
+    assert prepare_dataset(None, source / "out", size=32, reading=reading)["items"]
+
+
+def test_names_of_decomposed_letters_are_prepared_once(source, output):
+    for folder in (source / "images", source / "annotations"):
+        for path in folder.iterdir():
+            path.rename(path.with_name(unicodedata.normalize("NFD", f"ä{path.name}")))
+    first = prepare_dataset(source, output, size=32)
+    assert first["items"][0]["stem"] == "ä1"
+    assert prepare_dataset(source, output, size=32) == first

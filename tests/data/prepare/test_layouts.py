@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from ovseg.core.errors import InputError
+from ovseg.core.schema import read_bytes, read_text
+from ovseg.data.prepare import files
 from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.layouts import LAYOUTS
 from ovseg.data.prepare.sources import Reading
@@ -386,11 +389,86 @@ def test_patients_of_a_table_are_never_divided(root, prepare, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("heading", "separator", "row"),
+    [
+        ("patient,image", ",", "p{patient},case{number}"),
+        ("Patient ID;File Name", ";", "p{patient}; case{number}.jpg "),
+        ("PatientID\tage\timage_path", "\t", "p{patient}\t44\timages/case{number}.jpg"),
+        (
+            "\ufefffilename,case,exam",
+            ",",
+            "C:\\scans\\images\\case{number}.dcm,p{patient},{number}",
+        ),
+        ("StudyInstanceUID,stem", ",", '"p{patient}","case{number}"'),
+    ],
+)
+def test_usual_tables_of_patients_are_read(
+    root, prepare, tmp_path, capsys, heading, separator, row
+):
+    draw_pairs(root)
+    table = tmp_path / "patients.csv"
+    lines = [row.format(patient=number // 3, number=number) for number in range(COUNT)]
+    table.write_text("\r\n".join([heading, *lines, "", ""]), newline="")
+    manifest = prepare(groups=str(table))
+    assert column(manifest, "patient") == {f"case{n}": f"p{n // 3}" for n in range(COUNT)}
+    of_image, of_patient = {
+        "patient,image": ("image", "patient"),
+        "Patient ID;File Name": ("File Name", "Patient ID"),
+        "PatientID\tage\timage_path": ("image_path", "PatientID"),
+        "\ufefffilename,case,exam": ("filename", "case"),
+        "StudyInstanceUID,stem": ("stem", "StudyInstanceUID"),
+    }[heading]
+    printed = capsys.readouterr().out
+    assert f"patients.csv: images in {of_image}, patient in {of_patient}.\n" in printed
+
+
+def test_table_of_unknown_columns_lists_the_known_ones(root, prepare, tmp_path):
+    draw_pairs(root)
+    table = tmp_path / "patients.csv"
+    table.write_text("Bild,Frau\ncase0,p0\n")
+    message = (
+        r"begins with Bild, Frau, expected .* images \(stem, file,.* patient \(patient, person"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare(groups=str(table))
+
+
+def test_name_of_several_images_needs_its_folder_in_a_table(root, prepare, tmp_path):
+    for number in range(COUNT):
+        draw_image(root / "images" / f"p{number // 4}" / f"{number % 4}.png")
+        draw_mask(root / "masks" / f"p{number // 4}" / f"{number % 4}.png")
+    table = tmp_path / "patients.csv"
+    lines = [f"{number % 4}.png,p{number // 4}" for number in range(COUNT)]
+    table.write_text("\n".join(["file,patient", *lines]))
+    with pytest.raises(InputError, match="12 names that several images have: 0.png, 1.png"):
+        prepare(groups=str(table))
+    lines = [f"p{number // 4}/{number % 4}.png,p{number // 4}" for number in range(COUNT)]
+    table.write_text("\n".join(["file,patient", *lines]))
+    assert column(prepare(groups=str(table)), "patient")["images_p2_1"] == "p2"
+
+
+def test_names_in_a_table_match_in_composed_letters(root, prepare, tmp_path):
+    composed = unicodedata.normalize("NFC", "Läsion")
+    for number in range(COUNT):
+        name = unicodedata.normalize("NFD", f"{composed} {number}.png")
+        draw_image(root / "images" / name)
+        draw_mask(root / "masks" / name)
+    table = tmp_path / "patients.csv"
+    lines = [f"{composed} {number},p{number}" for number in range(COUNT)]
+    table.write_text("\n".join(["image,patient", *lines]))
+    manifest = prepare(groups=str(table))
+    assert column(manifest, "patient")[f"{composed} 7"] == "p7"
+    assert all(
+        (read := item["stem"]) == unicodedata.normalize("NFC", read) for item in manifest["items"]
+    )
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("", r"miss images \(1: case3\)"),
         ("case3,p1\ncase99,p1", r"stems that have no image \(1: case99\)"),
-        ("case3", "lines that are no stem,group: case3"),
+        ("case3", "1 lines without image or patient: case3"),
     ],
 )
 def test_table_of_other_images_is_an_error(root, prepare, tmp_path, line, message):
@@ -416,6 +494,37 @@ def test_patients_of_folders_are_never_divided(root, prepare):
     assert "class" not in manifest["items"][0]
 
 
+def test_folders_of_classes_are_no_patients(root, prepare, capsys):
+    for kind in ("benign", "malignant", "normal"):
+        for number in range(4):
+            draw_image(root / kind / f"{kind} ({number}).png")
+            draw_mask(root / kind / f"{kind} ({number})_mask.png")
+    with pytest.raises(InputError, match="benign, malignant, normal in .* are classes of images"):
+        prepare(groups="folders")
+    prepare()
+    assert "If each is a patient" not in capsys.readouterr().out
+
+
+def test_images_in_no_folder_of_a_patient_are_an_error(root, prepare):
+    for split in ("train", "val", "test"):
+        for number in range(4):
+            draw_image(root / split / "images" / f"{split}{number}.png")
+            draw_mask(root / split / "masks" / f"{split}{number}.png")
+    with pytest.raises(InputError, match="12 of 12 images lie in none: test/images/test0.png"):
+        prepare(groups="folders")
+
+
+def test_folders_that_are_taken_as_patients_are_counted(root, prepare, capsys):
+    for number in range(COUNT):
+        draw_image(root / "images" / f"p{number // 2}" / f"{number}.png")
+        draw_mask(root / "masks" / f"p{number // 2}" / f"{number}.png")
+    manifest = prepare(groups="folders")
+    assert (
+        "6 folders are taken as patients: p0, p1, p2, p3, p4 and 1 more" in capsys.readouterr().out
+    )
+    assert column(manifest, "patient")["11"] == "p5"
+
+
 def test_split_that_divides_a_patient_is_refused(root, prepare, tmp_path):
     draw_pairs(root)
     names = ["train"] * 8 + ["valid"] * 2 + ["test"] * 2
@@ -425,6 +534,95 @@ def test_split_that_divides_a_patient_is_refused(root, prepare, tmp_path):
     table.write_text("\n".join(f"case{number},p{number % 11}" for number in range(COUNT)))
     with pytest.raises(InputError, match="two splits: train/case0 and test/case11"):
         prepare(groups=str(table), split_file=tmp_path / "split.json")
+
+
+# What is left out, changed or turned
+
+
+def test_files_that_are_not_used_are_counted_by_kind(root, tmp_path, run_command, capsys):
+    draw_pairs(root)
+    for name in ("notes.txt", "images/scan.dcm", "images/.DS_Store", "masks/Thumbs.db"):
+        (root / name).touch()
+    draw_image(root / "report" / "figure.png")
+    draw_image(root / "images" / "healthy.png")
+    arguments = ["--source", root, "--output", tmp_path / "out", "--size", WIDTH]
+    assert run_command("prepare_data", *arguments, "--unmatched", "skip") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "6 files were left out; no mask or annotation: 1 (images/healthy.png); hidden: 2 "
+        "(images/.DS_Store, masks/Thumbs.db); no picture: 2 (images/scan.dcm, notes.txt); "
+        "not used: 1 (report/figure.png)"
+    )
+
+
+def test_nothing_is_left_out_of_whole_datasets(coco, root, prepare):
+    assert prepare()["left_out"] == {}
+    shutil.rmtree(root)
+    draw_yolo(root)
+    (root / "labels" / "classes.txt").write_text("cyst\n")
+    assert prepare()["left_out"] == {}
+
+
+def test_soft_masks_are_divided_at_the_middle_and_counted(root, prepare, count_lesion, capsys):
+    draw_pairs(root)
+    soft = np.array(Image.open(root / "masks" / "case3.png"))
+    soft[8:20, 9] = 100  # 12 pixels beside the lesion, and 12 of its own
+    soft[8:20, 10] = 180
+    Image.fromarray(soft).save(root / "masks" / "case3.png")
+    assert set(count_lesion(prepare()).values()) == {RECTANGLE_PIXELS}
+    message = (
+        "1 of 12 masks have values between their darkest and their brightest one, in 24 pixels"
+    )
+    assert f"{message} (0.78%)" in capsys.readouterr().out
+
+
+def test_soft_lesion_of_a_few_pixels_is_read(root, prepare, count_lesion):
+    draw_pairs(root)
+    tiny = np.zeros((HEIGHT, WIDTH), np.uint8)
+    tiny[20:22, 30:32] = 255
+    Image.fromarray(cv2.GaussianBlur(tiny, (0, 0), 1.5)).save(root / "masks" / "case3.png")
+    manifest = prepare()
+    assert manifest["failures"] == []
+    assert 4 <= count_lesion(manifest)["case3"] <= 16
+
+
+def turn(path: Path, orientation: int) -> None:
+    """Store a picture on its side, with the orientation that viewers undo."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(path, exif=exif)
+
+
+def test_labels_of_the_picture_as_it_is_stored_name_the_orientation(root, prepare):
+    draw_pairs(root)
+    turn(root / "images" / "case3.jpg", 6)
+    manifest = prepare()
+    assert len(manifest["items"]) == COUNT - 1
+    assert "differ in size (48 x 64 and 64 x 48)" in manifest["failures"][0]
+    assert "its EXIF orientation turns it by 90 degrees" in manifest["failures"][0]
+
+
+def test_outlines_of_the_picture_as_it_is_stored_name_the_orientation(coco, prepare):
+    turn(coco[0].parent.parent / "images" / "case3.png", 8)
+    assert "its EXIF orientation turns it by 90 degrees" in prepare()["failures"][0]
+
+
+def test_pictures_that_are_turned_upside_down_are_counted(root, prepare, capsys):
+    draw_pairs(root)
+    turn(root / "images" / "case3.jpg", 3)
+    prepare()
+    assert "1 of 12 images were turned as viewers show them" in capsys.readouterr().out
+
+
+def test_equal_advice_is_given_once(root, prepare):
+    draw_pairs(root)
+    for path in (root / "masks").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="None of the 12 pairs") as caught:
+        prepare()
+    message = str(caught.value)
+    assert message.count("cannot be read") == 5
+    assert message.count("Replace or remove the file.") == 1
+    assert "and 7 more. Replace" in message
 
 
 # Outlines
@@ -595,7 +793,7 @@ def test_image_with_boxes_only_is_a_failure(coco, prepare):
     path, content = coco
     content["annotations"][2]["segmentation"] = []
     write_json(path, content)
-    assert "has no outline of case2.png, only 1 box" in prepare()["failures"][0]
+    assert "has no outline of case2.png, only 1 x box" in prepare()["failures"][0]
 
 
 def test_image_that_coco_does_not_annotate_is_an_error(coco, prepare, count_lesion):
@@ -682,7 +880,7 @@ def test_yolo_outlines_become_masks(root, prepare, count_lesion):
         ("0 0.1 0.2 0.3 0.4 0.5 0.6 0.7", "case3.txt, line 1 has 7 coordinates"),
         ("5 0.1 0.2 0.3 0.4 0.5 0.6", "line 1 has the class 5, which has no name"),
         ("x 0.1 0.2 0.3 0.4 0.5 0.6", "line 1 begins with 'x'"),
-        ("0 0.5 0.5 0.2 0.2", "has no outline of case3.jpg, only 1 box"),
+        ("0 0.5 0.5 0.2 0.2", "has no outline of case3.jpg, only 1 x box"),
         ("0 0.1 0.2 nan 0.4 0.5 0.6", "line 1 has a point that is not finite"),
     ],
 )
@@ -806,3 +1004,61 @@ def test_name_of_several_pictures_is_an_error(coco, prepare):
     content["images"][3]["file_name"] = "b/case3.png"
     write_json(path, content)
     assert "b_case3" in column(prepare(unmatched="skip"), "stem")
+
+
+@pytest.mark.parametrize("layout", ["auto", "yolo"])
+def test_yolo_boxes_alone_are_an_error_that_says_what_to_export(root, prepare, layout):
+    draw_yolo(root)
+    for path in (root / "labels").iterdir():
+        path.write_text("0 0.5 0.5 0.2 0.25\n1 0.25 0.5 0.1 0.1\n")
+    message = r"no outlines, only 24 x box in 12 files \(labels/case0.txt, .*segmentation format"
+    with pytest.raises(InputError, match=message):
+        prepare(layout=layout)
+
+
+def test_coco_boxes_alone_are_an_error_that_says_what_to_export(coco, prepare):
+    path, content = coco
+    for annotation in content["annotations"]:
+        annotation["segmentation"] = []
+        annotation["bbox"] = [10, 8, 20, 12]
+    write_json(path, content)
+    message = r"no outlines, only 13 x box in 1 files \(annotations/instances_.*a `segmentation`"
+    with pytest.raises(InputError, match=message):
+        prepare()
+
+
+def test_boxes_among_outlines_are_counted(root, prepare, count_lesion, capsys):
+    draw_yolo(root)
+    labels = root / "labels" / "case3.txt"
+    labels.write_text(labels.read_text() + "0 0.5 0.5 0.2 0.25\n")
+    (root / "labels" / "case4.txt").write_text("0 0.5 0.5 0.2 0.25\n")
+    manifest = prepare()
+    assert count_lesion(manifest)["case3"] == RECTANGLE_PIXELS
+    assert "case4.jpg, only 1 x box" in manifest["failures"][0]
+    printed = capsys.readouterr().out
+    message = (
+        "What is no outline was left out: 2 x box in 2 files (labels/case3.txt, labels/case4.txt)"
+    )
+    assert message in printed
+
+
+def test_numbers_beside_masks_are_no_boxes(root, prepare):
+    draw_pairs(root)
+    (root / "images" / "case3.txt").write_text("1 0.5 0.5 0.2 0.25\n")
+    assert prepare()["layout"] == "folders"
+
+
+@pytest.mark.parametrize("layout", ["coco", "cvat"])
+def test_large_annotation_file_is_parsed_once(coco, root, prepare, monkeypatch, layout):
+    if layout == "cvat":
+        coco[0].unlink()
+        draw_cvat(root, '<polygon label="cyst" points="10,8;30,8;30,20;10,20"/>')
+    parsed = []
+    monkeypatch.setattr(
+        files, "read_bytes", lambda *given: parsed.append(given) or read_bytes(*given)
+    )
+    monkeypatch.setattr(
+        files, "read_text", lambda *given: parsed.append(given) or read_text(*given)
+    )
+    assert prepare()["layout"] == layout
+    assert len(parsed) == 1

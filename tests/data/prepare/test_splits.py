@@ -1,9 +1,11 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ovseg.core.errors import InputError
+from ovseg.data.prepare.sources import Source, no_lesion
 from ovseg.data.prepare.splits import (
     FRACTIONS,
     check_leakage,
@@ -13,6 +15,8 @@ from ovseg.data.prepare.splits import (
     read_split_file,
     stratify,
 )
+
+SOURCES = [Source(stem, Path(f"in/{stem}.png"), (), no_lesion) for stem in ("a", "b")]
 
 
 def test_split_by_groups_is_stratified_and_keeps_the_shares():
@@ -49,11 +53,13 @@ def test_strata_are_category_and_tercile():
         ("split.json", '{"a": "train", "b": "test"}'),
         ("split.csv", "stem,split\na, train\n\nb, test\n"),
         ("split.csv", "a,train\nb,test"),
+        ("split.csv", "Subset;filename\ntrain;a.png\ntest;in/b.png"),
+        ("split.json", '{"a.png": "train", "b.dcm": "test"}'),
     ],
 )
 def test_split_file_is_read(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert read_split_file(tmp_path / name, ["a", "b"]) == {"a": "train", "b": "test"}
+    assert read_split_file(tmp_path / name, SOURCES) == {"a": "train", "b": "test"}
 
 
 @pytest.mark.parametrize(
@@ -64,14 +70,23 @@ def test_split_file_is_read(tmp_path, name, text):
         ("a.csv", "a,train\nb,test\nc,test", "name stems that have no image .1: c"),
         ("a.csv", "a,train", "miss images .1: b"),
         ("a.csv", "a,train\nb,training", "1 unknown splits: b: training"),
-        ("a.csv", "a\nb", "cannot be read"),
-        ("a.json", "7", "cannot be read"),
+        (
+            "a.csv",
+            "a\nb",
+            r"begins with a, expected the heading of a column of images \(stem, .*split",
+        ),
+        ("a.csv", "a,train\nb", "1 lines without image or split: b. Complete"),
+        ("a.csv", "", "is empty"),
+        ("a.csv", 'a,"' + "x" * 200_000, "is no CSV"),
+        ("a.json", "7", "holds something else than {image: split}"),
+        ("a.json", '{"a": ["train"]}', "holds something else than {image: split}"),
+        ("a.json", "[" * 100_000, "is no JSON .it is nested too deeply"),
     ],
 )
 def test_bad_split_file_is_an_error(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
-        read_split_file(tmp_path / name, ["a", "b"])
+        read_split_file(tmp_path / name, SOURCES)
 
 
 def test_offenders_are_listed_in_natural_order():
