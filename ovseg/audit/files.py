@@ -24,11 +24,13 @@ from ovseg.data.masks import (
 from ovseg.data.pairs import natural_key, normal_stem
 from ovseg.data.pictures import (
     SUFFIXES,
+    UPRIGHT,
+    advise_on_size,
     has_suffix,
     is_lossy,
     list_visible,
     open_picture,
-    read_image,
+    read_image_and_orientation,
 )
 from ovseg.data.prepare.duplicates import Fingerprint, crop_letterbox, fingerprint
 from ovseg.data.tree import SPLITS, find_other_name
@@ -48,9 +50,10 @@ BROKEN = {  # kinds of faults; a tree with one of them cannot be trained on as i
 REMARKS = {
     "empty mask": "no lesion: legal, counted",
     "full mask": "all lesion",
-    "white corners": "white at all four corners: is the lesion drawn in black (--invert_masks)?",
+    "white corners": "white at all four corners: is the lesion drawn in black?",
     "soft edges": "values between black and white, which are lesion above the threshold",
     "no picture": "a file that is not used",
+    "EXIF orientation": "turned as viewers show it: was the mask drawn so?",
 }
 
 
@@ -78,6 +81,7 @@ class Entry:
         stem: of the image and its mask.
         image: path relative to the tree.
         mask: path relative to the tree.
+        category_map: path relative to the tree.
         height: of the image, pixels.
         width: of the image, pixels.
         category: name of the lesion's category; of several, of the one with most pixels.
@@ -97,6 +101,7 @@ class Entry:
     stem: str
     image: str
     mask: str | None
+    category_map: str | None = None
     height: int | None = None
     width: int | None = None
     category: str | None = None
@@ -124,8 +129,12 @@ def list_tree(root: Path) -> tuple[list[Entry], list[Problem]]:
         images, image_problems = _list_folder(root, f"{split}/images")
         masks, mask_problems = _list_folder(root, f"{split}/masks")
         problems += image_problems + mask_problems
+        maps: dict[str, str] = {}
+        if (root / split / "categories").is_dir():
+            maps, map_problems = _list_folder(root, f"{split}/categories")
+            problems += map_problems
         for stem, image in images.items():
-            entries.append(Entry(split, stem, image, masks.get(stem)))
+            entries.append(Entry(split, stem, image, masks.get(stem), maps.get(stem)))
             if stem not in masks:
                 message = f"no {stem}.* in {split}/masks"
                 problems.append(Problem("image without mask", image, message))
@@ -220,7 +229,7 @@ def examine(
 def _examine_image(root: Path, entry: Entry) -> list[Problem]:
     path = root / entry.image
     try:
-        image = read_image(path)
+        image, orientation = read_image_and_orientation(path)
         entry.file_sha256 = file_digest(path)
     except (InputError, OSError) as error:
         return [Problem("unreadable", entry.image, str(error))]
@@ -232,7 +241,9 @@ def _examine_image(root: Path, entry: Entry) -> list[Problem]:
     entry.red, entry.blue = measure_colours(image)
     entry.doppler = is_doppler(entry.red, entry.blue)
     entry.fingerprint = fingerprint(image)
-    return []
+    if orientation == UPRIGHT:
+        return []
+    return [Problem("EXIF orientation", entry.image, f"orientation {orientation}")]
 
 
 def _examine_mask(root: Path, entry: Entry, threshold: int, invert: bool) -> list[Problem]:
@@ -247,9 +258,10 @@ def _examine_mask(root: Path, entry: Entry, threshold: int, invert: bool) -> lis
     message = alpha_problem(picture, grey) or mask_problem(grey, threshold, lossy)
     if message:
         return [Problem("no binary mask", entry.mask, message)]
-    if entry.height and grey.shape != (entry.height, entry.width):
-        height, width = grey.shape
-        message = f"{width} x {height}, its image {entry.width} x {entry.height}"
+    height, width = grey.shape
+    if entry.height and entry.width and (height, width) != (entry.height, entry.width):
+        advice = advise_on_size(root / entry.image, (entry.height, entry.width), (height, width))
+        message = f"{width} x {height}, its image {entry.width} x {entry.height}. {advice}"
         return [Problem("sizes differ", entry.mask, message)]
 
     entry.lesion = float(binarise(grey, threshold, invert).mean())
@@ -284,9 +296,9 @@ def judge_masks(entries: Sequence[Entry], threshold: int) -> list[Problem]:
 
 
 def _examine_categories(root: Path, entry: Entry, categories: Sequence[str]) -> list[Problem]:
-    """Take the category from the map of ids, `categories/<stem>.png`, if there is one."""
-    name = f"{entry.split}/categories/{entry.stem}.png"
-    if not (root / name).is_file():
+    """Take the category from the map of ids, if there is one."""
+    name = entry.category_map
+    if name is None:
         return []
     try:
         ids = np.array(open_picture(root / name))

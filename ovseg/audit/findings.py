@@ -20,6 +20,7 @@ from ovseg.audit.files import (
     judge_masks,
     list_tree,
 )
+from ovseg.audit.remedies import LEAKS, describe_remedy
 from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError
 from ovseg.data.prepare.duplicates import (
@@ -68,6 +69,7 @@ class Audit:
         problems: faults (kinds in `BROKEN`, each of which fails the audit) and remarks.
         copies: those across splits first.
         exact_only: whether only file contents and pixels were compared.
+        prepared: whether `prepare_data` made the tree.
     """
 
     root: Path
@@ -75,6 +77,7 @@ class Audit:
     problems: list[Problem]
     copies: list[Copy]
     exact_only: bool
+    prepared: bool
 
     @property
     def broken(self) -> list[Problem]:
@@ -131,9 +134,10 @@ def audit_tree(root: Path, mask_threshold: int = 127, invert_masks: bool = False
     # Phantoms share a geometry: different ones look alike, so near-duplicates are not looked for.
     exact_only = manifest.get("made_by") == "phantoms"
     # The split was made of the original images, and is not judged by what resizing changed.
-    resized = manifest.get("made_by") == "prepare_data" and manifest.get("size") != COMPARED_SIZE
+    prepared = manifest.get("made_by") == "prepare_data"
+    resized = prepared and manifest.get("size") != COMPARED_SIZE
     copies = find_copies(entries, exact_only, margin=RESIZED if resized else 0)
-    return Audit(root, entries, problems, copies, exact_only)
+    return Audit(root, entries, problems, copies, exact_only, prepared)
 
 
 def find_copies(
@@ -199,6 +203,10 @@ def summarise(audit: Audit) -> dict[str, Any]:
     if audit.exact_only:
         compared_by = "file contents and pixels only (phantoms)"
     problem_counts = Counter(problem.kind for problem in audit.problems)
+    kinds = list(problem_counts)
+    if audit.leaks:
+        kinds.append(LEAKS)
+    remedies = {kind: describe_remedy(kind, audit.root, audit.prepared) for kind in kinds}
     return {
         "made_by": "audit_data",
         "root": audit.root.resolve().name,
@@ -206,6 +214,7 @@ def summarise(audit: Audit) -> dict[str, Any]:
         "compared_by": compared_by,
         "splits": splits,
         "problem_counts": {kind: problem_counts[kind] for kind in (*BROKEN, *REMARKS)},
+        "remedies": {kind: remedy for kind, remedy in remedies.items() if remedy},
         "broken": len(audit.broken),
         "problems": [asdict(problem) for problem in audit.problems],
         "leaks": len(audit.leaks),

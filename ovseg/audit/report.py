@@ -6,12 +6,14 @@ from typing import Any
 
 from ovseg.audit.files import BROKEN, REMARKS
 from ovseg.audit.findings import Audit, audit_tree, summarise
+from ovseg.audit.remedies import LEAKS
 from ovseg.audit.sheets import draw_numbers, draw_sheets
 from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
-from ovseg.core.files import atomic_dir, write_json
+from ovseg.core.files import atomic_dir, refuse_nested, write_json
 from ovseg.core.pages import embed_file, write_page
 from ovseg.core.text import printable
+from ovseg.data.tree import SPLITS
 
 LISTED = 200  # rows of a table on the page; audit.json has all
 PAGE = Path(__file__).parent / "page.html.j2"
@@ -43,6 +45,7 @@ def report_audit(
     if not root.is_dir():
         raise InputError(f"There is no folder {root}. Check the path.")
     output = output or root / "audit"
+    refuse_nested(output, [root / split for split in SPLITS])
     with atomic_dir(output, overwrite, marker="audit.json", inputs=[root]) as folder:
         audit = audit_tree(root, mask_threshold, invert_masks)
         summary = summarise(audit)
@@ -65,14 +68,22 @@ def print_audit(summary: dict[str, Any]) -> None:
         print(f"{kind}: {count} ({printable(_first(files, 3))})")
         if kind in BROKEN:
             print(f"    the first: {printable(problems[0]['message'])}")
+        _print_remedy(summary, kind)
     for kind, counts in summary["copy_counts"].items():
         across = counts["across splits"]
         within = counts["within a split"]
         if across or within:
             print(f"{kind}: {across} pairs across splits, {within} within a split")
+    _print_remedy(summary, LEAKS)
     if isinstance(summary["compared_by"], str):
         print(f"Images were compared by {summary['compared_by']}.")
     print(verdict(summary))
+
+
+def _print_remedy(summary: dict[str, Any], kind: str) -> None:
+    remedy = summary["remedies"].get(kind)
+    if remedy:
+        print(f"    to mend it: {printable(remedy)}")
 
 
 def verdict(summary: dict[str, Any]) -> str:
@@ -152,6 +163,7 @@ def _write_page(
         problems=problems,
         broken=BROKEN,
         copies=audit.copies,
+        copy_kind=LEAKS,
         plots={title: embed_file(folder / name) for title, name in plots.items()},
         sheets={title: embed_file(folder / name) for title, name in sheets.items()},
         listed=LISTED,

@@ -1,6 +1,7 @@
 """Every fault of a file is found, and colour Doppler is recognised."""
 
 import shutil
+import unicodedata
 
 import cv2
 import numpy as np
@@ -34,6 +35,12 @@ def empty_all(folder):
         write(np.zeros((96, 96), np.uint8))(path)
 
 
+def turn_upside_down(path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+
+
 def found_in(tree) -> list[tuple[str, str]]:
     return [(problem.kind, problem.file) for problem in audit_tree(tree).problems]
 
@@ -65,6 +72,7 @@ FAULTS = {
     "implausible masks": ("train/masks", empty_all, "train/masks"),
     "white corners": (MASK, write(INVERTED), MASK),
     "soft edges": (MASK, write(SOFT), MASK),
+    "EXIF orientation": (IMAGE, turn_upside_down, IMAGE),
 }
 
 
@@ -99,6 +107,26 @@ def test_unreadable_masks_categories_and_manifests_are_named_too(tree):
 def test_map_of_categories_must_fit_its_pair(tree, save_png, ids, kind):
     save_png(tree / CATEGORIES, ids)
     assert found_in(tree) == [(kind, CATEGORIES)]
+
+
+def test_category_of_a_decomposed_name_is_found(tree, read_png, save_png):
+    name = "Läsion.png"
+    for kind, form in (("images", "NFC"), ("masks", "NFD"), ("categories", "NFD")):
+        path = tree / "train" / kind / unicodedata.normalize(form, name)
+        source = IMAGE if kind == "images" else MASK
+        picture = read_png(tree / source)[::-1]
+        save_png(path, picture // 255 if kind == "categories" else picture)
+    [entry] = [entry for entry in audit_tree(tree).entries if entry.stem == "Läsion"]
+    assert entry.category == "category 1"
+
+
+def test_mask_of_the_picture_as_it_is_stored_names_the_orientation(tree, save_png):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((96, 50, 3), np.uint8)).save(tree / IMAGE, exif=exif)
+    save_png(tree / MASK, SOFT[:, :50])
+    problems = [problem for problem in audit_tree(tree).problems if problem.kind == "sizes differ"]
+    assert "its EXIF orientation turns it by 90 degrees" in problems[0].message
 
 
 def test_map_of_categories_without_an_image_is_not_looked_at(tree, save_png):

@@ -118,3 +118,38 @@ def test_hostile_names_are_escaped_on_the_page_and_in_the_terminal(tree, run_com
 def test_dataset_of_a_hostile_name_is_audited(tree, run_command, name):
     root = tree.rename(tree.with_name(name))
     assert run_command("audit_data", "--data", root, "--output", root.with_name("out")) == 0
+
+
+def test_what_mends_a_finding_is_printed_and_on_the_page(
+    tree, tmp_path, copy_pair, read_png, save_png, run_command, capsys
+):
+    copy_pair("train/phantom_0", "test/copied")
+    for path in tree.glob("*/masks/*.png"):
+        save_png(path, 255 - read_png(path))
+    (tree / "train" / "masks" / "phantom_1.png").unlink()
+    assert run_command("audit_data", "--data", tree, "--output", tmp_path / "out") == 1
+    printed = capsys.readouterr().out
+    command = f"ovseg prepare_data --source {tree} --output {tree}_prepared"
+    for remedy in (
+        f"if the lesion is drawn in black: {command} --invert_masks",
+        f"add the masks, or: {command} --unmatched skip",
+        f"to mend it: {command} --split groups",
+    ):
+        assert remedy in printed
+    page = (tmp_path / "out" / "audit.html").read_text()
+    assert f"<p>To mend it: if the lesion is drawn in black: {command} --invert_masks" in page
+    assert f"<p>To mend it: {command} --split groups</p>" in page
+
+
+def test_prepared_dataset_is_mended_from_its_originals(tree, run_command, tmp_path, capsys):
+    (tree / "manifest.json").write_text('{"made_by": "prepare_data", "size": 96}')
+    (tree / "train" / "masks" / "phantom_1.png").unlink()
+    run_command("audit_data", "--data", tree, "--output", tmp_path / "out")
+    command = f"ovseg prepare_data --source ORIGINALS --output {tree} --overwrite"
+    assert f"add the masks, or: {command} --unmatched skip" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["train/audit", "test/images"])
+def test_output_among_the_images_is_an_error(tree, place):
+    with pytest.raises(InputError, match=r"The output folder .* lies in .*, which is read"):
+        report_audit(tree, tree / place)
