@@ -85,7 +85,13 @@ ORIGINAL_SCORES = tuple(f"{name}_original" for name in HARD_SCORES)
 SURFACE_SCORES = {
     "hd95": Score("HD95 (pixels)", best="min"),
     "assd": Score("ASSD (pixels)", best="min"),
-    "nsd": Score("NSD"),
+    "nsd": Score("NSD (tolerance in pixels)"),
+}
+# The same where the spacing of the pixels is known.
+SURFACE_SCORES_MM = {
+    "hd95_mm": Score("HD95 (mm)", best="min"),
+    "assd_mm": Score("ASSD (mm)", best="min"),
+    "nsd_mm": Score("NSD (tolerance in mm)"),
 }
 POOLED_SCORES = tuple(name for name, score in SCORES.items() if not score.of_image)
 # What training logs, by the name that can be monitored.

@@ -36,6 +36,7 @@ def evaluate(
     device: str = "auto",
     report: str = "full",
     robustness: int = 0,
+    spacing: str | None = None,
     overwrite: bool = False,
 ) -> int:
     """Score a run on a split: tables, summary, figures and a page.
@@ -51,6 +52,8 @@ def evaluate(
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
         report: full, or minimal, which leaves the page report.html out
         robustness: number of images that are also scored under graded disturbances
+        spacing: millimetres per pixel of the original pictures, a number such as 0.1 or a CSV of
+            stem,row_mm,column_mm: also distances and areas in millimetres
         overwrite: replace an earlier evaluation
     """
     keep_freed_memory()
@@ -70,6 +73,7 @@ def evaluate(
         mask_threshold,
         report,
         robustness,
+        spacing,
     )
     print_summary(summary)
     return conclude(f"Written to {folder}")
@@ -83,6 +87,7 @@ def infer(
     recursive: bool = False,
     overlays: bool = False,
     probabilities: bool = False,
+    uncertainty: bool = False,
     batch_size: int = 4,
     engine: str = "torch",
     postprocessing: bool = True,
@@ -101,6 +106,7 @@ def infer(
             pictures of its own; masks keep their structure
         overlays: also write the masks over the images
         probabilities: also write 16-bit probability maps
+        uncertainty: also write maps of where flips or members of an ensemble disagree
         batch_size: pictures at a time
         engine: torch, compile, onnxruntime, openvino, or auto for the fastest
         postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
@@ -116,6 +122,7 @@ def infer(
         output=output,
         overlays=overlays,
         probabilities=probabilities,
+        uncertainty=uncertainty,
         batch_size=batch_size,
         engine=engine,
         postprocessing=postprocessing,
@@ -136,9 +143,11 @@ def postprocess(
     data: Path | None = None,
     batch_size: int = 4,
     mask_threshold: int | None = None,
+    failure_dice: float = 0.7,
+    flag_recall: float = 0.9,
     device: str = "auto",
 ) -> int:
-    """Choose flips, threshold and clean-up of a run on its validation images.
+    """Choose flips, threshold, clean-up, temperature and flags of a run on validation images.
 
     `evaluate` and `infer` use the choice from then on.
 
@@ -149,15 +158,26 @@ def postprocess(
         data: dataset folder, if it is not the one of training
         batch_size: images at a time
         mask_threshold: grey values above it are lesion (default: that of training)
+        failure_dice: an image fails if its Dice is below this
+        flag_recall: share of the failing images that flags are to find
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
     """
     keep_freed_memory()
     from ovseg.core.runs import RunFolder
     from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
 
-    print_search(
-        search_postprocessing(run, metric, split, data, batch_size, device, mask_threshold)
+    result = search_postprocessing(
+        run,
+        metric,
+        split,
+        data,
+        batch_size,
+        device,
+        mask_threshold,
+        failure_dice,
+        flag_recall,
     )
+    print_search(result)
     path = RunFolder(run).postprocessing
     return conclude(f"Written to {path}, which evaluate and infer use from now on")
 

@@ -27,6 +27,9 @@ PALETTE: tuple[Color, ...] = (
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_SCALE = 0.4
 LINE_HEIGHT = 18  # pixels of a line of text
+HEAT_OPACITY = 0.75  # the picture shows through
+HEAT_FULL = 0.3  # the value from which colours are as opaque as they get
+HEAT_BAR = 160  # pixels of a scale, where the picture is as wide
 
 
 def outline(
@@ -104,6 +107,67 @@ def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None)
         color = PALETTE[(category - 1) % len(PALETTE)]
         cv2.rectangle(strip, (left + 4, top + 4), (left + 14, top + 14), color, -1)
         _write(strip, texts[category], left + 20, top + 13)
+    return strip
+
+
+def heat_colors(values: np.ndarray) -> np.ndarray:
+    """Colours of the scale cividis, which readers with any colour vision can read, by OpenCV.
+
+    Args:
+        values: float (H, W) in 0..1; what is beyond gets the colour of the nearer end.
+
+    Returns:
+        RGB, uint8 (H, W, 3).
+
+    Source: J. R. Nunez et al., PLOS ONE 13(7), 2018.
+    """
+    levels = np.round(values.clip(0, 1) * 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
+
+
+def blend_heat(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Lay the colours of values over an image, the more opaque the higher they are.
+
+    Args:
+        image: RGB, uint8 (H, W, 3); it is not changed.
+        values: float (H, W) in 0..1.
+
+    Returns:
+        RGB, uint8 (H, W, 3).
+    """
+    opacity = heat_opacity(values)[..., None]
+    blended = (1 - opacity) * image + opacity * heat_colors(values)
+    return blended.round().astype(np.uint8)
+
+
+def heat_opacity(values: np.ndarray) -> np.ndarray:
+    """Opacity of a value in 0..1: 0 at 0, `HEAT_OPACITY` from `HEAT_FULL` on."""
+    return HEAT_OPACITY * (values / HEAT_FULL).clip(0, 1)
+
+
+def heat_legend(width: int, low: str, high: str, title: str) -> np.ndarray:
+    """A black strip with the scale of `heat_colors`, its ends, and below what it shows.
+
+    Args:
+        width: pixels; a title that does not fit is cut off.
+        low: text of the lower end.
+        high: text of the upper end.
+        title: what the colours are.
+
+    Returns:
+        RGB, uint8 (2 * LINE_HEIGHT, width, 3).
+    """
+    strip = np.zeros((2 * LINE_HEIGHT, width, 3), np.uint8)
+    (low_width, _), _ = cv2.getTextSize(low, FONT, FONT_SCALE, 1)
+    (high_width, _), _ = cv2.getTextSize(high, FONT, FONT_SCALE, 1)
+    left = low_width + 8
+    right = max(left + 1, min(width - high_width - 8, left + HEAT_BAR))
+    bar = np.linspace(0, 1, right - left)[None].repeat(10, axis=0)
+    part = strip[4:14, left:right]
+    part[:] = heat_colors(bar)[:, : part.shape[1]]
+    _write(strip, low, 4, 13)
+    _write(strip, high, right + 4, 13)
+    _write(strip, _drawable(title), 4, LINE_HEIGHT + 13)
     return strip
 
 

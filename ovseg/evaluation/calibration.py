@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+
+from ovseg.inference.postprocessing import TEMPERATURES
 
 BINS = 15  # as in Guo et al.
-# Logits are counted in steps of 0.02; beyond 20 a probability is within 2e-9 of 0 or 1.
-LOGIT_EDGES = np.linspace(-20, 20, 2001)
-TEMPERATURES = (0.2, 5.0)  # between which the best is searched
+# Each is 1.033 times the one before; the middle one is 1.
+TEMPERATURE_STEPS = np.geomspace(*TEMPERATURES, 101).round(4)
+# More than enough for one number: of 100 images they are a million pixels.
+SAMPLED_PIXELS = 10_000
+# Below it float32 can't tell 1 - p from 1.
+SMALLEST_PROBABILITY = 1e-7
 
 
 class Reliability:
@@ -74,50 +78,39 @@ class Reliability:
         return float(self.squares / self.pixels.sum())
 
 
-class LogitCounts:
-    """Counts of pixels by their logit, from which a temperature is fitted."""
+class TemperatureFit:
+    """Cross-entropy of pixels at each of `TEMPERATURE_STEPS`, gathered image by image.
+
+    Probabilities at temperature T are those of `Postprocessing.calibrate`. Of each image at most
+    about `SAMPLED_PIXELS` pixels are used, evenly spaced, and weigh as much as all of it.
+    """
 
     def __init__(self) -> None:
-        self.lesion = np.zeros(len(LOGIT_EDGES) - 1)
-        self.background = np.zeros(len(LOGIT_EDGES) - 1)
+        self.losses = np.zeros(len(TEMPERATURE_STEPS))
 
-    def add(self, logits: np.ndarray, mask: np.ndarray) -> None:
-        """Add pixels: lesion logits, float, and reference, bool of the same shape."""
-        cut = np.clip(logits, LOGIT_EDGES[0], LOGIT_EDGES[-1])
-        self.lesion += np.histogram(cut[mask], LOGIT_EDGES)[0]
-        self.background += np.histogram(cut[~mask], LOGIT_EDGES)[0]
+    def add(self, probs: np.ndarray, labels: np.ndarray) -> None:
+        """Add an image.
 
-    def loss(self, temperature: float) -> float:
-        """Mean cross-entropy of logits / temperature."""
-        middles = (LOGIT_EDGES[:-1] + LOGIT_EDGES[1:]) / 2 / temperature
-        total = self.lesion @ np.logaddexp(0, -middles) + self.background @ np.logaddexp(0, middles)
-        return float(total / (self.lesion.sum() + self.background.sum()))
+        Args:
+            probs: float32 (classes, H, W) in 0..1, without temperature.
+            labels: reference ids, 0/1 for one class, uint8 (H, W).
+        """
+        step = max(1, labels.size // SAMPLED_PIXELS)
+        classes = probs.reshape(len(probs), -1)[:, ::step].astype(np.float64)
+        if len(probs) == 1:
+            classes = np.concatenate([1 - classes, classes])
+        ids = labels.ravel()[::step].astype(np.int64)
+        logs = np.log(classes.clip(SMALLEST_PROBABILITY, 1))
+        of_reference = np.take_along_axis(logs, ids[None], axis=0)[0]
+        for index, temperature in enumerate(TEMPERATURE_STEPS):
+            of_all = np.log(np.exp(logs / temperature).sum(0))
+            loss = of_all - of_reference / temperature
+            self.losses[index] += step * loss.sum()
 
-    def fit_temperature(self) -> float:
-        """The temperature, within `TEMPERATURES`, of the least cross-entropy."""
-        bounds = np.log(TEMPERATURES)
-        found = minimize_scalar(lambda log: self.loss(np.exp(log)), bounds=bounds, method="bounded")
-        return float(np.exp(found.x))
-
-
-def expected_dice(probs: np.ndarray, pred: np.ndarray) -> float:
-    """The confidence of a prediction: about the Dice that its own probabilities expect.
-
-    It is 2 sum(p over the prediction) / (pixels of the prediction + sum p). Of an empty prediction
-    it is 1 - the largest probability.
-
-    Args:
-        probs: lesion probabilities, float (H, W) in 0..1.
-        pred: predicted lesion, bool (H, W).
-
-    Returns:
-        0..1; it is no calibrated probability.
-    """
-    if not pred.any():
-        return float(1 - probs.max())
-    inside = float(probs[pred].sum(dtype=np.float64))
-    everywhere = float(probs.sum(dtype=np.float64))
-    return 2 * inside / (int(pred.sum()) + everywhere)
+    @property
+    def temperature(self) -> float:
+        """The one of `TEMPERATURE_STEPS` with the least cross-entropy."""
+        return float(TEMPERATURE_STEPS[self.losses.argmin()])
 
 
 @dataclass(frozen=True)
@@ -182,6 +175,64 @@ def flag_threshold(scores: np.ndarray, confidence: np.ndarray, bad: float, recal
         return -np.inf
     needed = int(np.ceil(recall * len(failed) - 1e-9))  # 0.9 * 10 is no more than 9
     return float(failed[max(needed, 1) - 1])
+
+
+def count_flags(
+    scores: np.ndarray, confidence: np.ndarray, threshold: float, bad: float
+) -> dict[str, Any]:
+    """What flags find: images of a low confidence among those that fail and those that don't.
+
+    Args:
+        scores: of each image, (N,).
+        confidence: of each image, (N,).
+        threshold: images of this confidence or a lower one are flagged.
+        bad: an image fails where its score is below this.
+
+    Returns:
+        `confidence`, the threshold; `failure_dice`, `bad`; numbers of `images`, of `failures`, of
+        `flagged` images and of `flagged_failures`; `flagged_share` of the images; `recall`, the
+        share of the failures that are flagged, None where none fails.
+    """
+    failed = scores < bad
+    flagged = confidence <= threshold
+    failures = int(failed.sum())
+    hits = int((failed & flagged).sum())
+    return {
+        "confidence": threshold,
+        "failure_dice": bad,
+        "images": len(scores),
+        "failures": failures,
+        "flagged": int(flagged.sum()),
+        "flagged_failures": hits,
+        "flagged_share": float(flagged.mean()),
+        "recall": hits / failures if failures else None,
+    }
+
+
+def describe_calibration(summary: dict[str, Any]) -> str:
+    """The calibration error of an evaluation, and that without temperature, in a sentence."""
+    calibration = summary["calibration"]
+    temperature = summary["postprocessing"]["temperature"]
+    text = f"Calibration error {calibration['error']:.4f}"
+    if temperature == 1:
+        return f"{text}."
+    raw = calibration["raw"]["error"]
+    return f"{text} at temperature {temperature:g}, {raw:.4f} without it."
+
+
+def describe_flags(flags: dict[str, Any]) -> str:
+    """What `count_flags` found, in a sentence."""
+    text = (
+        f"{flags['flagged']} of {flags['images']} images ({flags['flagged_share']:.0%}) have a "
+        f"confidence of {flags['confidence']:g} or less and are flagged"
+    )
+    bad = f"with a Dice below {flags['failure_dice']:g}"
+    if flags["recall"] is None:
+        return f"{text}; there are no images {bad}."
+    return (
+        f"{text}, among them {flags['flagged_failures']} of the {flags['failures']} {bad} "
+        f"({flags['recall']:.0%})."
+    )
 
 
 def _none_where(missing: np.ndarray, values: np.ndarray) -> list[float | None]:

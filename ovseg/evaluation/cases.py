@@ -9,30 +9,38 @@ import torch
 
 from ovseg.data.augment.calipers import find_calipers
 from ovseg.data.colours import is_doppler, measure_colours
-from ovseg.evaluation.calibration import expected_dice
 from ovseg.evaluation.distances import surface_distances
 from ovseg.evaluation.failures import count_components, failure_kind
+from ovseg.inference.uncertainty import expected_dice
 from ovseg.metrics import hard_scores
 
 TOLERANCE = 5.0  # pixels of the original image within which outlines count as equal, for NSD
+# The same in millimetres: 5 pixels of 0.2 mm, as in a picture of 500 rows and a depth of 10 cm.
+TOLERANCE_MM = 1.0
 MARK_REACH = 0.02  # of the picture's longer side
 
 
 def score_case(
-    probs: np.ndarray, labels: np.ndarray, mask: np.ndarray, tolerance: float = TOLERANCE
+    probs: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    tolerance: float = TOLERANCE,
+    spacing: tuple[float, float] | None = None,
 ) -> dict[str, Any]:
     """Scores of the lesion of one picture, whatever its category.
 
     Args:
-        probs: probability of lesion, float32 (height, width) in 0..1.
+        probs: probability of lesion that is reported, float32 (height, width) in 0..1.
         labels: predicted ids, uint8 (height, width).
         mask: reference ids, uint8 (height, width).
         tolerance: of NSD, pixels.
+        spacing: millimetres from row to row, and from column to column; None where unknown.
 
     Returns:
         `ORIGINAL_SCORES` and `SURFACE_SCORES`; `centroid_distance` in pixels (NaN where a map is
         empty); `components` and `pred_components`; `confidence` (see `expected_dice`); `failure`, a
-        key of `failures.KINDS`; `height`, `width`, and the areas of `area_counts`.
+        key of `failures.KINDS`; `height`, `width`, and the areas of `area_counts`. With a spacing
+        also those of `measure_millimetres`.
     """
     pred = labels > 0
     lesion = mask > 0
@@ -52,6 +60,32 @@ def score_case(
     row["height"], row["width"] = mask.shape
     for name, count in area_counts(pred_map, lesion_map).items():
         row[f"{name}_original"] = int(count)
+    if spacing is not None:
+        row.update(measure_millimetres(pred, lesion, spacing))
+    return row
+
+
+def measure_millimetres(
+    pred: np.ndarray, mask: np.ndarray, spacing: tuple[float, float]
+) -> dict[str, float]:
+    """Distances and areas of one picture in millimetres.
+
+    Args:
+        pred: predicted lesion, bool (height, width).
+        mask: reference lesion, bool (height, width).
+        spacing: millimetres from row to row, and from column to column.
+
+    Returns:
+        `SURFACE_SCORES_MM`, NSD within `TOLERANCE_MM`; `centroid_distance_mm`, NaN where a map is
+        empty; `lesion_area_mm2` and `pred_area_mm2`.
+    """
+    pixel_area = spacing[0] * spacing[1]
+    row = {}
+    for name, value in asdict(surface_distances(pred, mask, TOLERANCE_MM, spacing)).items():
+        row[f"{name}_mm"] = value
+    row["centroid_distance_mm"] = centroid_distance(pred, mask, spacing)
+    row["lesion_area_mm2"] = float(mask.sum() * pixel_area)
+    row["pred_area_mm2"] = float(pred.sum() * pixel_area)
     return row
 
 
@@ -77,11 +111,20 @@ def describe_picture(picture: np.ndarray, mask: np.ndarray) -> dict[str, bool]:
     }
 
 
-def centroid_distance(pred: np.ndarray, mask: np.ndarray) -> float:
-    """Distance of the centres of gravity of two masks, bool (H, W), pixels; NaN if one is empty."""
+def centroid_distance(
+    pred: np.ndarray, mask: np.ndarray, spacing: tuple[float, float] = (1.0, 1.0)
+) -> float:
+    """Distance of the centres of gravity of two masks, bool (H, W); NaN if one is empty.
+
+    Args:
+        pred: predicted lesion.
+        mask: reference lesion.
+        spacing: see `surface_distances`, whose unit the distance has.
+    """
     if not pred.any() or not mask.any():
         return float("nan")
-    return float(np.hypot(*(_centroid(pred) - _centroid(mask))))
+    columns, rows = _centroid(pred) - _centroid(mask)
+    return float(np.hypot(rows * spacing[0], columns * spacing[1]))
 
 
 def _centroid(mask: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)  # neighbours by a side
 
@@ -23,8 +24,8 @@ class SurfaceDistances:
 
     Attributes:
         hd95: 95th percentile of the distances from one outline to the other, of the worse
-            direction; pixels.
-        assd: mean of the distances in both directions; pixels.
+            direction; in the unit of the spacing, pixels by default.
+        assd: mean of the distances in both directions; in the same unit.
         nsd: share of both outlines within the tolerance of the other, 0..1.
     """
 
@@ -33,13 +34,20 @@ class SurfaceDistances:
     nsd: float
 
 
-def surface_distances(pred: np.ndarray, mask: np.ndarray, tolerance: float) -> SurfaceDistances:
+def surface_distances(
+    pred: np.ndarray,
+    mask: np.ndarray,
+    tolerance: float,
+    spacing: tuple[float, float] = (1.0, 1.0),
+) -> SurfaceDistances:
     """Compare the outlines of two masks of one image.
 
     Args:
         pred: predicted lesion, bool (H, W).
         mask: reference lesion, bool (H, W).
-        tolerance: of `nsd`, pixels.
+        tolerance: of `nsd`, in the unit of the spacing.
+        spacing: distance of two rows, and of two columns; (1, 1) gives pixels, millimetres give
+            millimetres.
 
     Returns:
         The image's diagonal as distance, and `nsd` 0, where one mask is empty; 0 and 1 where both
@@ -55,15 +63,16 @@ def surface_distances(pred: np.ndarray, mask: np.ndarray, tolerance: float) -> S
     if not found and not present:
         return SurfaceDistances(0.0, 0.0, 1.0)
     if not found or not present:
-        diagonal = float(np.hypot(*mask.shape))
+        height, width = mask.shape
+        diagonal = float(np.hypot(height * spacing[0], width * spacing[1]))
         return SurfaceDistances(diagonal, diagonal, 0.0)
 
     # Both outlines lie in this part, and so do all distances between them.
     box = _bounding_box(pred | mask)
     pred_outline = outline(pred[box])
     mask_outline = outline(mask[box])
-    to_mask = _distance_from(mask_outline)[pred_outline]
-    to_pred = _distance_from(pred_outline)[mask_outline]
+    to_mask = _distance_from(mask_outline, spacing)[pred_outline]
+    to_pred = _distance_from(pred_outline, spacing)[mask_outline]
     both = np.concatenate([to_mask, to_pred])
     return SurfaceDistances(
         hd95=float(max(np.percentile(to_mask, 95), np.percentile(to_pred, 95))),
@@ -81,10 +90,13 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return mask & (inner == 0)
 
 
-def _distance_from(pixels: np.ndarray) -> np.ndarray:
-    """Distance of every pixel to the nearest of these, bool (H, W) and not empty; float32."""
+def _distance_from(pixels: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
+    """Distance of every pixel to the nearest of these, bool (H, W) and not empty; float (H, W)."""
     others = (~pixels).astype(np.uint8)
-    return cv2.distanceTransform(others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    if spacing[0] != spacing[1]:
+        return distance_transform_edt(others, sampling=spacing)
+    # OpenCV is quicker, and knows square pixels only.
+    return spacing[0] * cv2.distanceTransform(others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, slice]:

@@ -29,13 +29,21 @@ from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories, image_groups, prepared_items
 from ovseg.data.original import OriginalSplit
 from ovseg.evaluation.calibration import Reliability
-from ovseg.evaluation.cases import TOLERANCE, area_counts, describe_picture, score_case
+from ovseg.evaluation.cases import (
+    TOLERANCE,
+    TOLERANCE_MM,
+    area_counts,
+    describe_picture,
+    score_case,
+)
+from ovseg.evaluation.spacing import read_spacings
 from ovseg.evaluation.summary import (
     pooled_iou,
     pooled_miou,
     summarise_categories,
     summarise_confidence,
     summarise_failures,
+    summarise_flags,
     summarise_subgroups,
     summarise_values,
 )
@@ -43,17 +51,20 @@ from ovseg.inference.engines import arrange_for_inference
 from ovseg.inference.postprocessing import (
     Postprocessing,
     average_flips,
+    flip_logits,
     lesion_of_classes,
     mean_logits,
     read_postprocessing,
     to_dict,
 )
 from ovseg.inference.predictor import check_batch_size, class_probs, restore_probs
+from ovseg.inference.uncertainty import lesion_views, map_flips
 from ovseg.metrics import (
     HARD_SCORES,
     ORIGINAL_SCORES,
     POOLED_SCORES,
     SURFACE_SCORES,
+    SURFACE_SCORES_MM,
     OnlineScores,
     category_scores,
     confusion,
@@ -79,9 +90,11 @@ class Evaluation:
         postprocessing: use the post-processing that the run folder holds, if any; see
             `ovseg.inference.postprocessing.read_postprocessing`.
         mask_threshold: grey values of masks above it are lesion; None takes that of training.
+        spacing: millimetres per pixel of the original pictures, or a file of them, see
+            `ovseg.evaluation.spacing.read_spacings`; None for distances in pixels only.
 
     Raises:
-        InputError: run, dataset or device can't be used.
+        InputError: run, dataset, device or spacing can't be used.
     """
 
     def __init__(
@@ -93,6 +106,7 @@ class Evaluation:
         device: str = "auto",
         postprocessing: bool = True,
         mask_threshold: int | None = None,
+        spacing: str | float | Path | None = None,
     ):
         check_batch_size(batch_size)
         self.split = split
@@ -121,6 +135,8 @@ class Evaluation:
             self.datamodule.hparams["classes"],
             self.datamodule.hparams["invert_masks"],
         )
+        self.spacing = None if spacing is None else str(spacing)
+        self.spacings = read_spacings(spacing, list(self.originals.pairs))
 
         self.postprocessing = Postprocessing()
         self.postprocessing_file: str | None = None
@@ -197,6 +213,21 @@ class Evaluation:
         logits = self.logits(image, self.postprocessing.flips)
         return self.original_probs(stem, class_probs(logits)[0])[0]
 
+    @torch.inference_mode()
+    def uncertainty(self, stem: str) -> np.ndarray:
+        """Where flips and members disagree about one image, see `Prediction.uncertainty`.
+
+        Returns:
+            float32 (height, width) in 0..0.5, at the original size.
+        """
+        index = list(self.originals.pairs).index(stem)
+        image = self.dataset[index]["image"][None].to(self.device)
+        flips = map_flips(self.postprocessing.flips, len(self.tasks))
+        views = []
+        for task in self.tasks:
+            views += flip_logits(task, image, flips)
+        return self.original_probs(stem, lesion_views(views)[0])[0].std(0)
+
     def postprocess(
         self, stems: Sequence[str], logits: torch.Tensor
     ) -> tuple[torch.Tensor, list["ScoredImage"]]:
@@ -219,13 +250,22 @@ class Evaluation:
         probs, mask = self.original_probs(stem, square)
         height, width = mask.shape
         box = fit_box(height, width, settings["image_size"], settings["fit"])
-        lesion = lesion_of_classes(probs)
-        row = score_case(lesion, self.postprocessing.labels(probs), mask)
+        raw = Reliability()
+        raw.add(lesion_of_classes(probs), mask > 0)
+        reported = lesion_of_classes(self.postprocessing.calibrate(probs))
+        reliability = raw
+        if self.postprocessing.temperature != 1:
+            reliability = Reliability()
+            reliability.add(reported, mask > 0)
+        row = score_case(
+            reported,
+            self.postprocessing.labels(probs),
+            mask,
+            spacing=self.spacings.of(stem),
+        )
         row.update(describe_picture(self.originals.picture(stem), mask > 0))
-        reliability = Reliability()
-        reliability.add(lesion, mask > 0)
         labels = self.postprocessing.labels(square, box.height * box.width)
-        return ScoredImage(labels, row, reliability)
+        return ScoredImage(labels, row, reliability, raw)
 
     def _stack_labels(self, images: Sequence["ScoredImage"]) -> torch.Tensor:
         labels = np.stack([image.labels for image in images])
@@ -250,13 +290,16 @@ class Evaluation:
 
         Returns:
             A table with a row for each image: see `image_rows` and `score_case`; `seconds` of the
-            network; `category` and `group` where the dataset's manifest has them. And the summary:
-            `describe`, `scores`, `failures`, `calibration`, `confidence`, `subgroups`, and
-            `per_category` where categories are known, see `ovseg.evaluation.summary`.
+            network; `flagged` where the post-processing has a confidence to flag by; `category` and
+            `group` where the dataset's manifest has them. And the summary: `describe`, `scores`,
+            `failures`, `calibration` of the probabilities that are reported, with `raw`, that of
+            those without temperature; `confidence`, `flags`, `subgroups`, and `per_category` where
+            categories are known, see `ovseg.evaluation.summary`.
         """
         names = self.datamodule.categories
         online = OnlineScores(self.task.classes, sync=False).to(self.device)
         reliability = Reliability()
+        raw = Reliability()
         rows = []
         for batch, logits, images in self._scored_batches():
             mask = batch["mask"]
@@ -265,7 +308,11 @@ class Evaluation:
             for row, image in zip(image_rows(batch, pred, names), images, strict=True):
                 rows.append({**row, **image.row, "seconds": batch["seconds"]})
                 reliability.merge(image.reliability)
+                raw.merge(image.raw)
         table = pd.DataFrame(rows)
+        flag_confidence = self.postprocessing.flag_confidence
+        if flag_confidence is not None:
+            table["flagged"] = table["confidence"] <= flag_confidence
         if not names:
             self._add_categories(table)
         groups = self._add_groups(table)
@@ -278,13 +325,17 @@ class Evaluation:
         scores["miou_pooled_original"] = pooled_miou(table)
         for name in (*HARD_SCORES, *ORIGINAL_SCORES, *SURFACE_SCORES):
             scores[name] = summarise_values(table[name], groups)
+        for name in SURFACE_SCORES_MM:
+            if name in table:
+                scores[name] = summarise_values(table[name], groups)
         summary = {
             **self.describe(),
             "intervals": "images" if groups is None else "groups",
             "scores": scores,
             "failures": summarise_failures(table),
-            "calibration": reliability.summary(),
+            "calibration": {**reliability.summary(), "raw": raw.summary()},
             "confidence": summarise_confidence(table),
+            "flags": summarise_flags(table, self.postprocessing),
             "subgroups": summarise_subgroups(table, groups),
         }
         if "category" in table:
@@ -335,6 +386,8 @@ class Evaluation:
             "threshold": threshold,
             "mask_threshold": self.datamodule.hparams["mask_threshold"],
             "nsd_tolerance": TOLERANCE,
+            "nsd_tolerance_mm": TOLERANCE_MM,
+            "spacing": self.spacing,
             "postprocessing": to_dict(self.postprocessing),
             "postprocessing_file": self.postprocessing_file,
             "batch_size": self.datamodule.hparams["batch_size"],
@@ -349,12 +402,14 @@ class ScoredImage:
     Attributes:
         labels: at the network's size, uint8 (S, S).
         row: see `score_case` and `describe_picture`.
-        reliability: of the probabilities at the original size.
+        reliability: of the probabilities that are reported, at the original size.
+        raw: of the probabilities without temperature.
     """
 
     labels: np.ndarray
     row: dict[str, Any]
     reliability: Reliability
+    raw: Reliability
 
 
 def to_number(value: torch.Tensor) -> float | None:

@@ -68,23 +68,26 @@ def draw_subgroups(subgroups: list[dict[str, Any]], overall: dict[str, Any], pat
     save_figure(figure, path)
 
 
-def draw_reliability(calibration: dict[str, Any], path: Path) -> None:
+def draw_reliability(calibration: dict[str, Any], temperature: float, path: Path) -> None:
     """Share of lesion against probability, and how many pixels have it.
 
     Args:
-        calibration: see `calibration.Reliability.summary`.
+        calibration: see `Evaluation.run`.
+        temperature: of the post-processing; where it is not 1, what it changed is drawn too.
         path: to write.
     """
     bins = calibration["bins"]
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=[4, 1], sharex=True)
-    points = []
-    for probability, lesion in zip(bins["probability"], bins["lesion"], strict=True):
-        if probability is not None:
-            points.append((probability, lesion))
     upper.plot([0, 1], [0, 1], color="gray", linewidth=1)
-    upper.plot(*zip(*points, strict=True), marker="o", color="#0072B2")
+    if temperature != 1:
+        before = _list_points(calibration["raw"]["bins"])
+        upper.plot(*before, marker="s", linestyle=":", color="#E69F00", label="without temperature")
+    after = _list_points(bins)
+    upper.plot(*after, marker="o", color="#0072B2", label=f"temperature {temperature:g}")
     upper.set(ylabel="share of lesion", xlim=(0, 1), ylim=(0, 1))
+    if temperature != 1:
+        upper.legend()
     title = f"calibration error {calibration['error']:.3f}, Brier score {calibration['brier']:.3f}"
     upper.set_title(title)
     width = 1 / len(bins["pixels"])
@@ -94,12 +97,35 @@ def draw_reliability(calibration: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_risk_coverage(confidence: dict[str, Any], path: Path) -> None:
-    """Mean 1 - Dice of the surest images, see `summary.summarise_confidence`."""
+def _list_points(bins: dict[str, list[float | None]]) -> tuple[list[float], list[float]]:
+    """Probabilities and shares of lesion of the bins that have a pixel."""
+    probabilities = []
+    shares = []
+    for probability, lesion in zip(bins["probability"], bins["lesion"], strict=True):
+        if probability is not None and lesion is not None:
+            probabilities.append(probability)
+            shares.append(lesion)
+    return probabilities, shares
+
+
+def draw_risk_coverage(
+    confidence: dict[str, Any], flags: dict[str, Any] | None, path: Path
+) -> None:
+    """Mean 1 - Dice of the surest images, see `summary.summarise_confidence`.
+
+    Args:
+        confidence: see there.
+        flags: see `summary.summarise_flags`; what remains without the flagged images is marked.
+        path: to write.
+    """
     figure = Figure(figsize=(5, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.plot(confidence["coverage"], confidence["risk"], color="#0072B2", label="by confidence")
     axes.axhline(confidence["random"], color="gray", linewidth=1, label="in random order")
+    kept = 0 if flags is None else flags["images"] - flags["flagged"]
+    if kept:
+        place = (confidence["coverage"][kept - 1], confidence["risk"][kept - 1])
+        axes.plot(*place, "D", color="#D55E00", label="without flagged images")
     axes.set(
         xlabel="share of the images kept, the surest first",
         ylabel="their mean 1 - Dice",

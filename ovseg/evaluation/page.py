@@ -14,8 +14,10 @@ import torch
 from ovseg.core.pages import embed_file, embed_image, svg_path, write_page
 from ovseg.core.processes import processor_name
 from ovseg.core.runs import RunFolder
+from ovseg.evaluation.calibration import describe_calibration, describe_flags
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import Postprocessing, lesion_of_classes
+from ovseg.inference.uncertainty import HIGHEST_DEVIATION
 
 PAGE = Path(__file__).parent / "page.html.j2"
 SIDE = 480  # longest side of a case, pixels
@@ -28,8 +30,10 @@ COLUMNS = {
     "iou_original": "IoU",
     "sensitivity_original": "sensitivity",
     "precision_original": "precision",
-    "hd95": "HD95",
-    "nsd": "NSD",
+    "hd95": "HD95, pixels",
+    "nsd": "NSD, pixels",
+    "hd95_mm": "HD95, mm",
+    "nsd_mm": "NSD, mm",
     "confidence": "confidence",
     "failure": "kind",
 }
@@ -62,11 +66,14 @@ class Case:
         row: its row of the table.
         outlines: what is shown.
         probabilities: data URL of the probabilities as a transparent picture.
+        uncertainty: the same of where flips and members disagree, see
+            `ovseg.inference.uncertainty`.
     """
 
     row: dict[str, Any]
     outlines: Outlines
     probabilities: str
+    uncertainty: str
 
 
 def write_report(
@@ -99,6 +106,8 @@ def write_report(
         rows=table[list(columns)].to_dict("records"),
         facts=list_facts(evaluation, summary),
         configuration=read_configuration(evaluation.paths),
+        calibration=describe_calibration(summary),
+        flags=describe_flags(summary["flags"]) if summary["flags"] else None,
     )
 
 
@@ -125,8 +134,12 @@ def draw_case(evaluation: Evaluation, row: dict[str, Any]) -> Case:
     probs = evaluation.predict_again(stem)
     labels = evaluation.postprocessing.labels(probs)
     outlines = draw_outlines(evaluation.originals.picture(stem), mask > 0, labels > 0)
-    shown = cv2.resize(lesion_of_classes(probs), (outlines.width, outlines.height))
-    return Case(row, outlines, embed_image(_tint(shown), ".png"))
+    size = (outlines.width, outlines.height)
+    reported = lesion_of_classes(evaluation.postprocessing.calibrate(probs))
+    probabilities = _tint(cv2.resize(reported, size), "viridis")
+    disagreement = cv2.resize(evaluation.uncertainty(stem), size) / HIGHEST_DEVIATION
+    uncertainty = _tint(disagreement, "cividis")
+    return Case(row, outlines, embed_image(probabilities, ".png"), embed_image(uncertainty, ".png"))
 
 
 def draw_outlines(picture: np.ndarray, mask: np.ndarray, pred: np.ndarray) -> Outlines:
@@ -155,11 +168,19 @@ def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return shrunk > 0
 
 
-def _tint(probs: np.ndarray) -> np.ndarray:
-    """Probabilities, float (H, W), as colours, RGBA uint8: low ones are transparent."""
+def _tint(values: np.ndarray, scale: str) -> np.ndarray:
+    """Values as colours, of which low ones are transparent.
+
+    Args:
+        values: float (H, W) in 0..1.
+        scale: a colour map of matplotlib.
+
+    Returns:
+        RGBA, uint8 (H, W, 4).
+    """
     # Coarse steps make a small file.
-    steps = np.round(np.clip(probs, 0, 1) * 15) / 15
-    colors = matplotlib.colormaps["viridis"](steps)
+    steps = np.round(np.clip(values, 0, 1) * 15) / 15
+    colors = matplotlib.colormaps[scale](steps)
     colors[..., 3] = 0.65 * (steps > 0)
     return (colors * 255).astype(np.uint8)
 
@@ -171,6 +192,12 @@ def list_facts(evaluation: Evaluation, summary: dict[str, Any]) -> dict[str, str
     intervals = "images, taken as independent"
     if summary["intervals"] == "groups":
         intervals = "groups of near-duplicates"
+    tolerance = f"{summary['nsd_tolerance']:g} pixels of the original picture"
+    spacing = "unknown, so distances are in pixels"
+    if summary["spacing"] is not None:
+        known = summary["scores"]["hd95_mm"]["images"]
+        tolerance = f"{tolerance}; {summary['nsd_tolerance_mm']:g} mm"
+        spacing = f"{summary['spacing']}, known of {known} of {summary['images']} images"
     return {
         "checkpoint": f"{summary['checkpoint']}, epoch {summary['epoch']}",
         "SHA-256 of the checkpoint": summary["checkpoint_sha256"],
@@ -179,7 +206,8 @@ def list_facts(evaluation: Evaluation, summary: dict[str, Any]) -> dict[str, str
         "leakage": "near-duplicates are in two splits" if summary["leakage"] else "none known",
         "image size": f"{summary['image_size']} x {summary['image_size']} pixels",
         "post-processing": str(postprocessing),
-        "tolerance of NSD": f"{summary['nsd_tolerance']:g} pixels of the original picture",
+        "tolerance of NSD": tolerance,
+        "millimetres per pixel": spacing,
         "intervals resample": intervals,
         "device": f"{evaluation.device}, {processor_name()}, {torch.get_num_threads()} threads",
         "versions": ", ".join(versions),

@@ -1,10 +1,13 @@
-"""Choose a run's post-processing (flips, threshold, clean-up) on its validation images.
+"""Choose a run's post-processing on its validation images.
 
-See `ovseg.inference.postprocessing` for what it does.
+It is flips, threshold and clean-up, then a temperature, then the confidence below which pictures
+are flagged. See `ovseg.inference.postprocessing` for what they do.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,12 @@ from ovseg.core.files import check_writable, write_json
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
 from ovseg.data.augment.pipelines import build_transform, flips_of
+from ovseg.evaluation.calibration import (
+    TemperatureFit,
+    count_flags,
+    describe_flags,
+    flag_threshold,
+)
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import FLIPS, Postprocessing, to_dict
 from ovseg.inference.predictor import class_probs
@@ -48,6 +57,8 @@ def search_postprocessing(
     batch_size: int = 4,
     device: str = "auto",
     mask_threshold: int | None = None,
+    failure_dice: float = 0.7,
+    flag_recall: float = 0.9,
 ) -> dict[str, Any]:
     """Try post-processing settings on a split, and write the best to `postprocessing.json`.
 
@@ -55,6 +66,10 @@ def search_postprocessing(
     within `GAIN` of it, the simplest is taken. Flips are tried where the run's augmentation has
     them, all together or none. The score is of the images on which the settings were chosen, so it
     is too good: report that of the test split.
+
+    For the chosen flips the temperature is fitted on the pixels of the same images (see
+    `TemperatureFit`); it changes no label. Then the lowest confidence is taken below which
+    `flag_recall` of the failures are flagged; where no image fails, none is.
 
     Each member of an ensemble is tried alone on its own split, and all their images count. The
     members of a cross-validation have seen one another's validation images, so their average can't
@@ -68,13 +83,16 @@ def search_postprocessing(
         batch_size: images at a time.
         device: see `ovseg.core.device.choose_device`.
         mask_threshold: grey values of masks above it are lesion; None takes that of training.
+        failure_dice: an image fails where its Dice is below this, 0..1.
+        flag_recall: share of the failures that flags are to find, 0..1.
 
     Returns:
-        What is written: the post-processing, what it was chosen on and for, and the score of every
-        candidate, best first.
+        What is written: the post-processing; what it was chosen on and for; `flags`, see
+        `count_flags`, None where no image fails; and the score of every candidate, best first.
 
     Raises:
-        InputError: `split` is the test split, `run` is no run folder, or nothing can be scored.
+        InputError: `split` is the test split, `run` is no run folder, a number is out of range, or
+            nothing can be scored.
     """
     choose("metric", metric, METRICS)
     if split == "test":
@@ -82,6 +100,9 @@ def search_postprocessing(
             "--split test: test scores would no longer be those of unseen images if "
             "post-processing were chosen on them. Choose it on valid."
         )
+    for name, value in (("failure_dice", failure_dice), ("flag_recall", flag_recall)):
+        if not 0 < value <= 1:
+            raise InputError(f"--{name} is {value:g}, expected a number above 0, up to 1.")
     target = RunFolder(Path(run)).postprocessing
     if not target.parent.is_dir():
         raise InputError(
@@ -103,7 +124,8 @@ def search_postprocessing(
             mask_threshold=mask_threshold,
         )
         evaluations.append(evaluation)
-    found = [try_candidates(evaluation, candidates) for evaluation in evaluations]
+    fits: dict[Flips, TemperatureFit] = {}
+    found = [try_candidates(evaluation, candidates, fits) for evaluation in evaluations]
     counts = torch.cat(found, dim=1)
 
     root = evaluations[0].datamodule.root
@@ -118,8 +140,14 @@ def search_postprocessing(
         goodness = scores
     best = find_simplest(candidates, goodness)
     ranking = sorted(range(len(scores)), key=lambda index: -goodness[index])
+    chosen = replace(
+        candidates[best],
+        temperature=fits[tuple(candidates[best].flips)].temperature,
+        failure_dice=failure_dice,
+    )
+    chosen, flags = choose_flags(evaluations, chosen, flag_recall)
     result = {
-        "postprocessing": to_dict(candidates[best]),
+        "postprocessing": to_dict(chosen),
         "score": scores[best],
         "plain_score": scores[candidates.index(Postprocessing())],
         "metric": f"{METRICS[metric]}, original size",
@@ -129,10 +157,44 @@ def search_postprocessing(
         "members": [str(member.path) for member in members],
         "checkpoint_sha256": checkpoint_digest(*[member.path for member in members]),
         "version": __version__,
+        "flags": flags,
         "candidates": [{**to_dict(candidates[i]), "score": scores[i]} for i in ranking],
     }
     write_json(target, result)
     return result
+
+
+def choose_flags(
+    evaluations: Sequence[Evaluation], postprocessing: Postprocessing, recall: float
+) -> tuple[Postprocessing, dict[str, Any] | None]:
+    """Choose the confidence below which images are flagged.
+
+    Args:
+        evaluations: of each member; they predict with `postprocessing` from then on.
+        postprocessing: with all but `flag_confidence`.
+        recall: share of the failures to flag.
+
+    Returns:
+        The post-processing with `flag_confidence`, which has four decimal places, and what
+        `count_flags` says of these images; as it was, and None, where no image fails.
+    """
+    dice = []
+    confidence = []
+    for evaluation in evaluations:
+        evaluation.postprocessing = postprocessing
+        for batch, logits in evaluation.batches():
+            for image in evaluation.postprocess(batch["stem"], logits)[1]:
+                dice.append(image.row["dice_original"])
+                confidence.append(image.row["confidence"])
+    bad = postprocessing.failure_dice
+    scores = np.nan_to_num(dice, nan=1.0)  # both maps are empty, which is exact
+    found = flag_threshold(scores, np.array(confidence), bad, recall)
+    if found == -np.inf:
+        return postprocessing, None
+    # Rounded up, so that the image at the threshold stays flagged.
+    threshold = min(1.0, math.ceil(found * 10_000) / 10_000)
+    flags = count_flags(scores, np.array(confidence), threshold, bad)
+    return replace(postprocessing, flag_confidence=threshold), flags
 
 
 def list_candidates(flips: Flips, classes: int) -> list[Postprocessing]:
@@ -146,8 +208,17 @@ def list_candidates(flips: Flips, classes: int) -> list[Postprocessing]:
     ]
 
 
-def try_candidates(evaluation: Evaluation, candidates: list[Postprocessing]) -> torch.Tensor:
+def try_candidates(
+    evaluation: Evaluation,
+    candidates: list[Postprocessing],
+    fits: dict[Flips, TemperatureFit],
+) -> torch.Tensor:
     """Numbers of pixels at original sizes for every candidate and image.
+
+    Args:
+        evaluation: of a member.
+        candidates: to try.
+        fits: to which the images' probabilities are added, by flips.
 
     Returns:
         int64 (candidates, images, 4): lesion in both maps, in the prediction only, in the mask
@@ -162,7 +233,7 @@ def try_candidates(evaluation: Evaluation, candidates: list[Postprocessing]) -> 
             probs[flips] = class_probs(evaluation.logits(image, flips))
         for index, stem in enumerate(batch["stem"]):
             squares = {flips: of_batch[index] for flips, of_batch in probs.items()}
-            counts.append(list(_count_pixels(evaluation, stem, squares, candidates)))
+            counts.append(list(_count_pixels(evaluation, stem, squares, candidates, fits)))
     return torch.tensor(counts).transpose(0, 1)
 
 
@@ -171,11 +242,14 @@ def _count_pixels(
     stem: str,
     squares: Mapping[Flips, np.ndarray],
     candidates: list[Postprocessing],
+    fits: dict[Flips, TemperatureFit],
 ) -> Iterator[list[int]]:
     """The counts of one image for each candidate; `squares` are its probabilities by flips."""
     originals = {}
     for flips, square in squares.items():
-        originals[flips] = evaluation.original_probs(stem, square)
+        probs, mask = evaluation.original_probs(stem, square)
+        originals[flips] = (probs, mask)
+        fits.setdefault(flips, TemperatureFit()).add(probs, mask)
     for candidate in candidates:
         probs, mask = originals[tuple(candidate.flips)]
         pred = candidate.labels(probs) > 0
@@ -235,3 +309,10 @@ def print_search(result: dict[str, Any]) -> None:
         f"{len(candidates)} tried"
     )
     print_table(("", "post-processing", "score"), rows, title)
+    if result["flags"] is None:
+        print(
+            f"No image of {result['split']} has a Dice below {chosen.failure_dice:g}, so no "
+            "confidence was chosen to flag pictures by."
+        )
+    else:
+        print(f"Flags: {describe_flags(result['flags'])}")

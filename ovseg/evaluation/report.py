@@ -14,6 +14,7 @@ from ovseg.core.files import atomic_dir, write_image, write_json, write_table
 from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
+from ovseg.evaluation.calibration import describe_calibration, describe_flags
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.figures import (
     draw_failures,
@@ -24,7 +25,7 @@ from ovseg.evaluation.figures import (
 from ovseg.evaluation.page import write_report
 from ovseg.evaluation.robustness import draw_robustness, measure_robustness
 from ovseg.inference.postprocessing import Postprocessing, to_dict
-from ovseg.metrics import SCORES, SURFACE_SCORES
+from ovseg.metrics import SCORES, SURFACE_SCORES, SURFACE_SCORES_MM
 
 
 def evaluate(
@@ -39,6 +40,7 @@ def evaluate(
     mask_threshold: int | None = None,
     report: str = "full",
     robustness: int = 0,
+    spacing: str | float | Path | None = None,
 ) -> dict[str, Any]:
     """Score a run on a split and write the result, as `ovseg evaluate` does.
 
@@ -54,6 +56,8 @@ def evaluate(
         mask_threshold: grey values of masks above it are lesion; None takes that of training.
         report: see `report_evaluation`.
         robustness: see `report_evaluation`.
+        spacing: millimetres per pixel of the original pictures, one number for all, or a CSV of
+            `stem,row_mm,column_mm`; adds distances and areas in millimetres.
 
     Returns:
         The summary, which is also written to `summary.json`.
@@ -65,7 +69,9 @@ def evaluate(
     run = Path(run)
     folder = Path(output) if output else RunFolder(run).evaluation(split)
     root = Path(data) if data else None
-    evaluation = Evaluation(run, split, root, batch_size, device, postprocessing, mask_threshold)
+    evaluation = Evaluation(
+        run, split, root, batch_size, device, postprocessing, mask_threshold, spacing
+    )
     return report_evaluation(evaluation, folder, overwrite, report, robustness)
 
 
@@ -147,6 +153,7 @@ SAME = {
     "batch_size": "batch size",
     "postprocessing": "post-processing",
     "mask_threshold": "mask threshold",
+    "spacing": "spacing",
 }
 
 
@@ -167,7 +174,9 @@ def _compare_descriptions(output: Path, description: dict[str, Any]) -> list[str
     if not isinstance(earlier, dict):
         return None
     # Earlier summaries do not tell what they had no choice of.
-    earlier.setdefault("postprocessing", to_dict(Postprocessing()))
+    chosen = earlier.get("postprocessing", {})
+    if isinstance(chosen, dict):
+        earlier["postprocessing"] = {**to_dict(Postprocessing()), **chosen}
     earlier.setdefault("mask_threshold", description["mask_threshold"])
     return [name for key, name in SAME.items() if earlier.get(key) != description[key]]
 
@@ -177,8 +186,9 @@ def _draw_figures(summary: dict[str, Any], folder: Path) -> dict[str, str]:
     draw_failures(summary["failures"], folder / "failures.png")
     overall = summary["scores"]["dice_original"]
     draw_subgroups(summary["subgroups"], overall, folder / "subgroups.png")
-    draw_reliability(summary["calibration"], folder / "reliability.png")
-    draw_risk_coverage(summary["confidence"], folder / "risk_coverage.png")
+    temperature = summary["postprocessing"]["temperature"]
+    draw_reliability(summary["calibration"], temperature, folder / "reliability.png")
+    draw_risk_coverage(summary["confidence"], summary["flags"], folder / "risk_coverage.png")
     return {
         "failures": "failures.png",
         "distribution": "dice.png",
@@ -264,6 +274,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     print_table(("score", "value", "95 % interval", "median", "images"), rows, title)
     if "per_category" in summary:
         _print_categories(summary["per_category"])
+    print(describe_calibration(summary))
+    if summary["flags"] is not None:
+        print(f"Flags: {describe_flags(summary['flags'])}")
 
 
 def _print_categories(rows: list[dict[str, Any]]) -> None:
@@ -306,8 +319,9 @@ def _print_categories(rows: list[dict[str, Any]]) -> None:
 
 def _label(name: str, kind: str = "") -> str:
     """The label of a score, or of a score at the original size, and what kind of number it is."""
-    if name in SURFACE_SCORES:
-        return f"{SURFACE_SCORES[name].label}, original size, {kind}"
+    surface = {**SURFACE_SCORES, **SURFACE_SCORES_MM}
+    if name in surface:
+        return f"{surface[name].label}, original size, {kind}"
     plain = name.removesuffix("_original")
     label = "mIoU pooled" if plain == "miou_pooled" else SCORES[plain].label
     if plain == name:

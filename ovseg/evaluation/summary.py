@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from ovseg.core.statistics import mean_interval
-from ovseg.evaluation.calibration import risk_coverage
+from ovseg.evaluation.calibration import count_flags, risk_coverage
 from ovseg.evaluation.cases import TOLERANCE
 from ovseg.evaluation.failures import KINDS, describe_kinds
+from ovseg.inference.postprocessing import Postprocessing
 
 # Shares of the picture between which lesions are grouped by size.
 SIZE_EDGES = (0.0, 0.03, 0.08, 0.2, 1.0)
@@ -157,6 +158,24 @@ def summarise_confidence(table: pd.DataFrame) -> dict[str, Any]:
     """
     dice = table["dice_original"].fillna(1.0)
     return asdict(risk_coverage(dice.to_numpy(), table["confidence"].to_numpy()))
+
+
+def summarise_flags(table: pd.DataFrame, postprocessing: Postprocessing) -> dict[str, Any] | None:
+    """What the flags of a post-processing find among the images of a table, see `count_flags`.
+
+    Images in which both maps are empty count as exact.
+
+    Returns:
+        None where the post-processing has no confidence to flag by.
+    """
+    if postprocessing.flag_confidence is None:
+        return None
+    return count_flags(
+        table["dice_original"].fillna(1.0).to_numpy(),
+        table["confidence"].to_numpy(),
+        postprocessing.flag_confidence,
+        postprocessing.failure_dice,
+    )
 
 
 def summarise_subgroups(table: pd.DataFrame, groups: pd.Series | None) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def export_run(
     The network takes plain pixels, uint8 (N, 3, S, S), of pictures placed in a square as `fit`
     says, and gives logits. `model.json`, which the file's metadata repeat, says how these become
     the labels that `ovseg infer` writes: sizes, categories, and the run's post-processing (flips,
-    threshold, clean-up).
+    threshold, clean-up), whose temperature is for reported probabilities alone.
 
     Args:
         run: run folder or checkpoint.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.files import fit_file_name
 from ovseg.data.pairs import list_images
 from ovseg.data.pictures import describe_left_out, list_pictures, list_visible
 
@@ -22,21 +23,29 @@ class InferPicture:
         mask: `<stem>.png`, in the picture's folder where folders keep their structure.
         overlay: the overlay; None for none.
         probabilities: the map of probabilities; None for none.
+        uncertainty: the map of uncertainty, `<stem>_uncertainty.png` beside the overlay; None for
+            none.
     """
 
     path: Path
     mask: Path
     overlay: Path | None
     probabilities: Path | None
+    uncertainty: Path | None
 
     @property
     def files(self) -> list[Path]:
         """What is written, the mask last: where it is there, the others are."""
-        return [path for path in (self.overlay, self.probabilities, self.mask) if path is not None]
+        paths = (self.overlay, self.uncertainty, self.probabilities, self.mask)
+        return [path for path in paths if path is not None]
 
 
 def find_pictures(
-    sources: Sequence[Path], recursive: bool, overlays: bool, probabilities: bool
+    sources: Sequence[Path],
+    recursive: bool,
+    overlays: bool,
+    probabilities: bool,
+    uncertainty: bool,
 ) -> list[InferPicture]:
     """The pictures of files and folders, in natural order within each.
 
@@ -47,6 +56,7 @@ def find_pictures(
             links to folders are left out.
         overlays: whether there are overlays.
         probabilities: whether there are maps of probabilities.
+        uncertainty: whether there are maps of uncertainty.
 
     Raises:
         InputError: a source is missing or has no picture, or two pictures would get one mask.
@@ -59,11 +69,13 @@ def find_pictures(
                 continue
             seen.add(path.resolve())
             mask = folder / f"{path.stem}.png"
+            beside = OVERLAYS / folder / fit_file_name(f"{path.stem}_uncertainty", ".png")
             picture = InferPicture(
                 path=path,
                 mask=mask,
                 overlay=OVERLAYS / mask if overlays else None,
                 probabilities=PROBABILITIES / mask if probabilities else None,
+                uncertainty=beside if uncertainty else None,
             )
             pictures.append(picture)
     _check_names(pictures)

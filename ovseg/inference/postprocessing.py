@@ -1,7 +1,8 @@
-"""How a network's probabilities become labels: flips, a threshold, and rules for components.
+"""How a network's probabilities become labels, and what is reported of them.
 
-`ovseg postprocess` chooses post-processing on the validation split and writes it to the run folder
-as `postprocessing.json`.
+Labels: flips, a threshold, and rules for components. Reports: a temperature, and the confidence
+below which a picture is flagged. `ovseg postprocess` chooses them on the validation split and
+writes them to the run folder as `postprocessing.json`.
 """
 
 import itertools
@@ -23,11 +24,12 @@ from ovseg.core.runs import RunFolder
 from ovseg.core.schema import read_json
 
 FLIPS = {"horizontal": -1, "vertical": -2}  # the axis of (N, channels, H, W) that is reversed
+TEMPERATURES = (0.2, 5.0)  # the lowest and the highest
 
 
 @dataclass(frozen=True)
 class Postprocessing:
-    """How probabilities become labels; without arguments the plain threshold 0.5.
+    """How probabilities become labels and reports; without arguments the plain threshold 0.5.
 
     Attributes:
         flips: names of `FLIPS`; probabilities are the average over the picture and its flips, with
@@ -39,6 +41,12 @@ class Postprocessing:
         min_area: drop components below this share of the picture's pixels, 0..1.
         fill_holes: background that the lesion encloses becomes lesion, before components are
             measured; with categories, the most probable one.
+        temperature: by which logits are divided for the probabilities that are reported, see
+            `calibrate`; labels are made of the undivided ones. Within `TEMPERATURES`.
+        flag_confidence: a picture of this confidence (see
+            `ovseg.inference.uncertainty.expected_dice`) or of a lower one is flagged, 0..1; None
+            where no such confidence was chosen.
+        failure_dice: Dice below which a prediction failed when `flag_confidence` was chosen, 0..1.
 
     Raises:
         InputError: a value is out of range.
@@ -49,6 +57,9 @@ class Postprocessing:
     keep_largest: bool = False
     min_area: float = 0.0
     fill_holes: bool = False
+    temperature: float = 1.0
+    flag_confidence: float | None = None
+    failure_dice: float = 0.7
 
     def __post_init__(self) -> None:
         for name in self.flips:
@@ -62,10 +73,14 @@ class Postprocessing:
         _check_number("min_area", self.min_area, 0, 1)
         _check_bool("keep_largest", self.keep_largest)
         _check_bool("fill_holes", self.fill_holes)
+        _check_number("temperature", self.temperature, *TEMPERATURES)
+        if self.flag_confidence is not None:
+            _check_number("flag_confidence", self.flag_confidence, 0, 1)
+        _check_number("failure_dice", self.failure_dice, 0, 1)
 
     @property
     def changes(self) -> list[str]:
-        """What differs from the plain threshold 0.5, in words."""
+        """What labels and probabilities have beyond the plain threshold 0.5, in words."""
         words = []
         if self.flips:
             words.append(f"flips {' and '.join(self.flips)}")
@@ -77,6 +92,8 @@ class Postprocessing:
             words.append(f"components of {100 * self.min_area:g} % and more")
         if self.keep_largest:
             words.append("largest component")
+        if self.temperature != 1:
+            words.append(f"temperature {self.temperature:g}")
         return words
 
     def __str__(self) -> str:
@@ -107,6 +124,36 @@ class Postprocessing:
         labels[~lesion] = 0
         labels[filled] = 1 if one_class else probs[1:, filled].argmax(0) + 1
         return labels
+
+    def calibrate(self, probs: np.ndarray) -> np.ndarray:
+        """The probabilities that are reported: those of logits / `temperature`.
+
+        One class: sigmoid(logit(p) / T). More classes: softmax(log(p) / T). Both are p^(1/T),
+        divided by its sum over the classes.
+
+        Args:
+            probs: float32 (classes, H, W) in 0..1, as `labels` takes them.
+
+        Returns:
+            float32, same shape.
+
+        Source: C. Guo et al., On calibration of modern neural networks, ICML 2017.
+        """
+        if self.temperature == 1:
+            return probs
+        # Interpolation can leave the range by a rounding error.
+        safe = probs.clip(0, 1)
+        power = np.float32(1 / self.temperature)
+        scaled = safe**power
+        if len(probs) == 1:
+            return scaled / (scaled + (1 - safe) ** power)
+        return scaled / scaled.sum(0)
+
+    def is_flagged(self, confidence: float) -> bool | None:
+        """Whether a picture of this confidence is flagged; None without `flag_confidence`."""
+        if self.flag_confidence is None:
+            return None
+        return confidence <= self.flag_confidence
 
     def _clean(self, lesion: np.ndarray, min_pixels: float) -> np.ndarray:
         """The components that are kept, with their holes filled if asked.
@@ -142,6 +189,9 @@ class PostprocessingEntry(Struct, forbid_unknown_fields=True):
     keep_largest: bool = False
     min_area: float = 0.0
     fill_holes: bool = False
+    temperature: float = 1.0
+    flag_confidence: float | None = None
+    failure_dice: float = 0.7
 
 
 class PostprocessingFile(Struct):
@@ -186,13 +236,30 @@ def average_flips(
     Returns:
         Logits (N, classes, H, W), see `mean_logits`.
     """
+    return mean_logits(flip_logits(network, image, flips))
+
+
+def flip_logits(
+    network: Callable[[Tensor], Tensor], image: Tensor, flips: Sequence[str]
+) -> list[Tensor]:
+    """Logits of pictures and of each of their flips, which are flipped back.
+
+    Args:
+        network: see `average_flips`.
+        image: uint8 (N, 3, H, W).
+        flips: see `Postprocessing`.
+
+    Returns:
+        Logits (N, classes, H, W) of the pictures as they are, then of one flip, then of two at
+        once.
+    """
     logits = [network(image)]
     for count in range(1, len(flips) + 1):
         for names in itertools.combinations(flips, count):
             axes = [FLIPS[name] for name in names]
             flipped = network(image.flip(axes))
             logits.append(flipped.flip(axes))
-    return mean_logits(logits)
+    return logits
 
 
 def to_probs(logits: Tensor) -> Tensor:

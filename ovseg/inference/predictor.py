@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -39,6 +40,8 @@ from ovseg.core.files import (
     write_image,
     write_json,
 )
+from ovseg.core.runs import RunFolder
+from ovseg.core.text import printable
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
 from ovseg.data.pictures import check_eight_bits, read_image
@@ -47,16 +50,27 @@ from ovseg.inference.engines import Engine, arrange_for_inference
 from ovseg.inference.pictures import InferPicture, find_pictures
 from ovseg.inference.postprocessing import (
     Postprocessing,
-    average_flips,
+    flip_logits,
     lesion_of_classes,
+    mean_logits,
     read_postprocessing,
     to_dict,
     to_probs,
+)
+from ovseg.inference.table import FLAGS, TABLE, PredictionTable, Row
+from ovseg.inference.uncertainty import (
+    deviation_of_members,
+    draw_uncertainty,
+    expected_dice,
+    lesion_views,
+    map_flips,
 )
 from ovseg.models import build_model
 
 # A picture: the path of a file, an image of Pillow, or an array, see `load_picture`.
 Picture = np.ndarray | Image.Image | str | Path
+# Of one picture: probabilities, float32 (classes, H, W), and their variance over views, (H, W).
+ProbsAndVariance = tuple[np.ndarray, np.ndarray | None]
 
 # What a file system answers to a name that is too long, or has characters that it does not take.
 REFUSED_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
@@ -72,13 +86,44 @@ class Prediction:
             The run's post-processing is applied.
         probs: probability of lesion, float32 (H, W) in 0..1, without threshold and clean-up. With
             categories it is 1 - the background's probability. A pixel of background 0.4 and two
-            categories of 0.3 each has 0.6 here and the label 0.
+            categories of 0.3 each has 0.6 here and the label 0. The post-processing's temperature
+            is applied; labels are made of the probabilities without it.
         categories: names of the ids 1, 2, ...; empty where the network has one class.
+        uncertainty: standard deviation of the probability of lesion over flips and members of an
+            ensemble, without temperature, float32 (H, W) in 0..0.5; None if it was not asked for.
     """
 
     labels: np.ndarray
     probs: np.ndarray
     categories: Sequence[str] = ()
+    uncertainty: np.ndarray | None = None
+
+    @property
+    def confidence(self) -> float:
+        """About the Dice that the probabilities expect, 0..1, see `expected_dice`."""
+        return expected_dice(self.probs, self.labels > 0)
+
+    @property
+    def area(self) -> int:
+        """Pixels of lesion, whatever its category."""
+        return int(np.count_nonzero(self.labels))
+
+    @property
+    def contours(self) -> list[np.ndarray]:
+        """The outer outline of each connected component (8 neighbours) of the lesion.
+
+        Returns:
+            int32 (K, 2) each: column and row of the component's outermost pixels, in order;
+            straight stretches are given by their ends. Holes have no outline.
+        """
+        lesion = (self.labels > 0).astype(np.uint8)
+        found, hierarchy = cv2.findContours(lesion, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        contours = []
+        for index, contour in enumerate(found):
+            is_hole = hierarchy[0, index, 3] >= 0
+            if not is_hole:
+                contours.append(contour[:, 0])
+        return contours
 
     def overlay(self, picture: Picture) -> np.ndarray:
         """Draw the labels over the picture: an outline and a transparent tint.
@@ -128,7 +173,8 @@ class LoadedNetwork:
         engine: str,
         flips: Sequence[str],
         pictures: int | None = None,
-    ) -> list[np.ndarray]:
+        variance_flips: Sequence[str] | None = None,
+    ) -> list[ProbsAndVariance]:
         """Probabilities at the pictures' own sizes, averaged over flips.
 
         Args:
@@ -136,21 +182,31 @@ class LoadedNetwork:
             engine: what runs the network; it is built on the first call and kept.
             flips: see `ovseg.inference.postprocessing.average_flips`.
             pictures: see `Predictor`.
+            variance_flips: flips over which the variance is taken: `flips`, or any if `flips` is
+                empty; None for no variance.
 
         Returns:
-            float32 (classes, H, W) in 0..1 for each picture: of one class the sigmoid of its
-            logits, of several their softmax.
+            For each picture its probabilities, float32 (classes, H, W) in 0..1: of one class the
+            sigmoid of its logits, of several their softmax. And the variance of the lesion's
+            probability, float32 (H, W), or None.
         """
         squares = np.stack([place(image, self.image_size, self.fit) for image in images])
         batch = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
         if self._engine is None:
             self._engine = choose_engine(engine, self.network, batch, pictures)
-        square_probs = class_probs(average_flips(self._engine, batch, flips))
+        views = flip_logits(self._engine, batch, variance_flips or flips)
+        averaged = views if flips else views[:1]
+        square_probs = class_probs(mean_logits(averaged))
+        lesions = None if variance_flips is None else lesion_views(views)
 
-        results = []
-        for probs, image in zip(square_probs, images, strict=True):
+        results: list[ProbsAndVariance] = []
+        for index, image in enumerate(images):
             height, width = image.shape[:2]
-            results.append(restore_probs(probs, height, width, self.fit))
+            probs = restore_probs(square_probs[index], height, width, self.fit)
+            variance = None
+            if lesions is not None:
+                variance = restore_probs(lesions[index], height, width, self.fit).var(0)
+            results.append((probs, variance))
         return results
 
 
@@ -224,14 +280,16 @@ class Predictor:
     # A str and an array are iterables too, but stand for one picture each.
     @overload
     def predict(  # type: ignore[overload-overlap]
-        self, images: Picture, batch_size: int = 4
+        self, images: Picture, batch_size: int = 4, uncertainty: bool = False
     ) -> Prediction: ...
 
     @overload
-    def predict(self, images: Iterable[Picture], batch_size: int = 4) -> list[Prediction]: ...
+    def predict(
+        self, images: Iterable[Picture], batch_size: int = 4, uncertainty: bool = False
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, images: Picture | Iterable[Picture], batch_size: int = 4
+        self, images: Picture | Iterable[Picture], batch_size: int = 4, uncertainty: bool = False
     ) -> Prediction | list[Prediction]:
         """Segment one picture or several, as `ovseg infer` does.
 
@@ -241,6 +299,8 @@ class Predictor:
         Args:
             images: one picture, or an iterable of pictures, see `load_picture`; sizes may differ.
             batch_size: how many pictures of an iterable the networks take at a time.
+            uncertainty: also measure where flips and members disagree. A single network without
+                flips predicts each picture's mirror image too, for this alone.
 
         Returns:
             A `Prediction` of one picture; a list of them of an iterable.
@@ -249,31 +309,39 @@ class Predictor:
             InputError: a picture can't be read, or an array has another shape or dtype.
         """
         if isinstance(images, str | Path | Image.Image):
-            return self._predict_batch([load_picture(images)])[0]
+            return self._predict_batch([load_picture(images)], uncertainty)[0]
         # An array of four dimensions is a stack of pictures.
         if isinstance(images, np.ndarray) and images.ndim < 4:
-            return self._predict_batch([load_picture(images)])[0]
+            return self._predict_batch([load_picture(images)], uncertainty)[0]
 
         check_batch_size(batch_size)
         pictures = list(images)
         predictions = []
         for start in range(0, len(pictures), batch_size):
             batch = [load_picture(picture) for picture in pictures[start : start + batch_size]]
-            predictions += self._predict_batch(batch)
+            predictions += self._predict_batch(batch, uncertainty)
         return predictions
 
-    def _predict_batch(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+    def _predict_batch(self, images: Sequence[np.ndarray], uncertainty: bool) -> list[Prediction]:
         """Predict RGB pictures, uint8 (H, W, 3), that go through the networks together."""
         flips = self.postprocessing.flips
-        probs_of_members = [
-            member.predict_probs(images, self.engine, flips, self.pictures)
+        variance_flips = map_flips(flips, len(self.members)) if uncertainty else None
+        of_members = [
+            member.predict_probs(images, self.engine, flips, self.pictures, variance_flips)
             for member in self.members
         ]
         predictions = []
         for index in range(len(images)):
-            probs = np.mean([found[index] for found in probs_of_members], axis=0)
+            members = [found[index] for found in of_members]
+            probs = np.mean([of_member for of_member, _ in members], axis=0)
             labels = self.postprocessing.labels(probs)
-            predictions.append(Prediction(labels, lesion_of_classes(probs), self.categories))
+            reported = lesion_of_classes(self.postprocessing.calibrate(probs))
+            deviation = None
+            if uncertainty:
+                lesions = np.stack([lesion_of_classes(of_member) for of_member, _ in members])
+                variances = np.stack([found for _, found in members if found is not None])
+                deviation = deviation_of_members(lesions, variances)
+            predictions.append(Prediction(labels, reported, self.categories, deviation))
         return predictions
 
 
@@ -378,12 +446,17 @@ def infer_folder(
     engine: str = "torch",
     postprocessing: bool = True,
     recursive: bool = False,
+    uncertainty: bool = False,
 ) -> tuple[int, list[str]]:
     """Write a mask `<stem>.png` at the picture's own size for every picture.
 
     Masks are 0 and 255. A run for categories writes ids, and `categories.json` with their names.
     If it is interrupted, or the disk is full, the next call with the same arguments and the same
     pictures continues: masks that were written are not made again.
+
+    `predictions.csv` has a row for each mask: see `ovseg.inference.table.COLUMNS`. `flag` is `yes`
+    where the confidence is at most the `flag_confidence` of the run's post-processing, `no` where
+    it is higher, and empty without one. How many pictures are flagged is printed.
 
     Args:
         run: run folder, checkpoint, or the folder of an ensemble.
@@ -399,6 +472,8 @@ def infer_folder(
         engine: see `Predictor`.
         postprocessing: see `Predictor.from_run`; what it changes is printed.
         recursive: also take the folders in folders; masks and all else keep their structure.
+        uncertainty: also write `overlays/<stem>_uncertainty.png`, where flips and members disagree
+            (see `Prediction.uncertainty` and `Predictor.predict`).
 
     Returns:
         How many masks were written, and a message for every picture that could not be read, or
@@ -409,7 +484,7 @@ def infer_folder(
         WriteError: the disk is full, or the output can't be written for another reason.
     """
     sources = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
-    pictures = find_pictures(sources, recursive, overlays, probabilities)
+    pictures = find_pictures(sources, recursive, overlays, probabilities, uncertainty)
     check_batch_size(batch_size)
     check_engine(engine)
     check_output_dir(output, overwrite, MARKER)  # before the network is loaded
@@ -419,28 +494,36 @@ def infer_folder(
     predictor = Predictor.from_run(run, device, postprocessing, engine)
     if predictor.postprocessing.changes:
         print(f"Post-processing of the run: {predictor.postprocessing}")
+    flips = predictor.postprocessing.flips
+    if uncertainty and map_flips(flips, len(predictor.members)) != flips:
+        print(
+            "The run has one network and no flips: the uncertainty compares the prediction of "
+            "each picture with that of its mirror image."
+        )
     folders = dict.fromkeys(picture.path.parent for picture in pictures)
     for fit in {member.fit for member in predictor.members}:
         for folder in folders:
             refuse_borders(folder, fit)
 
-    settings = [device, engine, batch_size, overlays, probabilities]
+    settings = [device, engine, batch_size, overlays, probabilities, uncertainty]
     work = _describe_work(run, predictor.postprocessing, pictures, settings)
     with atomic_dir(output, overwrite, MARKER, inputs=(run, *sources), work=work) as folder:
         (folder / MARKER).touch()
         if predictor.categories:
             names = ["background", *predictor.categories]
             write_json(folder / "categories.json", dict(enumerate(names)))
+        table = PredictionTable(folder)
         # Whole batches, because in another batch a probability can differ in its last digit.
         starts = range(0, len(pictures), batch_size)
         batches = [pictures[start : start + batch_size] for start in starts]
-        missing = [batch for batch in batches if not _is_written(folder, batch)]
+        missing = [batch for batch in batches if not all(map(table.has, batch))]
         predictor.pictures = sum(len(batch) for batch in missing)
         done = len(pictures) - predictor.pictures
         if done:
             print(f"Continuing: {done} of {len(pictures)} masks were written before.")
         try:
-            count, failures = _infer_pictures(predictor, missing, folder, batch_size)
+            count, failures = _infer_pictures(predictor, missing, table, batch_size, uncertainty)
+            rows = table.finish(pictures)
         except WriteError as error:
             message = f"{error} The same command continues with the masks that are written."
             raise WriteError(message) from error
@@ -450,6 +533,7 @@ def infer_folder(
                 f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
                 f"{failures[0]}"
             )
+    print(printable(_describe_flags(rows, predictor.postprocessing, run, output)))
     return count + done, failures
 
 
@@ -486,18 +570,32 @@ def _refuse_output_in(sources: Sequence[Path], output: Path) -> None:
             )
 
 
-def _is_written(folder: Path, batch: Sequence[InferPicture]) -> bool:
-    """Whether all masks of a batch are in the folder."""
-    return all((folder / picture.mask).is_file() for picture in batch)
+def _describe_flags(
+    rows: Sequence[Row], postprocessing: Postprocessing, run: Path, output: Path
+) -> str:
+    """How many pictures are flagged and where, or how to let them be flagged."""
+    threshold = postprocessing.flag_confidence
+    if threshold is None:
+        return (
+            "No picture is flagged, since no confidence to flag by is used. ovseg postprocess "
+            f"--run {RunFolder.of(Path(run)).path} chooses one on validation images, where some "
+            "fail; infer takes it from the run folder, without --no_postprocessing."
+        )
+    flagged = [row["picture"] for row in rows if row["flag"] == FLAGS[True]]
+    message = f"{len(flagged)} of {len(rows)} pictures are flagged (confidence {threshold:g} or"
+    if not flagged:
+        return f"{message} less)."
+    return f"{message} less): look at {first_five(flagged)}. {Path(output) / TABLE} lists all."
 
 
 def _infer_pictures(
     predictor: Predictor,
     batches: Sequence[Sequence[InferPicture]],
-    folder: Path,
+    table: PredictionTable,
     batch_size: int,
+    uncertainty: bool,
 ) -> tuple[int, list[str]]:
-    """Predict batches of pictures and write what is made of them into a folder.
+    """Predict batches of pictures and write what is made of them into the folder of the table.
 
     Returns:
         See `infer_folder`.
@@ -505,6 +603,7 @@ def _infer_pictures(
     failures: list[str] = []
     written: list[Future[str | None]] = []
     count = 0
+    postprocessing = predictor.postprocessing
 
     def finish(writing: Sequence[Future[str | None]]) -> int:
         """Wait for files to be written; return how many pictures are done."""
@@ -517,26 +616,54 @@ def _infer_pictures(
         read = compute_ahead(pool, _read_images, batches)
         for images, problems in progress_bar(read, "Predicting", len(batches)):
             failures += problems
-            predictions = predictor.predict([image for _, image in images], batch_size)
+            pixels = [image for _, image in images]
+            predictions = predictor.predict(pixels, batch_size, uncertainty)
             count += finish(written)  # of the batch before: at most two are in memory
             written = []
             for (picture, image), prediction in zip(images, predictions, strict=True):
-                written.append(pool.submit(_write_files, folder, picture, image, prediction))
+                written.append(
+                    pool.submit(_write_files, table, picture, image, prediction, postprocessing)
+                )
         count += finish(written)
     return count, failures
 
 
+def _describe_row(
+    picture: InferPicture, prediction: Prediction, postprocessing: Postprocessing
+) -> Row:
+    """The row of a picture in `predictions.csv`."""
+    confidence = prediction.confidence
+    return {
+        "picture": str(picture.path),
+        "mask": picture.mask.as_posix(),
+        "area_pixels": prediction.area,
+        "area_percent": round(100 * prediction.area / prediction.labels.size, 4),
+        "components": len(prediction.contours),
+        "confidence": round(confidence, 4),
+        "flag": FLAGS[postprocessing.is_flagged(confidence)],
+        "largest_probability": round(float(prediction.probs.max()), 4),
+    }
+
+
 def _write_files(
-    folder: Path, picture: InferPicture, image: np.ndarray, prediction: Prediction
+    table: PredictionTable,
+    picture: InferPicture,
+    image: np.ndarray,
+    prediction: Prediction,
+    postprocessing: Postprocessing,
 ) -> str | None:
-    """Write what is made of a picture.
+    """Write what is made of a picture, and its row into the table.
 
     Returns:
         Why the file system refuses the name of the mask; None where all is written.
     """
+    folder = table.folder
     try:
         if picture.overlay is not None:
             write_image(folder / picture.overlay, _overlay_with_legend(image, prediction))
+        if picture.uncertainty is not None and prediction.uncertainty is not None:
+            drawn = draw_uncertainty(image, prediction.uncertainty)
+            write_image(folder / picture.uncertainty, drawn)
         if picture.probabilities is not None:
             _write_probs(folder / picture.probabilities, prediction)
         _write_mask(folder / picture.mask, prediction)
@@ -548,6 +675,7 @@ def _write_files(
                     (folder / path).unlink(missing_ok=True)
             return f"{picture.path}: no file {picture.mask} can be made: {system_reason(cause)}."
         raise
+    table.add(_describe_row(picture, prediction, postprocessing))
     return None
 
 

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from ovseg.evaluation.calibration import (
-    LogitCounts,
     Reliability,
-    expected_dice,
+    TemperatureFit,
+    count_flags,
+    describe_flags,
     flag_threshold,
     risk_coverage,
 )
+from ovseg.inference.postprocessing import Postprocessing
 
 
 def test_error_and_brier_of_four_pixels():
@@ -50,25 +52,38 @@ def test_empty_bins_have_no_value():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_temperature_is_found(temperature):
+@pytest.mark.parametrize("classes", [1, 3])
+def test_temperature_is_found(temperature, classes):
     generator = np.random.default_rng(0)
-    true_logits = generator.normal(0, 3, 200_000)
-    lesion = generator.random(200_000) < 1 / (1 + np.exp(-true_logits))
-    counts = LogitCounts()
-    counts.add(temperature * true_logits[:1000], lesion[:1000])
-    counts.add(temperature * true_logits[1000:], lesion[1000:])
-    assert counts.fit_temperature() == pytest.approx(temperature, rel=0.03)
-    assert counts.loss(counts.fit_temperature()) <= counts.loss(1.0)
+    fit = TemperatureFit()
+    for _ in range(10):
+        # Of one class the other logit is 0.
+        logits = generator.normal(0, 2, (max(classes, 2), 100, 100))
+        if classes == 1:
+            logits[0] = 0
+        probs = softmax(logits)
+        labels = (generator.random((100, 100)) > np.cumsum(probs, axis=0)).sum(0)
+        too_sure = softmax(temperature * logits)
+        if classes == 1:
+            too_sure = too_sure[1:]
+        fit.add(too_sure.astype(np.float32), labels.astype(np.uint8))
+    assert fit.temperature == pytest.approx(temperature, rel=0.04)
 
 
-def test_confidence_of_a_sure_prediction_is_one():
-    pred = np.array([[True, False]])
-    assert expected_dice(np.array([[1.0, 0.0]]), pred) == 1
-    assert expected_dice(np.array([[0.6, 0.4]]), pred) == pytest.approx(2 * 0.6 / (1 + 1))
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits)
+    return powers / powers.sum(0)
 
 
-def test_confidence_of_an_empty_prediction():
-    assert expected_dice(np.array([[0.3, 0.1]]), np.zeros((1, 2), bool)) == pytest.approx(0.7)
+def test_temperature_makes_four_pixels_as_sure_as_they_are_right():
+    # Of four pixels of 0.9 three are lesion: the best probability is 3/4, of logit log 3.
+    probs = np.full((1, 2, 2), 0.9, np.float32)
+    labels = np.array([[1, 1], [1, 0]], np.uint8)
+    fit = TemperatureFit()
+    fit.add(probs, labels)
+    assert fit.temperature == pytest.approx(np.log(9) / np.log(3), rel=0.02)
+    calibrated = Postprocessing(temperature=fit.temperature).calibrate(probs)
+    assert calibrated == pytest.approx(0.75, abs=0.005)
 
 
 def test_risk_coverage_by_hand():
@@ -106,3 +121,29 @@ def test_flags_reach_the_recall(recall, threshold):
 def test_no_failure_flags_nothing():
     found = flag_threshold(np.array([0.9]), np.array([0.1]), bad=0.5, recall=0.9)
     assert found == -np.inf
+
+
+def test_flags_are_counted():
+    scores = np.array([0.1, 0.6, 0.65, 0.9, 0.95])
+    confidence = np.array([0.3, 0.8, 0.9, 0.8, 0.95])
+    found = count_flags(scores, confidence, threshold=0.8, bad=0.7)
+    assert found == {
+        "confidence": 0.8,
+        "failure_dice": 0.7,
+        "images": 5,
+        "failures": 3,
+        "flagged": 3,
+        "flagged_failures": 2,
+        "flagged_share": 0.6,
+        "recall": 2 / 3,
+    }
+    assert describe_flags(found) == (
+        "3 of 5 images (60%) have a confidence of 0.8 or less and are flagged, among them 2 of the "
+        "3 with a Dice below 0.7 (67%)."
+    )
+
+
+def test_flags_without_failures_have_no_recall():
+    found = count_flags(np.array([0.9]), np.array([0.5]), threshold=0.6, bad=0.7)
+    assert (found["flagged"], found["failures"], found["recall"]) == (1, 0, None)
+    assert describe_flags(found).endswith("are flagged; there are no images with a Dice below 0.7.")

@@ -47,6 +47,30 @@ def test_empty_prediction():
     assert row["failure"] == "missed"
 
 
+def test_row_in_millimetres_of_a_shifted_square():
+    mask = box(20, 20, 60, 60)
+    labels = box(30, 20, 70, 60)
+    pixels = score_case(labels.astype(np.float32), labels, mask)
+    row = score_case(labels.astype(np.float32), labels, mask, spacing=(0.2, 0.1))
+    assert row["hd95_mm"] == pytest.approx(2.0)  # 10 rows
+    assert row["centroid_distance_mm"] == pytest.approx(2.0)
+    assert row["lesion_area_mm2"] == row["pred_area_mm2"] == pytest.approx(1600 * 0.02)
+    assert row["nsd_mm"] < 1
+    near = score_case(labels.astype(np.float32), labels, mask, spacing=(0.1, 0.1))
+    assert near["nsd_mm"] == 1  # all within 10 rows of 0.1 mm, the tolerance
+    # What is in pixels stays.
+    assert {name: row[name] for name in pixels} == pixels
+    assert not any("mm" in name for name in pixels)
+
+
+def test_missed_lesion_has_areas_and_no_centre_in_millimetres():
+    empty = np.zeros((100, 100), np.uint8)
+    row = score_case(empty.astype(np.float32), empty, box(0, 0, 10, 10), spacing=(0.5, 0.5))
+    assert (row["lesion_area_mm2"], row["pred_area_mm2"]) == (25, 0)
+    assert math.isnan(row["centroid_distance_mm"])
+    assert row["hd95_mm"] == pytest.approx(50 * math.sqrt(2))
+
+
 def test_distance_of_centres():
     assert centroid_distance(box(0, 0, 3, 3) > 0, box(3, 4, 6, 7) > 0) == pytest.approx(5)
 

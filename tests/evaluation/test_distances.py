@@ -84,6 +84,43 @@ def test_single_pixels():
     assert (found.hd95, found.assd, found.nsd) == (5, 5, 1)
 
 
+def test_spacing_of_rows_and_columns_counts():
+    # 3 rows of 2 mm and 4 columns of 0.5 mm apart.
+    far = math.hypot(3 * 2, 4 * 0.5)
+    first = square(3, 4, 1)
+    second = square(6, 8, 1)
+    found = surface_distances(first, second, tolerance=6.3, spacing=(2.0, 0.5))
+    assert (found.hd95, found.assd, found.nsd) == (pytest.approx(far), pytest.approx(far), 0)
+    assert surface_distances(first, second, tolerance=6.4, spacing=(2.0, 0.5)).nsd == 1
+    # The nearest pixel in millimetres is not the nearest in pixels: a row is further than three
+    # columns.
+    mask = square(10, 10, 1) | square(11, 13, 1)
+    pred = square(11, 10, 1)
+    found = surface_distances(pred, mask, tolerance=1.6, spacing=(2.0, 0.5))
+    assert found.assd == pytest.approx((1.5 + 2.0 + 1.5) / 3)
+    assert found.nsd == pytest.approx(2 / 3)
+
+
+def test_equal_spacings_scale_all_distances():
+    pred = disc(40)
+    mask = np.roll(disc(50), 7, axis=1)
+    pixels = surface_distances(pred, mask, tolerance=8)
+    millimetres = surface_distances(pred, mask, tolerance=0.8, spacing=(0.1, 0.1))
+    nearly = surface_distances(pred, mask, tolerance=0.8, spacing=(0.1, 0.1 + 1e-9))
+    for found in (millimetres, nearly):
+        assert found.hd95 == pytest.approx(pixels.hd95 / 10, rel=1e-5)
+        assert found.assd == pytest.approx(pixels.assd / 10, rel=1e-5)
+        assert found.nsd == pytest.approx(pixels.nsd, abs=0.02)  # some are exactly 8 pixels away
+
+
+def test_diagonal_of_a_missed_lesion_has_the_unit_of_the_spacing():
+    empty = np.zeros((30, 40), bool)
+    lesion = empty.copy()
+    lesion[5:10, 5:10] = True
+    found = surface_distances(empty, lesion, tolerance=3, spacing=(0.2, 0.2))
+    assert found.hd95 == pytest.approx(10)
+
+
 def test_masks_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match="expected one shape"):
         surface_distances(square(1, 1, 2, size=8), square(1, 1, 2, size=9), tolerance=1)

@@ -148,3 +148,52 @@ def test_run_of_inverted_masks_is_scored_and_postprocessed_on_inverted_masks(
         search = search_postprocessing(folder, device="cpu")
         scores.append((summary["scores"], search["score"]))
     assert scores[0] == scores[1]
+
+
+def test_spacing_adds_millimetres_beside_pixels(run, phantom_root, tmp_path, run_command, capsys):
+    stems = sorted(path.stem for path in (phantom_root / "test" / "images").iterdir())
+    (tmp_path / "spacing.csv").write_text(f"stem,row_mm,column_mm\n{stems[0]},0.2,0.5\n")
+    command = ["evaluate", "--run", run, "--device", "cpu", "--report", "full"]
+    plain = tmp_path / "plain"
+    assert run_command(*command, "--output", plain) == 0
+    pixels = pd.read_csv(plain / "per_image.csv").set_index("stem")
+    assert not any("mm" in name for name in pixels)
+    assert "(mm)" not in capsys.readouterr().out
+
+    one = tmp_path / "one"
+    assert run_command(*command, "--output", one, "--spacing", tmp_path / "spacing.csv") == 0
+    table = pd.read_csv(one / "per_image.csv").set_index("stem")
+    known = table.loc[stems[0]]
+    assert known["lesion_area_mm2"] == pytest.approx(known["lesion_pixels_original"] * 0.1)
+    assert table["hd95_mm"].notna().sum() == 1
+    assert table["hd95"].equals(pixels["hd95"])
+    summary = json.loads((one / "summary.json").read_text())
+    assert summary["scores"]["hd95_mm"]["images"] == 1
+    assert summary["nsd_tolerance_mm"] == 1
+    page = (one / "report.html").read_text(encoding="utf-8")
+    assert "<td>HD95, mm</td>" in page
+    assert "NSD at 1 mm" in page
+    assert "known of 1 of 3 images" in page
+
+    everywhere = tmp_path / "everywhere"
+    assert run_command(*command, "--output", everywhere, "--spacing", "0.5") == 0
+    table = pd.read_csv(everywhere / "per_image.csv").set_index("stem")
+    assert np.allclose(table["hd95_mm"], table["hd95"] / 2)
+    assert np.allclose(table["assd_mm"], table["assd"] / 2)
+    assert np.allclose(table["pred_area_mm2"], table["pred_pixels_original"] / 4)
+    both = table["centroid_distance"].notna()
+    assert np.allclose(table["centroid_distance_mm"][both], table["centroid_distance"][both] / 2)
+    assert "HD95 (mm)" in capsys.readouterr().out
+
+    # The same result with another spacing is another one.
+    assert run_command(*command, "--output", everywhere) == 2
+    assert "holds an evaluation with another spacing" in capsys.readouterr().err
+
+
+def test_spacing_that_is_no_size_is_one_line(run, tmp_path, run_command, capsys):
+    command = ["evaluate", "--run", run, "--device", "cpu", "--output", tmp_path / "out"]
+    assert run_command(*command, "--spacing", "100") == 2
+    assert "error: --spacing 100 is outside of 0.001 to 10 mm" in capsys.readouterr().err
+    assert run_command(*command, "--spacing", "gone.csv") == 2
+    assert "Cannot read gone.csv" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

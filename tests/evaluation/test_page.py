@@ -93,3 +93,27 @@ def test_worst_cases_of_each_kind_come_first():
     assert worst == [str(count - number) for number in range(CASES_OF_A_KIND)]
     # Both maps of image 1 are empty, which is exact.
     assert [row["stem"] for row in chosen["best cases"]][:2] == ["1", "0"]
+
+
+def test_flags_and_temperature_are_sentences_of_the_page(
+    make_run, phantom_root, tmp_path, run_command
+):
+    run = make_run(tmp_path / "run")
+    command = ["--run", run, "--data", phantom_root, "--device", "cpu"]
+    assert run_command("postprocess", *command, "--failure_dice", "1") == 0
+    assert run_command("evaluate", *command, "--output", tmp_path / "out") == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    text = " ".join((tmp_path / "out" / "report.html").read_text(encoding="utf-8").split())
+    flags = summary["flags"]
+    assert flags["failures"] == 3
+    assert f"Here {flags['flagged']} of 3 images ({flags['flagged_share']:.0%}) have a" in text
+    assert f"{flags['flagged_failures']} of the 3 with a Dice below 1" in text
+    error = summary["calibration"]["error"]
+    raw = summary["calibration"]["raw"]["error"]
+    temperature = summary["postprocessing"]["temperature"]
+    assert f"error {error:.4f} at temperature {temperature:g}, {raw:.4f} without it" in text
+
+
+def test_every_case_has_its_map_of_uncertainty(page):
+    assert page.count('class="uncertainty"') == page.count('class="probabilities"') > 0
+    assert 'data-class="show-uncertainty"' in page

@@ -72,7 +72,7 @@ def test_choosing_twice_gives_the_same(run):
 def test_every_candidate_is_counted_as_its_labels_are(untuned):
     evaluation = Evaluation(untuned, "valid", device="cpu")
     candidates = [Postprocessing(), Postprocessing(("horizontal",), 0.3, keep_largest=True)]
-    counts = try_candidates(evaluation, candidates)
+    counts = try_candidates(evaluation, candidates, {})
     assert counts.shape == (2, 3, 4) and (counts.sum(2) == 64 * 64).all()
     for candidate, rows in zip(candidates, counts, strict=True):
         evaluation.postprocessing = candidate
@@ -206,7 +206,7 @@ def test_table_names_the_five_best(capsys):
         "plain_score": 0.4,
         "metric": "mean Dice",
     }
-    print_search({**best, "images": 3, "split": "valid", "candidates": candidates})
+    print_search({**best, "images": 3, "split": "valid", "flags": None, "candidates": candidates})
     printed = capsys.readouterr().out
     assert printed.count("best ") == 5 and "0.4000" in printed and "threshold 0.2" in printed
 
@@ -218,3 +218,67 @@ def test_score_that_is_best_low_is_minimised(run, monkeypatch):
     ranking = search_postprocessing(run, device="cpu")["candidates"]
     assert ranking[-1]["score"] == highest
     assert ranking[0]["score"] == min(candidate["score"] for candidate in ranking)
+
+
+def cross_entropy(probs: np.ndarray, lesion: np.ndarray) -> float:
+    of_reference = np.where(lesion, probs, 1 - probs).clip(1e-7, 1)
+    return float(-np.log(of_reference, dtype=np.float64).mean())
+
+
+def test_temperature_lowers_the_cross_entropy_and_changes_no_mask(run):
+    found = search_postprocessing(run, device="cpu")
+    chosen = Postprocessing(**found["postprocessing"])
+    assert chosen.temperature != 1
+    evaluation = Evaluation(run, "valid", device="cpu")
+    assert evaluation.postprocessing == chosen
+    before = []
+    after = []
+    for stem in evaluation.originals.pairs:
+        probs = evaluation.predict_again(stem)
+        lesion = evaluation.originals.mask(stem) > 0
+        before.append(cross_entropy(probs[0], lesion))
+        after.append(cross_entropy(chosen.calibrate(probs)[0], lesion))
+    assert np.mean(after) < np.mean(before)
+
+    table, summary = evaluation.run()
+    evaluation.postprocessing = replace(chosen, temperature=1.0)
+    plain_table, plain_summary = evaluation.run()
+    assert table["pred_pixels_original"].equals(plain_table["pred_pixels_original"])
+    assert not table["confidence"].equals(plain_table["confidence"])
+    assert summary["calibration"]["raw"] == plain_summary["calibration"]["raw"]
+    assert summary["calibration"]["error"] != summary["calibration"]["raw"]["error"]
+    assert plain_summary["calibration"]["error"] == plain_summary["calibration"]["raw"]["error"]
+
+
+def test_flags_find_the_share_of_failures_that_was_asked_for(run, capsys):
+    assert run_tune(run, "--failure_dice", "1", "--flag_recall", "0.5") == 0
+    found = json.loads((run / "postprocessing.json").read_text())
+    flags = found["flags"]
+    # All three images fail: two of them are at least half.
+    assert (flags["images"], flags["failures"], flags["flagged_failures"]) == (3, 3, 2)
+    assert (flags["flagged"], flags["failure_dice"]) == (2, 1.0)
+    assert found["postprocessing"]["flag_confidence"] == flags["confidence"]
+    assert "Flags: 2 of 3 images (67%)" in " ".join(capsys.readouterr().out.split())
+    table, summary = Evaluation(run, "valid", device="cpu").run()
+    assert summary["flags"] == flags
+    assert table["flagged"].sum() == 2
+    assert table.loc[table["flagged"], "confidence"].max() <= flags["confidence"]
+
+
+def test_without_a_failure_no_picture_is_flagged(run, capsys):
+    assert run_tune(run, "--failure_dice", "0.0001") == 0
+    found = json.loads((run / "postprocessing.json").read_text())
+    assert found["flags"] is None
+    assert found["postprocessing"]["flag_confidence"] is None
+    assert "No image of valid has a Dice below 0.0001" in capsys.readouterr().out
+    table, summary = Evaluation(run, "valid", device="cpu").run()
+    assert summary["flags"] is None
+    assert "flagged" not in table
+
+
+@pytest.mark.parametrize("option", ["--failure_dice", "--flag_recall"])
+def test_share_out_of_range_is_one_line(run, option, capsys):
+    for value in ("0", "1.5", "nan"):
+        assert run_tune(run, option, value) == 2
+        assert f"error: {option} is {value}, expected a number above" in capsys.readouterr().err
+    assert not (run / "postprocessing.json").exists()

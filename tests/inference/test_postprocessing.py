@@ -102,6 +102,12 @@ def test_plain_postprocessing_is_the_prediction_of_the_scores():
         ({"threshold": "high"}, "threshold of post-processing is 'high'"),
         ({"min_area": 1.5}, "min_area of post-processing is 1.5, expected a number within 0..1"),
         ({"keep_largest": 1}, "keep_largest of post-processing is 1, expected true or false"),
+        (
+            {"temperature": 0},
+            "temperature of post-processing is 0, expected a number within 0.2..5",
+        ),
+        ({"flag_confidence": -0.1}, "flag_confidence of post-processing is -0.1, expected a num"),
+        ({"failure_dice": 70}, "failure_dice of post-processing is 70, expected a number within"),
     ],
 )
 def test_bad_postprocessing_is_an_error(arguments, message):
@@ -117,6 +123,35 @@ def test_postprocessing_says_what_it_changes():
     )
     assert str(every) == f"{expected}, largest component" and len(every.changes) == 5
     assert Postprocessing(**json.loads(json.dumps(to_dict(every)))) == every
+    assert str(Postprocessing(temperature=1.5)) == "temperature 1.5"
+
+
+def test_temperature_divides_the_logit_of_one_class():
+    # 0.8 has the logit log 4; half of it is log 2, which is 2/3.
+    probs = np.array([[[0.8, 0.5, 0.2, 0.0, 1.0, 1.0000001]]], np.float32)
+    found = Postprocessing(temperature=2.0).calibrate(probs)
+    assert found.dtype == np.float32 and found.shape == probs.shape
+    assert found.ravel() == pytest.approx([2 / 3, 0.5, 1 / 3, 0, 1, 1])
+    # Twice the logit is log 16.
+    assert Postprocessing(temperature=0.5).calibrate(probs)[0, 0, 0] == pytest.approx(16 / 17)
+
+
+def test_temperature_of_categories_is_that_of_the_softmax():
+    # Of 4/9, 4/9 and 1/9 the roots are 2/3, 2/3 and 1/3.
+    probs = np.array([4 / 9, 4 / 9, 1 / 9], np.float32)[:, None, None]
+    found = Postprocessing(temperature=2.0).calibrate(probs)
+    assert found.ravel() == pytest.approx([0.4, 0.4, 0.2])
+    logits = torch.randn(1, 5, 4, 6)
+    expected = (logits / 1.7).softmax(1)[0].numpy()
+    assert Postprocessing(temperature=1.7).calibrate(logits.softmax(1)[0].numpy()) == (
+        pytest.approx(expected, abs=1e-6)
+    )
+
+
+def test_flags_begin_at_the_threshold():
+    postprocessing = Postprocessing(flag_confidence=0.8)
+    assert [postprocessing.is_flagged(value) for value in (0.7, 0.8, 0.81)] == [True, True, False]
+    assert Postprocessing().is_flagged(0.1) is None
 
 
 @pytest.mark.parametrize("classes", [1, 3])
@@ -181,6 +216,10 @@ def test_checkpoint_alone_has_no_postprocessing(run):
         (
             '{"postprocessing": {"threshold": true}, "checkpoint_sha256": "1"}',
             "Expected `float`, got `bool`",
+        ),
+        (
+            '{"postprocessing": {"temperature": NaN}, "checkpoint_sha256": "1"}',
+            "temperature of post-processing is nan, expected a number within 0.2..5",
         ),
         ("[" * 100_000, "it is nested too deeply"),
     ],

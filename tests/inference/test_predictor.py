@@ -1,5 +1,6 @@
 """Predictions of a run in Python and as the files of `ovseg infer`."""
 
+import csv
 import errno
 import math
 import os
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ovseg.core.drawing import LINE_HEIGHT
 from ovseg.core.errors import InputError, WriteError
 from ovseg.core.files import write_image
 from ovseg.core.runs import RunFolder
@@ -24,7 +26,13 @@ from ovseg.inference import engine_choice
 from ovseg.inference import predictor as predictor_module
 from ovseg.inference.engines import ENGINES, EngineKind
 from ovseg.inference.postprocessing import Postprocessing
-from ovseg.inference.predictor import Predictor, infer_folder, load_network, load_picture
+from ovseg.inference.predictor import (
+    Prediction,
+    Predictor,
+    infer_folder,
+    load_network,
+    load_picture,
+)
 from ovseg.training.task import SegmentationTask
 
 
@@ -608,3 +616,168 @@ def test_deep_colours_that_pillow_has_not_decoded_are_refused(tmp_path):
         pytest.raises(InputError, match="The picture has 16 bits a channel"),
     ):
         load_picture(picture)
+
+
+# Confidence, contours, temperature and uncertainty of a prediction
+
+
+def make_prediction(labels: np.ndarray, probs: float = 0.8) -> Prediction:
+    return Prediction(labels.astype(np.uint8), (labels > 0) * np.float32(probs))
+
+
+def test_area_and_contours_are_those_of_the_components():
+    labels = np.zeros((12, 14))
+    labels[1:9, 2:10] = 1
+    labels[3:7, 4:8] = 0  # a hole
+    labels[4, 5] = 2  # a component of another category in it
+    labels[9, 10] = 1  # touches the ring at a corner
+    prediction = make_prediction(labels)
+    assert prediction.area == 64 - 16 + 1 + 1
+    inner, outer = sorted(prediction.contours, key=len)
+    assert inner.tolist() == [[5, 4]]  # column, row
+    assert outer.shape[1] == 2
+    assert outer.min(0).tolist() == [2, 1]
+    assert outer.max(0).tolist() == [10, 9]
+    for corner in ([2, 1], [9, 1], [2, 8], [10, 9]):
+        assert corner in outer.tolist()
+
+
+def test_empty_prediction_has_no_contour():
+    prediction = make_prediction(np.zeros((5, 5)))
+    assert (prediction.area, prediction.contours, prediction.confidence) == (0, [], 1.0)
+
+
+def test_confidence_is_the_dice_that_the_probabilities_expect():
+    labels = np.zeros((5, 5))
+    labels[0, :2] = 1
+    # Two pixels of 0.8: 2 * 1.6 / (2 + 1.6)
+    assert make_prediction(labels).confidence == pytest.approx(3.2 / 3.6)
+
+
+def test_temperature_changes_probabilities_and_no_mask(
+    run, pictures, tmp_path, write_postprocessing
+):
+    folder = shutil.copytree(run, tmp_path / "run")
+    write_postprocessing(folder, Postprocessing(threshold=0.3))
+    plain = Predictor.from_run(folder, "cpu").predict(pictures)
+    write_postprocessing(folder, Postprocessing(threshold=0.3, temperature=2.0))
+    divided = Predictor.from_run(folder, "cpu").predict(pictures)
+    for before, after in zip(plain, divided, strict=True):
+        assert np.array_equal(after.labels, before.labels)
+        logits = np.log(before.probs / (1 - before.probs))
+        assert np.allclose(after.probs, 1 / (1 + np.exp(-logits / 2)), atol=1e-5)
+        assert after.confidence < before.confidence
+
+
+def test_uncertainty_is_the_deviation_of_the_flips(run, pictures, tmp_path, write_postprocessing):
+    square = np.ascontiguousarray(pictures[0])
+    plain = Predictor.from_run(run, "cpu")
+    views = []
+    for flip in (np.array, np.fliplr, np.flipud, lambda picture: np.rot90(picture, 2)):
+        views.append(flip(plain.predict(np.ascontiguousarray(flip(square))).probs))
+
+    alone = plain.predict(square, uncertainty=True)
+    assert alone.uncertainty.shape == (64, 64)
+    assert alone.uncertainty.dtype == np.float32
+    assert np.allclose(alone.uncertainty, np.std(views[:2], axis=0), atol=1e-4)
+    assert alone.uncertainty.max() > 0.01
+
+    folder = shutil.copytree(run, tmp_path / "run")
+    write_postprocessing(folder, Postprocessing(("horizontal", "vertical")))
+    flipped = Predictor.from_run(folder, "cpu").predict(square, uncertainty=True)
+    assert np.allclose(flipped.uncertainty, np.std(views, axis=0), atol=1e-4)
+
+
+def test_uncertainty_of_an_ensemble_is_the_deviation_of_its_members(
+    run, large_run, ensemble, pictures
+):
+    first = Predictor.from_run(run, "cpu").predict(pictures)
+    second = Predictor.from_run(large_run, "cpu").predict(pictures)
+    together = Predictor.from_run(ensemble, "cpu").predict(pictures, uncertainty=True)
+    for one, other, found in zip(first, second, together, strict=True):
+        assert np.allclose(found.uncertainty, np.abs(one.probs - other.probs) / 2, atol=1e-6)
+
+
+def test_uncertainty_changes_nothing_else_and_is_left_out_by_default(predictor, pictures):
+    plain = predictor.predict(pictures)
+    measured = predictor.predict(pictures, uncertainty=True)
+    for without, with_map in zip(plain, measured, strict=True):
+        assert without.uncertainty is None
+        assert np.array_equal(without.probs, with_map.probs)
+        assert np.array_equal(without.labels, with_map.labels)
+
+
+def test_map_of_uncertainty_lies_beside_the_overlay(
+    run, images, tmp_path, run_command, capsys, read_png
+):
+    output = tmp_path / "out"
+    command = ["infer", "--run", run, "--images", images, "--output", output, "--device", "cpu"]
+    assert run_command(*command, "--overlays", "--uncertainty") == 0
+    assert "has one network and no flips: the uncertainty compares" in capsys.readouterr().out
+    expected = [f"{stem}{end}.png" for stem in "abcd" for end in ("", "_uncertainty")]
+    assert sorted(path.name for path in (output / "overlays").iterdir()) == sorted(expected)
+    drawn = read_png(output / "overlays" / "b_uncertainty.png")
+    assert drawn.shape == (50 + 2 * LINE_HEIGHT, 64, 3)
+
+
+# predictions.csv and flags
+
+
+def read_table(output: Path) -> list[dict[str, str]]:
+    with open(output / "predictions.csv", encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_says_what_each_prediction_is(run, images, tmp_path, capsys, write_postprocessing):
+    paths = [images / name for name in ("a.png", "b.jpg", "c.bmp", "d.tif")]
+    predictions = Predictor.from_run(run, "cpu").predict(paths)
+    order = sorted(prediction.confidence for prediction in predictions)
+    threshold = (order[1] + order[2]) / 2
+    folder = shutil.copytree(run, tmp_path / "run")
+    write_postprocessing(folder, Postprocessing(flag_confidence=threshold))
+    infer_folder(folder, images, tmp_path / "out", device="cpu")
+
+    flagged = []
+    for path, prediction, row in zip(paths, predictions, read_table(tmp_path / "out"), strict=True):
+        assert (row["picture"], row["mask"]) == (str(path), f"{path.stem}.png")
+        assert int(row["area_pixels"]) == prediction.area == prediction.labels.sum()
+        share = 100 * prediction.labels.mean()
+        assert float(row["area_percent"]) == pytest.approx(share, abs=1e-4)
+        count = cv2.connectedComponents(prediction.labels, connectivity=8)[0] - 1
+        assert int(row["components"]) == count
+        assert float(row["confidence"]) == pytest.approx(prediction.confidence, abs=1e-4)
+        assert float(row["largest_probability"]) == pytest.approx(prediction.probs.max(), abs=1e-4)
+        assert row["flag"] == ("yes" if prediction.confidence <= threshold else "no")
+        if row["flag"] == "yes":
+            flagged.append(str(path))
+    assert len(flagged) == 2
+    printed = capsys.readouterr().out
+    assert f"2 of 4 pictures are flagged (confidence {threshold:g} or less): look at" in printed
+    assert ", ".join(flagged) in printed
+
+
+def test_without_a_threshold_no_picture_is_flagged_and_the_remedy_is_said(
+    run, images, tmp_path, capsys
+):
+    infer_folder(run, images, tmp_path / "out", device="cpu")
+    assert {row["flag"] for row in read_table(tmp_path / "out")} == {""}
+    assert f"ovseg postprocess --run {run} chooses one" in capsys.readouterr().out
+
+
+def test_unreadable_picture_has_no_row(run, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "in")
+    (folder / "bad.png").write_bytes(b"")
+    infer_folder(run, folder, tmp_path / "out", device="cpu")
+    assert [Path(row["picture"]).stem for row in read_table(tmp_path / "out")] == list("abcd")
+
+
+def test_interrupted_infer_keeps_the_rows_of_what_was_done(run, images, tmp_path, full_disk):
+    settings = {"device": "cpu", "batch_size": 1}
+    full_disk(2)
+    with pytest.raises(WriteError):
+        infer_folder(run, images, tmp_path / "out", **settings)
+    full_disk(100)
+    infer_folder(run, images, tmp_path / "out", **settings)
+    infer_folder(run, images, tmp_path / "undisturbed", **settings)
+    assert read_table(tmp_path / "out") == read_table(tmp_path / "undisturbed")
+    assert len(read_table(tmp_path / "out")) == 4
