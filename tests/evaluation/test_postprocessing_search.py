@@ -15,6 +15,7 @@ from ovseg.core.errors import InputError
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import (
     GAIN,
+    choose_flags,
     find_simplest,
     list_candidates,
     print_search,
@@ -209,6 +210,7 @@ def test_table_names_the_five_best(capsys):
     print_search({**best, "images": 3, "split": "valid", "flags": None, "candidates": candidates})
     printed = capsys.readouterr().out
     assert printed.count("best ") == 5 and "0.4000" in printed and "threshold 0.2" in printed
+    assert "No image of valid has a Dice below 0.7" in printed
 
 
 def test_score_that_is_best_low_is_minimised(run, monkeypatch):
@@ -265,20 +267,19 @@ def test_flags_find_the_share_of_failures_that_was_asked_for(run, capsys):
     assert table.loc[table["flagged"], "confidence"].max() <= flags["confidence"]
 
 
-def test_without_a_failure_no_picture_is_flagged(run, capsys):
-    assert run_tune(run, "--failure_dice", "0.0001") == 0
-    found = json.loads((run / "postprocessing.json").read_text())
-    assert found["flags"] is None
-    assert found["postprocessing"]["flag_confidence"] is None
-    assert "No image of valid has a Dice below 0.0001" in capsys.readouterr().out
-    table, summary = Evaluation(run, "valid", device="cpu").run()
+def test_without_a_failure_no_picture_is_flagged(untuned):
+    # All is lesion, so each image has some overlap.
+    everything = Postprocessing(threshold=1e-6, failure_dice=1e-4)
+    evaluation = Evaluation(untuned, "valid", device="cpu")
+    assert choose_flags([evaluation], everything, 0.9) == (everything, None)
+    table, summary = evaluation.run()
     assert summary["flags"] is None
     assert "flagged" not in table
 
 
 @pytest.mark.parametrize("option", ["--failure_dice", "--flag_recall"])
 def test_share_out_of_range_is_one_line(run, option, capsys):
-    for value in ("0", "1.5", "nan"):
+    for value in ("0", "1.5"):
         assert run_tune(run, option, value) == 2
         assert f"error: {option} is {value}, expected a number above" in capsys.readouterr().err
     assert not (run / "postprocessing.json").exists()
