@@ -111,18 +111,16 @@ def legend(names: Sequence[str], width: int, shown: Sequence[int] | None = None)
 
 
 def heat_colors(values: np.ndarray) -> np.ndarray:
-    """Colours of the scale cividis, which readers with any colour vision can read, by OpenCV.
+    """Colours of the scale viridis, which colour-blind readers can read, by OpenCV.
 
     Args:
         values: float (H, W) in 0..1; what is beyond gets the colour of the nearer end.
 
     Returns:
         RGB, uint8 (H, W, 3).
-
-    Source: J. R. Nunez et al., PLOS ONE 13(7), 2018.
     """
     levels = np.round(values.clip(0, 1) * 255).astype(np.uint8)
-    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
 
 
 def blend_heat(image: np.ndarray, values: np.ndarray) -> np.ndarray:

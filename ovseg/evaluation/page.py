@@ -17,7 +17,7 @@ from ovseg.core.runs import RunFolder
 from ovseg.evaluation.calibration import describe_calibration, describe_flags
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.inference.postprocessing import Postprocessing, lesion_of_classes
-from ovseg.inference.uncertainty import HIGHEST_DEVIATION
+from ovseg.inference.uncertainty import LAST_COLOR
 
 PAGE = Path(__file__).parent / "page.html.j2"
 SIDE = 480  # longest side of a case, pixels
@@ -136,9 +136,8 @@ def draw_case(evaluation: Evaluation, row: dict[str, Any]) -> Case:
     outlines = draw_outlines(evaluation.originals.picture(stem), mask > 0, labels > 0)
     size = (outlines.width, outlines.height)
     reported = lesion_of_classes(evaluation.postprocessing.calibrate(probs))
-    probabilities = _tint(cv2.resize(reported, size), "viridis")
-    disagreement = cv2.resize(evaluation.uncertainty(stem), size) / HIGHEST_DEVIATION
-    uncertainty = _tint(disagreement, "cividis")
+    probabilities = _tint(cv2.resize(reported, size))
+    uncertainty = _tint(cv2.resize(evaluation.uncertainty(stem), size) / LAST_COLOR)
     return Case(row, outlines, embed_image(probabilities, ".png"), embed_image(uncertainty, ".png"))
 
 
@@ -168,19 +167,11 @@ def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return shrunk > 0
 
 
-def _tint(values: np.ndarray, scale: str) -> np.ndarray:
-    """Values as colours, of which low ones are transparent.
-
-    Args:
-        values: float (H, W) in 0..1.
-        scale: a colour map of matplotlib.
-
-    Returns:
-        RGBA, uint8 (H, W, 4).
-    """
+def _tint(values: np.ndarray) -> np.ndarray:
+    """Values in 0..1, float (H, W), as colours, RGBA uint8: low ones are transparent."""
     # Coarse steps make a small file.
     steps = np.round(np.clip(values, 0, 1) * 15) / 15
-    colors = matplotlib.colormaps[scale](steps)
+    colors = matplotlib.colormaps["viridis"](steps)
     colors[..., 3] = 0.65 * (steps > 0)
     return (colors * 255).astype(np.uint8)
 

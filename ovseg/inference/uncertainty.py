@@ -9,8 +9,8 @@ from torch import Tensor
 from ovseg.core.drawing import blend_heat, heat_legend
 from ovseg.inference.postprocessing import lesion_of_classes, to_probs
 
-# The standard deviation of numbers in 0..1 is at most 0.5.
-HIGHEST_DEVIATION = 0.5
+# The deviation that gets the last colour. It is at most 0.5; of two views that means 0 and 1.
+LAST_COLOR = 0.3
 
 
 def expected_dice(probs: np.ndarray, pred: np.ndarray) -> float:
@@ -90,6 +90,6 @@ def draw_uncertainty(picture: np.ndarray, uncertainty: np.ndarray) -> np.ndarray
         RGB, uint8 (H + height of the legend, W, 3).
     """
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    shown = blend_heat(grey, uncertainty / HIGHEST_DEVIATION)
-    strip = heat_legend(shown.shape[1], "0", f"{HIGHEST_DEVIATION:g}", "SD of the probability")
+    shown = blend_heat(grey, uncertainty / LAST_COLOR)
+    strip = heat_legend(shown.shape[1], "0", f"{LAST_COLOR:g}+", "SD of the probability")
     return np.concatenate([shown, strip])
