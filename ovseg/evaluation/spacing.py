@@ -1,14 +1,11 @@
 """The size of pixels in millimetres, which a user gives for pictures that don't tell it."""
 
-import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ovseg.core.errors import InputError, first_five
-from ovseg.core.limits import MAX_TEXT_BYTES
-from ovseg.core.schema import read_text
 from ovseg.data.pairs import normal_stem
-from ovseg.data.prepare.splits import read_csv
+from ovseg.data.prepare.tables import read_rows
 
 Spacing = tuple[float, float]  # millimetres from row to row, and from column to column
 
@@ -63,12 +60,14 @@ def read_spacings(given: str | float | Path | None, stems: list[str]) -> Spacing
 def _read_file(path: Path, stems: list[str]) -> Spacings:
     expected = f"Expected lines {','.join(HEADING)} with millimetres per pixel, such as 17,0.1,0.1."
     try:
-        rows = read_csv(read_text(path, MAX_TEXT_BYTES), HEADING)
-    except (InputError, csv.Error) as error:
+        rows = read_rows(path)
+    except InputError as error:
         raise InputError(
             f"{error} --spacing is a number of millimetres per pixel or such a file. {expected}"
         ) from None
 
+    if rows[0] == HEADING:
+        rows = rows[1:]
     by_stem: dict[str, Spacing] = {}
     wrong = []
     twice = []

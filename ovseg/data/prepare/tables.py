@@ -43,7 +43,7 @@ def read_table(path: Path, kind: str, sources: Sequence[Source]) -> list[tuple[s
         InputError: unreadable, headings that are not known, a line without image or value, or see
             `find_stems`.
     """
-    rows = _read_rows(path)
+    rows = read_rows(path)
     stems = {source.stem for source in sources}
     image = _find_column(rows[0], "image")
     value = _find_column(rows[0], kind)
@@ -113,7 +113,7 @@ def find_stems(names: Sequence[str], sources: Sequence[Source], where: Path) -> 
     return found
 
 
-def _read_rows(path: Path) -> list[list[str]]:
+def read_rows(path: Path) -> list[list[str]]:
     """The lines of a table as cells, without empty lines; at least one.
 
     Raises:
