@@ -39,7 +39,7 @@ def test_file_names_the_pictures_that_are_known(tmp_path, heading):
         ("1,0.2,0.2\n1,0.3,0.3\n", "names pictures twice: 1. Name each once"),
         ("1,0,0.2\n2,nan,1\n", "sizes outside of 0.001 to 10 mm per pixel: 1,0,0.2, 2,nan,1. Give"),
         ("7,0.2,0.2\n", "names none of the 3 pictures, such as 1, 2, caf"),
-        ("", "names none of the 3 pictures"),
+        ("", "is empty, expected a line for each image"),
         (f"1,0.2,{'1' * 200_000}\n", "field larger than field limit"),
     ],
 )
