@@ -42,6 +42,7 @@ from ovseg.core.files import (
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
 from ovseg.data.pictures import check_eight_bits, read_image
+from ovseg.inference.dicom_results import DICOMSEG, check_format, write_dicom_results
 from ovseg.inference.engine_choice import check_engine, choose_engine
 from ovseg.inference.engines import Engine, arrange_for_inference
 from ovseg.inference.pictures import InferPicture, find_pictures
@@ -378,6 +379,8 @@ def infer_folder(
     engine: str = "torch",
     postprocessing: bool = True,
     recursive: bool = False,
+    format: str = "png",
+    frame_step: int = 1,
 ) -> tuple[int, list[str]]:
     """Write a mask `<stem>.png` at the picture's own size for every picture.
 
@@ -399,17 +402,21 @@ def infer_folder(
         engine: see `Predictor`.
         postprocessing: see `Predictor.from_run`; what it changes is printed.
         recursive: also take the folders in folders; masks and all else keep their structure.
+        format: `png`, or `dicomseg` to write a DICOM-SEG of each DICOM picture too.
+        frame_step: of a DICOM file with several frames, predict every n-th.
 
     Returns:
-        How many masks were written, and a message for every picture that could not be read, or
-        whose mask has a name that the file system refuses.
+        How many masks were written, and a message for every picture that could not be read, whose
+        mask has a name that the file system refuses, or that gets no DICOM-SEG.
 
     Raises:
         InputError: run, images or output can't be used, or no picture can be read.
         WriteError: the disk is full, or the output can't be written for another reason.
     """
     sources = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
-    pictures = find_pictures(sources, recursive, overlays, probabilities)
+    check_format(format, frame_step)
+    segs = format == DICOMSEG
+    pictures = find_pictures(sources, recursive, overlays, probabilities, frame_step, segs)
     check_batch_size(batch_size)
     check_engine(engine)
     check_output_dir(output, overwrite, MARKER)  # before the network is loaded
@@ -424,7 +431,7 @@ def infer_folder(
         for folder in folders:
             refuse_borders(folder, fit)
 
-    settings = [device, engine, batch_size, overlays, probabilities]
+    settings = [device, engine, batch_size, overlays, probabilities, format]
     work = _describe_work(run, predictor.postprocessing, pictures, settings)
     with atomic_dir(output, overwrite, MARKER, inputs=(run, *sources), work=work) as folder:
         (folder / MARKER).touch()
@@ -450,6 +457,7 @@ def infer_folder(
                 f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
                 f"{failures[0]}"
             )
+        failures += write_dicom_results(pictures, folder, predictor.categories, run)
     return count + done, failures
 
 
@@ -558,8 +566,11 @@ def _read_images(
     images = []
     problems = []
     for picture in pictures:
+        if picture.problem:
+            problems.append(picture.problem)
+            continue
         try:
-            images.append((picture, read_image(picture.path)))
+            images.append((picture, read_image(picture.path, picture.frame)))
         except InputError as error:
             problems.append(str(error))
     return images, problems
