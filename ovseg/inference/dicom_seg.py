@@ -1,10 +1,12 @@
 """Write masks of DICOM pictures as DICOM Segmentation objects, which other programs open.
 
-highdicom takes only one frame of a picture without a frame of reference, which ultrasound has not
-(https://github.com/ImagingDataCommons/highdicom/issues/284). So every frame gets a file of its own,
-which names the frame that it belongs to.
+highdicom takes only single pictures where there is no frame of reference, as in ultrasound (its
+issue 284). So every frame of a cine gets a file of its own, made as that of a single picture, which
+names the cine and the frame that it belongs to.
 """
 
+import logging
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,9 +22,10 @@ from highdicom.seg import (
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
+from pydicom.uid import UltrasoundImageStorage
 
 from ovseg import __version__
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, WriteError
 from ovseg.core.files import atomic_path
 from ovseg.inference.dicom_results import read_labels
 from ovseg.inference.pictures import InferPicture
@@ -43,6 +46,10 @@ COPIED = (
 )
 SERIES_NUMBER = 1000  # behind those of an examination
 MAX_LABEL = 64  # characters (VR LO)
+
+# It warns with the patient's name where that is unusual.
+warnings.filterwarnings("ignore", module=r"highdicom(\.|$)")
+logging.getLogger("highdicom").addHandler(logging.NullHandler())
 
 
 def write_segs(
@@ -65,11 +72,15 @@ def write_segs(
     problems = []
     for path, frames in groupby(pictures, key=lambda picture: picture.path):
         try:
-            source = _read_source(path)
+            _write_series(_read_source(path), frames, folder, segments)
+        except WriteError:
+            raise
         except InputError as error:
             problems.append(str(error))
-        else:
-            _write_series(source, frames, folder, segments)
+        # highdicom raises nearly anything for a header that breaks the standard.
+        except Exception as error:
+            reason = type(error).__name__
+            problems.append(f"{path}: no DICOM-SEG is written for its header ({reason}).")
     return problems
 
 
@@ -128,9 +139,11 @@ def _write_series(
     folder: Path,
     segments: Sequence[SegmentDescription],
 ) -> None:
-    frame_count = source.get("NumberOfFrames") or 1
-    if "NumberOfFrames" in source:
-        del source.NumberOfFrames
+    is_cine = (source.get("NumberOfFrames") or 1) > 1
+    storage = source.SOPClassUID
+    if is_cine:
+        source.SOPClassUID = UltrasoundImageStorage
+        source.NumberOfFrames = 1
     series = highdicom.UID()
     for number, picture in enumerate(frames, start=1):
         labels = read_labels(folder / picture.mask)
@@ -154,15 +167,29 @@ def _write_series(
             # Also an empty mask is a result.
             omit_empty_frames=False,
         )
-        if frame_count > 1:
-            _name_frame(seg, picture.frame + 1)
+        # Empty where the source says nothing, as the standard has it without a position.
+        seg.PatientOrientation = source.get("PatientOrientation")
+        if is_cine:
+            _name_frame(seg, storage, picture.frame + 1)
         with atomic_path(folder / picture.seg) as temporary:
             seg.save_as(temporary)
 
 
-def _name_frame(seg: Segmentation, number: int) -> None:
-    """Refer to one frame of the source, counted from 1, instead of to all of it."""
-    for item in seg.PerFrameFunctionalGroupsSequence:
-        [derivation] = item.DerivationImageSequence
-        [source] = derivation.SourceImageSequence
-        source.ReferencedFrameNumber = number
+def _name_frame(seg: Segmentation, storage: str, number: int) -> None:
+    """Refer to one frame of a cine instead of to a single picture.
+
+    Args:
+        seg: of one frame.
+        storage: SOP class of the cine.
+        number: of the frame, from 1.
+    """
+    for item in seg.SourceImageSequence:
+        item.ReferencedSOPClassUID = storage
+    for series in seg.ReferencedSeriesSequence:
+        for item in series.ReferencedInstanceSequence:
+            item.ReferencedSOPClassUID = storage
+    for segment in seg.PerFrameFunctionalGroupsSequence:
+        for derivation in segment.DerivationImageSequence:
+            for item in derivation.SourceImageSequence:
+                item.ReferencedSOPClassUID = storage
+                item.ReferencedFrameNumber = number

@@ -73,7 +73,8 @@ def find_pictures(
         segs: whether there is a DICOM-SEG of each DICOM picture.
 
     Raises:
-        InputError: a source is missing or has no picture, or two pictures would get one mask.
+        InputError: a source is missing or has no picture, two pictures would get one mask, or a
+            DICOM-SEG is asked for where there is no DICOM.
     """
     pictures = []
     seen: set[Path] = set()
@@ -96,6 +97,10 @@ def find_pictures(
                 )
                 pictures.append(picture)
     _check_names(pictures)
+    if segs and not any(picture.seg for picture in pictures):
+        raise InputError(
+            f"--format dicomseg needs DICOM files, but none of the {len(pictures)} pictures is one."
+        )
     _warn_of_names(pictures)
     return pictures
 
