@@ -133,7 +133,8 @@ def read_calibration(path: Path) -> Calibration:
         if header.get("PixelSpacing"):
             height, width = header.PixelSpacing
             spacing = _make_size(height, width)
-    except (AttributeError, TypeError, ValueError):
+    # Elements of an item are parsed only now, which raises nearly anything for damaged ones.
+    except Exception:
         return Calibration()
     return Calibration(regions, spacing)
 
@@ -173,7 +174,7 @@ def _read_header(path: Path) -> Dataset:
                 "without compression or with JPEG."
             )
         header = dcmread(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
-        for element in header:  # each is read only now
+        for element in (*header.file_meta, *header):  # each is parsed only now
             element.value  # noqa: B018
     except InputError:
         raise
@@ -257,7 +258,7 @@ def _name_uid(uid: UID | None) -> str:
     """The name of a public UID; others are not shown, as they may stand for a patient."""
     if uid is None:
         return "unnamed"
-    if uid not in UID_dictionary:
+    if not isinstance(uid, str) or uid not in UID_dictionary:
         return "of a private kind"
     return UID(uid).name
 

@@ -139,13 +139,14 @@ def _write_series(
     folder: Path,
     segments: Sequence[SegmentDescription],
 ) -> None:
-    is_cine = (source.get("NumberOfFrames") or 1) > 1
     storage = source.SOPClassUID
-    if is_cine:
+    has_frames = "NumberOfFrames" in source
+    if has_frames:
         source.SOPClassUID = UltrasoundImageStorage
         source.NumberOfFrames = 1
     series = highdicom.UID()
     for number, picture in enumerate(frames, start=1):
+        assert picture.frame is not None and picture.seg is not None  # as of all DICOM
         labels = read_labels(folder / picture.mask)
         if len(segments) == 1:
             labels = (labels > 0).astype(np.uint8)
@@ -169,7 +170,7 @@ def _write_series(
         )
         # Empty where the source says nothing, as the standard has it without a position.
         seg.PatientOrientation = source.get("PatientOrientation")
-        if is_cine:
+        if has_frames:
             _name_frame(seg, storage, picture.frame + 1)
         with atomic_path(folder / picture.seg) as temporary:
             seg.save_as(temporary)

@@ -127,8 +127,9 @@ def _warn_of_names(pictures: Sequence[InferPicture]) -> None:
     """Say once that DICOM pictures may show who they are of."""
     count = len({picture.path for picture in pictures if picture.frame is not None})
     if count:
+        files = "1 file is" if count == 1 else f"{count} files are"
         print(
-            f"{count} files are DICOM. Names and dates may be burned into the pictures, and no tag "
+            f"{files} DICOM. Names and dates may be burned into the pictures, and no tag "
             "proves that they are not: look at the overlays before you pass them on.",
             file=sys.stderr,
         )

@@ -11,7 +11,7 @@ import pandas as pd
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.uid import JPEG2000Lossless
+from pydicom.uid import JPEG2000Lossless, UltrasoundMultiFrameImageStorage
 
 from dicom_files import IDENTIFYING, MARKS, compress, make_dicom, make_region, save_dicom
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
@@ -186,6 +186,14 @@ def test_dicomseg_of_a_cine_is_a_file_for_each_frame(infer, folder, tmp_path, re
         assert np.array_equal(by_frame[0, ..., 0], mask)
     assert len(series) == 1
     assert series != {source.SeriesInstanceUID}
+
+
+def test_cine_of_one_frame_gets_a_dicomseg(infer, tmp_path, cine):
+    dataset = make_dicom(cine[0], NumberOfFrames=1, SOPClassUID=UltrasoundMultiFrameImageStorage)
+    path = save_dicom(tmp_path / "one", dataset)
+    assert infer(path, format="dicomseg") == (1, [])
+    seg = pydicom.dcmread(tmp_path / "out" / "dicomseg" / "one.dcm")
+    assert seg.SourceImageSequence[0].ReferencedSOPClassUID == UltrasoundMultiFrameImageStorage
 
 
 def test_dicomseg_of_categories_has_a_segment_for_each(
