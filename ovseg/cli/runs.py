@@ -88,6 +88,8 @@ def infer(
     overlays: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
+    format: str = "png",
+    frame_step: int = 1,
     batch_size: int = 4,
     engine: str = "torch",
     postprocessing: bool = True,
@@ -100,13 +102,15 @@ def infer(
 
     Args:
         run: run folder, checkpoint, or folder of an ensemble
-        images: pictures and folders of pictures (JPEG, PNG, BMP, TIFF)
+        images: pictures and folders of pictures (JPEG, PNG, BMP, TIFF, DICOM)
         output: folder to make
         recursive: also take the folders in folders, as is always done for a folder without
             pictures of its own; masks keep their structure
         overlays: also write the masks over the images
         probabilities: also write 16-bit probability maps
         uncertainty: also write maps of where flips or members of an ensemble disagree
+        format: png, or dicomseg to write a DICOM-SEG of each DICOM picture too
+        frame_step: of a cine in DICOM, segment every n-th frame
         batch_size: pictures at a time
         engine: torch, compile, onnxruntime, openvino, or auto for the fastest
         postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
@@ -129,6 +133,8 @@ def infer(
         device=device,
         overwrite=overwrite,
         recursive=recursive,
+        format=format,
+        frame_step=frame_step,
     )
     names = output / "categories.json"
     kind = f"category ids, named in {names.name}" if names.exists() else "0 and 255"

@@ -19,6 +19,7 @@ from ovseg.data.pictures import (
     describe_left_out,
     list_pictures,
     read_image,
+    stem_of,
 )
 
 
@@ -58,10 +59,14 @@ def normal_stem(stem: str) -> str:
     return unicodedata.normalize("NFC", stem)
 
 
-def list_images(folder: Path) -> dict[str, Path]:
+def list_images(folder: Path, dicom: bool = False) -> dict[str, Path]:
     """Stem -> path of every picture in a folder, in natural order; hidden files are left out.
 
     Stems are `normal_stem`s.
+
+    Args:
+        folder: of pictures.
+        dicom: see `ovseg.data.pictures.list_pictures`.
 
     Raises:
         InputError: no such folder, no picture in it, or two pictures of one stem.
@@ -72,14 +77,14 @@ def list_images(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}. Check the path.")
 
-    paths = list_pictures(folder)
+    paths = list_pictures(folder, dicom)
     if not paths:
         raise InputError(
             f"{folder} holds no picture ({', '.join(SUFFIXES)}). Folders inside it are not read. "
             f"{describe_left_out(folder)}"
         )
 
-    counts = Counter(normal_stem(path.stem) for path in paths)
+    counts = Counter(normal_stem(stem_of(path)) for path in paths)
     repeated = [stem for stem, count in counts.items() if count > 1]
     if repeated:
         repeated.sort(key=natural_key)
@@ -88,7 +93,7 @@ def list_images(folder: Path) -> dict[str, Path]:
             "Keep one of each."
         )
 
-    stems = {normal_stem(path.stem): path for path in paths}
+    stems = {normal_stem(stem_of(path)): path for path in paths}
     return {stem: stems[stem] for stem in sorted(stems, key=natural_key)}
 
 

@@ -6,6 +6,7 @@ import stat
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -26,6 +27,9 @@ FORMATS = {
     "AVIF": (".avif",),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# DICOM is recognised by its content. A file of such a name that is no DICOM is not passed over.
+DICOM_SUFFIXES = (".dcm", ".dicom")
+DICOM_START = b"DICM"  # after 128 bytes of any content
 # Formats that keep every value; of WEBP, JPEG 2000 and AVIF Pillow does not say which kind a file
 # is.
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
@@ -35,8 +39,8 @@ MAX_PIXELS = 2**26
 # A whole picture of that size without compression has half of it.
 MAX_BYTES = 2**29
 
-# Left in folders by file managers and archives; neither a picture nor missed.
-CLUTTER = ("thumbs.db", "desktop.ini", "__macosx")
+# Left in folders by file managers, archives and CDs of pictures; neither a picture nor missed.
+CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "dicomdir")
 UPRIGHT = 1  # value of the EXIF orientation of a picture that viewers show as it is stored
 TURNED = (5, 6, 7, 8)  # values that exchange height and width
 
@@ -44,11 +48,16 @@ TURNED = (5, 6, 7, 8)  # values that exchange height and width
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-def list_pictures(folder: Path) -> list[Path]:
-    """The pictures of a folder by suffix, in order of their names; hidden files are left out."""
+def list_pictures(folder: Path, dicom: bool = False) -> list[Path]:
+    """The pictures of a folder by suffix, in order of their names; hidden files are left out.
+
+    Args:
+        folder: of pictures.
+        dicom: also take DICOM files, which need no suffix.
+    """
     pictures = []
     for path, is_folder in list_visible(folder):
-        if not is_folder and has_suffix(path):
+        if not is_folder and is_picture(path, dicom):
             pictures.append(path)
     return pictures
 
@@ -56,6 +65,35 @@ def list_pictures(folder: Path) -> list[Path]:
 def has_suffix(path: Path) -> bool:
     """Whether a path has a suffix of a picture."""
     return path.suffix.lower() in SUFFIXES
+
+
+def is_picture(path: Path, dicom: bool) -> bool:
+    """Whether a file has a suffix of a picture, or, if that is asked for, is DICOM."""
+    if has_suffix(path):
+        return True
+    return dicom and (path.suffix.lower() in DICOM_SUFFIXES or is_dicom(path))
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file begins as DICOM files do, whatever its name."""
+    if not path.is_file():  # a pipe would be waited for
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == DICOM_START
+    except OSError:  # it is reported when it is read
+        return False
+
+
+def stem_of(path: Path) -> str:
+    """The name of a picture without its suffix.
+
+    DICOM files are often named by a number such as 1.2.840.10, which has no suffix.
+    """
+    known = has_suffix(path) or path.suffix.lower() in DICOM_SUFFIXES
+    if not known and is_dicom(path):
+        return path.name
+    return path.stem
 
 
 def list_visible(folder: Path) -> list[tuple[Path, bool]]:
@@ -71,7 +109,7 @@ def list_visible(folder: Path) -> list[tuple[Path, bool]]:
     return visible
 
 
-def describe_left_out(folder: Path, with_folders: bool = True) -> str:
+def describe_left_out(folder: Path, with_folders: bool = True, dicom: bool = False) -> str:
     """What of a folder is not read, in a line; empty where everything is a picture.
 
     Hidden files and what file managers leave behind are not counted.
@@ -79,13 +117,14 @@ def describe_left_out(folder: Path, with_folders: bool = True) -> str:
     Args:
         folder: of pictures.
         with_folders: whether to count the folders in it.
+        dicom: see `list_pictures`.
     """
     suffixes: Counter[str] = Counter()
     folders = 0
     for path, is_folder in list_visible(folder):
         if is_folder:
             folders += with_folders
-        elif not has_suffix(path):
+        elif not is_picture(path, dicom):
             suffixes[printable(path.suffix.lower()) or "without suffix"] += 1
 
     parts = []
@@ -238,12 +277,23 @@ def _find_depth(picture: Image.Image) -> int:
     return 8
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, frame: int | None = None) -> np.ndarray:
     """Read a picture as RGB, uint8 (H, W, 3), turned as viewers show it.
 
+    Args:
+        path: of the picture, which may be DICOM.
+        frame: of a DICOM file with several, from 0.
+
     Raises:
-        InputError: see `open_picture`.
+        InputError: see `open_picture` and `ovseg.data.dicom.read_frame`.
     """
+    if is_dicom(path):
+        return import_dicom(path).read_frame(path, frame)
+    if path.suffix.lower() in DICOM_SUFFIXES:
+        raise InputError(
+            f"{path} does not begin as a DICOM file does: it is another kind of file, damaged or "
+            "encrypted. Export it again, or remove it."
+        )
     return read_image_and_orientation(path)[0]
 
 
@@ -253,6 +303,22 @@ def read_image_and_orientation(path: Path) -> tuple[np.ndarray, int]:
     if picture.mode != "RGB":  # to convert what is RGB already would copy it
         picture = picture.convert("RGB")
     return np.array(picture), orientation
+
+
+def import_dicom(path: Path) -> ModuleType:
+    """The module `ovseg.data.dicom`, which needs a package of an extra.
+
+    Args:
+        path: the DICOM file that it is needed for.
+
+    Raises:
+        InputError: the package is missing.
+    """
+    try:
+        from ovseg.data import dicom
+    except ImportError:
+        raise InputError(f"{path} is DICOM, which needs pip install 'ovseg[dicom]'.") from None
+    return dicom
 
 
 def is_lossy(picture: Image.Image) -> bool:

@@ -8,10 +8,18 @@ from pathlib import Path
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import fit_file_name
 from ovseg.data.pairs import list_images
-from ovseg.data.pictures import describe_left_out, list_pictures, list_visible
+from ovseg.data.pictures import (
+    describe_left_out,
+    import_dicom,
+    is_dicom,
+    list_pictures,
+    list_visible,
+    stem_of,
+)
 
 OVERLAYS = "overlays"  # the folders in the output, of the same structure as the masks
 PROBABILITIES = "probabilities"
+SEGS = "dicomseg"
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,9 @@ class InferPicture:
         probabilities: the map of probabilities; None for none.
         uncertainty: the map of uncertainty, `<stem>_uncertainty.png` beside the overlay; None for
             none.
+        frame: of a DICOM file, from 0; None for other pictures.
+        seg: the DICOM-SEG; None for none.
+        problem: why the file can't be read, where that is known already; else empty.
     """
 
     path: Path
@@ -32,11 +43,14 @@ class InferPicture:
     overlay: Path | None
     probabilities: Path | None
     uncertainty: Path | None
+    frame: int | None = None
+    seg: Path | None = None
+    problem: str = ""
 
     @property
     def files(self) -> list[Path]:
         """What is written, the mask last: where it is there, the others are."""
-        paths = (self.overlay, self.uncertainty, self.probabilities, self.mask)
+        paths = (self.overlay, self.uncertainty, self.probabilities, self.seg, self.mask)
         return [path for path in paths if path is not None]
 
 
@@ -46,8 +60,12 @@ def find_pictures(
     overlays: bool,
     probabilities: bool,
     uncertainty: bool,
+    frame_step: int = 1,
+    segs: bool = False,
 ) -> list[InferPicture]:
     """The pictures of files and folders, in natural order within each.
+
+    Of a DICOM file with several frames each frame is one; its mask is `<stem>_0001.png` and so on.
 
     Args:
         sources: pictures, and folders of pictures.
@@ -57,9 +75,12 @@ def find_pictures(
         overlays: whether there are overlays.
         probabilities: whether there are maps of probabilities.
         uncertainty: whether there are maps of uncertainty.
+        frame_step: take every n-th frame of a DICOM file, from the first on.
+        segs: whether there is a DICOM-SEG of each DICOM picture.
 
     Raises:
-        InputError: a source is missing or has no picture, or two pictures would get one mask.
+        InputError: a source is missing or has no picture, two pictures would get one mask, or a
+            DICOM-SEG is asked for where there is no DICOM.
     """
     pictures = []
     seen: set[Path] = set()
@@ -68,18 +89,58 @@ def find_pictures(
             if path.resolve() in seen:  # named twice
                 continue
             seen.add(path.resolve())
-            mask = folder / f"{path.stem}.png"
-            beside = OVERLAYS / folder / fit_file_name(f"{path.stem}_uncertainty", ".png")
-            picture = InferPicture(
-                path=path,
-                mask=mask,
-                overlay=OVERLAYS / mask if overlays else None,
-                probabilities=PROBABILITIES / mask if probabilities else None,
-                uncertainty=beside if uncertainty else None,
-            )
-            pictures.append(picture)
+            for stem, frame, problem in _list_frames(path, frame_step):
+                mask = folder / f"{stem}.png"
+                beside = OVERLAYS / folder / fit_file_name(f"{stem}_uncertainty", ".png")
+                seg = folder / f"{stem}.dcm"
+                picture = InferPicture(
+                    path=path,
+                    mask=mask,
+                    overlay=OVERLAYS / mask if overlays else None,
+                    probabilities=PROBABILITIES / mask if probabilities else None,
+                    uncertainty=beside if uncertainty else None,
+                    frame=frame,
+                    seg=SEGS / seg if segs and frame is not None else None,
+                    problem=problem,
+                )
+                pictures.append(picture)
     _check_names(pictures)
+    if segs and not any(picture.seg for picture in pictures):
+        raise InputError(
+            f"--format dicomseg needs DICOM files, but none of the {len(pictures)} pictures is one."
+        )
+    _warn_of_names(pictures)
     return pictures
+
+
+def _list_frames(path: Path, frame_step: int) -> Iterator[tuple[str, int | None, str]]:
+    """The stem of each mask of a file, the frame in DICOM, and why the file can't be read."""
+    stem = stem_of(path)
+    if not is_dicom(path):
+        yield stem, None, ""
+        return
+    try:
+        frames = import_dicom(path).count_frames(path)
+    except InputError as error:
+        yield stem, 0, str(error)
+        return
+    if frames == 1:
+        yield stem, 0, ""
+        return
+    for frame in range(0, frames, frame_step):
+        yield f"{stem}_{frame + 1:04d}", frame, ""
+
+
+def _warn_of_names(pictures: Sequence[InferPicture]) -> None:
+    """Say once that DICOM pictures may show who they are of."""
+    count = len({picture.path for picture in pictures if picture.frame is not None})
+    if count:
+        files = "1 file is" if count == 1 else f"{count} files are"
+        print(
+            f"{files} DICOM. Names and dates may be burned into the pictures, and no tag "
+            "proves that they are not: look at the overlays before you pass them on.",
+            file=sys.stderr,
+        )
 
 
 def _list_source(source: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
@@ -95,7 +156,7 @@ def _list_source(source: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
     inner = _folders_in(source)
     if inner and not recursive:
         names = first_five(folder.name for folder in inner)
-        if list_pictures(source):
+        if list_pictures(source, dicom=True):
             message = f"whose pictures are not looked for ({names}): add --recursive."
         else:
             message = f"whose pictures are taken ({names}), because it has none itself."
@@ -104,12 +165,13 @@ def _list_source(source: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
 
     folders = [source]
     if recursive:
-        folders = [folder for folder in _walk(source) if list_pictures(folder)] or [source]
+        found = [folder for folder in _walk(source) if list_pictures(folder, dicom=True)]
+        folders = found or [source]
     for folder in folders:
-        left_out = describe_left_out(folder, with_folders=False)
+        left_out = describe_left_out(folder, with_folders=False, dicom=True)
         if left_out:
             print(left_out, file=sys.stderr)
-        for path in list_images(folder).values():
+        for path in list_images(folder, dicom=True).values():
             yield path, folder.relative_to(source)
 
 

@@ -45,6 +45,7 @@ from ovseg.core.text import printable
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
 from ovseg.data.pictures import check_eight_bits, read_image
+from ovseg.inference.dicom_results import DICOMSEG, check_format, write_dicom_results
 from ovseg.inference.engine_choice import check_engine, choose_engine
 from ovseg.inference.engines import Engine, arrange_for_inference
 from ovseg.inference.pictures import InferPicture, find_pictures
@@ -447,6 +448,8 @@ def infer_folder(
     postprocessing: bool = True,
     recursive: bool = False,
     uncertainty: bool = False,
+    format: str = "png",
+    frame_step: int = 1,
 ) -> tuple[int, list[str]]:
     """Write a mask `<stem>.png` at the picture's own size for every picture.
 
@@ -474,17 +477,23 @@ def infer_folder(
         recursive: also take the folders in folders; masks and all else keep their structure.
         uncertainty: also write `overlays/<stem>_uncertainty.png`, where flips and members disagree
             (see `Prediction.uncertainty` and `Predictor.predict`).
+        format: `png`, or `dicomseg` to write a DICOM-SEG of each DICOM picture too.
+        frame_step: of a DICOM file with several frames, predict every n-th.
 
     Returns:
-        How many masks were written, and a message for every picture that could not be read, or
-        whose mask has a name that the file system refuses.
+        How many masks were written, and a message for every picture that could not be read, whose
+        mask has a name that the file system refuses, or that gets no DICOM-SEG.
 
     Raises:
         InputError: run, images or output can't be used, or no picture can be read.
         WriteError: the disk is full, or the output can't be written for another reason.
     """
     sources = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
-    pictures = find_pictures(sources, recursive, overlays, probabilities, uncertainty)
+    check_format(format, frame_step)
+    segs = format == DICOMSEG
+    pictures = find_pictures(
+        sources, recursive, overlays, probabilities, uncertainty, frame_step, segs
+    )
     check_batch_size(batch_size)
     check_engine(engine)
     check_output_dir(output, overwrite, MARKER)  # before the network is loaded
@@ -505,7 +514,7 @@ def infer_folder(
         for folder in folders:
             refuse_borders(folder, fit)
 
-    settings = [device, engine, batch_size, overlays, probabilities, uncertainty]
+    settings = [device, engine, batch_size, overlays, probabilities, uncertainty, format]
     work = _describe_work(run, predictor.postprocessing, pictures, settings)
     with atomic_dir(output, overwrite, MARKER, inputs=(run, *sources), work=work) as folder:
         (folder / MARKER).touch()
@@ -523,16 +532,17 @@ def infer_folder(
             print(f"Continuing: {done} of {len(pictures)} masks were written before.")
         try:
             count, failures = _infer_pictures(predictor, missing, table, batch_size, uncertainty)
+            if count + done == 0:
+                names_of_sources = first_five(sources)
+                raise InputError(
+                    f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
+                    f"{failures[0]}"
+                )
+            failures += write_dicom_results(pictures, folder, predictor.categories, run)
             rows = table.finish(pictures)
         except WriteError as error:
             message = f"{error} The same command continues with the masks that are written."
             raise WriteError(message) from error
-        if count + done == 0:
-            names_of_sources = first_five(sources)
-            raise InputError(
-                f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
-                f"{failures[0]}"
-            )
     print(printable(_describe_flags(rows, predictor.postprocessing, run, output)))
     return count + done, failures
 
@@ -686,8 +696,11 @@ def _read_images(
     images = []
     problems = []
     for picture in pictures:
+        if picture.problem:
+            problems.append(picture.problem)
+            continue
         try:
-            images.append((picture, read_image(picture.path)))
+            images.append((picture, read_image(picture.path, picture.frame)))
         except InputError as error:
             problems.append(str(error))
     return images, problems

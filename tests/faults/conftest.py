@@ -21,10 +21,13 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless
 
+from dicom_files import compress, make_dicom, make_region, save_dicom
 from keras_files import layers_of, write_keras2
 from ovseg.core.checkpoints import checkpoint_digest
 from ovseg.core.files import write_json
+from ovseg.data.pictures import read_image
 from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.models import build_model
 from support import REPOSITORY
@@ -171,6 +174,12 @@ def whole(tmp_path_factory, run_command) -> Path:
     (folder / "one").mkdir()
     picture = next((folder / "data" / "test" / "images").iterdir())
     shutil.copy(picture, folder / "one")
+    image = read_image(picture)
+    cine = make_dicom(
+        np.stack([image, image]),
+        SequenceOfUltrasoundRegions=[make_region((0, 31, 0, 31), (0.02, 0.02))],
+    )
+    save_dicom(folder / "cine.dcm", compress(cine, JPEG2000Lossless))
 
     CONFIGURATION["data"]["root"] = str(folder / "data")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIGURATION))

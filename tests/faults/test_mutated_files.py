@@ -26,6 +26,7 @@ SECONDS = 30  # a trial; most take less than one
 BYTES = 2 * 2**30
 
 INFER = ["infer", "--images", "one", "--output", "out", "--overwrite", "--device", "cpu"]
+DICOM = ["infer", "--images", "cine.dcm", *INFER[3:], "--format", "dicomseg"]
 EVALUATE = ["evaluate", "--output", "scores", "--overwrite", "--device", "cpu", "--data", "data"]
 TRAIN = ["train", "--trainer.fast_dev_run", "true", "--trainer.limit_val_batches", "1"]
 RESUME = ["train", "--config", "tiny.yaml", "--trainer.max_epochs", "2", "--runs_dir", "again"]
@@ -56,6 +57,7 @@ TARGETS: dict[str, tuple[str, list[str]]] = {
     "outlines, YOLO": ("yolo/labels/3.txt", [*PREPARE, "--source", "yolo"]),
     "outlines, COCO": ("coco/coco.json", [*PREPARE, "--source", "coco"]),
     "outlines, CVAT": ("cvat/annotations.xml", [*PREPARE, "--source", "cvat"]),
+    "DICOM": ("cine.dcm", [*DICOM, "--run", BEST]),
 }
 VALUES: list[Any] = [
     *(None, True, -1, 0, 3, 10**6, 10**12, 10**30, 0.5, -1e300, float("nan"), float("inf")),
