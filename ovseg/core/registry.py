@@ -6,8 +6,6 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-import msgspec
-
 from ovseg.core.errors import InputError, first_five
 
 Entry = TypeVar("Entry")
@@ -103,6 +101,8 @@ def _accepts(annotation: object, value: object) -> bool:
 
     As for msgspec, true is no number of filters, though in Python a bool is an int.
     """
+    import msgspec  # not at the top: `ovseg.runtime` calls `choose` where there is no msgspec
+
     if annotation is inspect.Parameter.empty:
         return True
     try:

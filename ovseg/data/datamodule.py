@@ -23,8 +23,9 @@ from ovseg.core.limits import IMAGE_SIZES, MAX_CLASSES, MAX_WORKERS
 from ovseg.core.output_place import CACHE
 from ovseg.core.registry import choose
 from ovseg.data.augment.pipelines import augment, build_transform
+from ovseg.data.boxes import FITS
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
-from ovseg.data.geometry import FITS, place
+from ovseg.data.geometry import place
 from ovseg.data.manifest import (
     category_names,
     check_manifest,

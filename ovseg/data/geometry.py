@@ -1,69 +1,9 @@
 """Where a picture lies in the network's square, and the way back."""
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 
-from ovseg.core.registry import choose
-
-FITS = {
-    "letterbox": "keep the aspect ratio, black borders",
-    "stretch": "fill the square",
-}
-
-
-@dataclass(frozen=True)
-class Box:
-    """The part of a square that a picture fills, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    @property
-    def bottom(self) -> int:
-        """The first row below the box."""
-        return self.top + self.height
-
-    @property
-    def right(self) -> int:
-        """The first column to the right of the box."""
-        return self.left + self.width
-
-
-def cut(picture: np.ndarray, box: Box) -> np.ndarray:
-    """The part (height, width, ...) of a picture (H, W, ...) that lies in a box, without a copy."""
-    return picture[box.top : box.bottom, box.left : box.right]
-
-
-def fit_box(height: int, width: int, size: int, fit: str) -> Box:
-    """Where a (height, width) picture lies in a (size, size) square.
-
-    Args:
-        height: rows of the picture.
-        width: columns of the picture.
-        size: side of the square, pixels.
-        fit: `letterbox` (centred, aspect ratio kept, black border) or `stretch` (the whole square).
-
-    Raises:
-        InputError: unknown `fit`.
-    """
-    choose("fit", fit, FITS)
-
-    if fit == "stretch":
-        return Box(top=0, left=0, height=size, width=size)
-
-    scale = size / max(height, width)
-    box_height = max(1, round(height * scale))
-    box_width = max(1, round(width * scale))
-    return Box(
-        top=(size - box_height) // 2,
-        left=(size - box_width) // 2,
-        height=box_height,
-        width=box_width,
-    )
+from ovseg.data.boxes import cut, fit_box
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 The only reader of the file. What it holds, all of it optional:
     made_by: "prepare_data" or "phantoms"; phantoms also have their `count`, `size` and `seed`.
-    fit: how pictures were placed in their square, see `ovseg.data.geometry.FITS`.
+    fit: how pictures were placed in their square, see `ovseg.data.boxes.FITS`.
     leakage: whether near-duplicates of one examination are in two splits.
     categories: the names of categories 1, 2, ...
     items: one entry an image, with its `stem` and `split`; where known, also `category` (an id, 0
@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.schema import read_json
-from ovseg.data.geometry import Box
+from ovseg.data.boxes import Box
 from ovseg.data.pairs import Pair, normal_stem
 
 FILE_NAME = "manifest.json"
@@ -31,7 +31,7 @@ Size = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
 
 class BoxEntry(Struct):
-    """Where the picture lies in its square, see `ovseg.data.geometry.Box`."""
+    """Where the picture lies in its square, see `ovseg.data.boxes.Box`."""
 
     top: Count
     left: Count

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from ovseg.core.errors import InputError
-from ovseg.data.geometry import Box, cut, resize_labels
+from ovseg.data.boxes import Box, cut
+from ovseg.data.geometry import resize_labels
 from ovseg.data.masks import read_labels
 from ovseg.data.pairs import Pair
 from ovseg.data.pictures import read_image

@@ -11,7 +11,7 @@ import numpy as np
 
 from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError, first_five, join_problems
-from ovseg.data.geometry import Box, cut
+from ovseg.data.boxes import Box, cut
 from ovseg.data.masks import MaskFacts, read_labels_with_facts
 from ovseg.data.pictures import (
     SUFFIXES,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ovseg.inference.postprocessing import TEMPERATURES
+from ovseg.inference.labels import TEMPERATURES
 
 BINS = 15  # as in Guo et al.
 # Each is 1.033 times the one before; the middle one is 1.

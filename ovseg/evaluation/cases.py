@@ -11,7 +11,7 @@ from ovseg.data.augment.calipers import find_calipers
 from ovseg.data.colours import is_doppler, measure_colours
 from ovseg.evaluation.distances import surface_distances
 from ovseg.evaluation.failures import count_components, failure_kind
-from ovseg.inference.uncertainty import expected_dice
+from ovseg.inference.labels import expected_dice
 from ovseg.metrics import hard_scores
 
 TOLERANCE = 5.0  # pixels of the original image within which outlines count as equal, for NSD

@@ -24,8 +24,8 @@ from ovseg.core.device import choose_device
 from ovseg.core.registry import check_arguments
 from ovseg.core.runs import RunFolder
 from ovseg.core.versions import installed_versions
+from ovseg.data.boxes import fit_box
 from ovseg.data.datamodule import OvarianTumorDataModule, PairDataset
-from ovseg.data.geometry import fit_box
 from ovseg.data.manifest import image_categories, image_groups, prepared_items
 from ovseg.data.original import OriginalSplit
 from ovseg.evaluation.calibration import Reliability
@@ -48,14 +48,12 @@ from ovseg.evaluation.summary import (
     summarise_values,
 )
 from ovseg.inference.engines import arrange_for_inference
+from ovseg.inference.labels import Postprocessing, lesion_of_classes, to_dict
 from ovseg.inference.postprocessing import (
-    Postprocessing,
     average_flips,
     flip_logits,
-    lesion_of_classes,
     mean_logits,
     read_postprocessing,
-    to_dict,
 )
 from ovseg.inference.predictor import check_batch_size, class_probs, restore_probs
 from ovseg.inference.uncertainty import lesion_views, map_flips
@@ -184,7 +182,7 @@ class Evaluation:
 
         Args:
             image: pictures on the device, uint8 (N, 3, S, S).
-            flips: see `ovseg.inference.postprocessing.Postprocessing`.
+            flips: see `ovseg.inference.labels.Postprocessing`.
 
         Returns:
             (N, classes, S, S).

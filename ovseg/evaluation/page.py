@@ -16,7 +16,7 @@ from ovseg.core.processes import processor_name
 from ovseg.core.runs import RunFolder
 from ovseg.evaluation.calibration import describe_calibration, describe_flags
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.inference.postprocessing import Postprocessing, lesion_of_classes
+from ovseg.inference.labels import Postprocessing, lesion_of_classes
 from ovseg.inference.uncertainty import LAST_COLOR
 
 PAGE = Path(__file__).parent / "page.html.j2"

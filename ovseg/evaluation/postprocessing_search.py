@@ -30,7 +30,7 @@ from ovseg.evaluation.calibration import (
     flag_threshold,
 )
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.inference.postprocessing import FLIPS, Postprocessing, to_dict
+from ovseg.inference.labels import FLIPS, Postprocessing, to_dict
 from ovseg.inference.predictor import class_probs
 from ovseg.metrics import SCORES, scores_of_counts
 

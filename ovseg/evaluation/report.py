@@ -24,7 +24,7 @@ from ovseg.evaluation.figures import (
 )
 from ovseg.evaluation.page import write_report
 from ovseg.evaluation.robustness import draw_robustness, measure_robustness
-from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.inference.labels import Postprocessing, to_dict
 from ovseg.metrics import SCORES, SURFACE_SCORES, SURFACE_SCORES_MM
 
 

@@ -12,7 +12,7 @@ from ovseg.core.statistics import mean_interval
 from ovseg.evaluation.calibration import count_flags, risk_coverage
 from ovseg.evaluation.cases import TOLERANCE
 from ovseg.evaluation.failures import KINDS, describe_kinds
-from ovseg.inference.postprocessing import Postprocessing
+from ovseg.inference.labels import Postprocessing
 
 # Shares of the picture between which lesions are grouped by size.
 SIZE_EDGES = (0.0, 0.03, 0.08, 0.2, 1.0)

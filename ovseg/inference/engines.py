@@ -18,6 +18,8 @@ from ovseg.core.registry import choose
 from ovseg.inference.onnx import export_onnx
 from ovseg.inference.packing import pack_weights
 
+OPENVINO_METADATA = "made_by_ovseg"  # the section of a file's own information
+
 # From plain pixels, uint8 (N, 3, H, W), to logits, (N, classes, H, W), for any N.
 Engine = Callable[[Tensor], Tensor]
 
@@ -89,57 +91,102 @@ def _build_onnxruntime(network: torch.nn.Module, image: Tensor) -> Engine:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(network, image, path)
-        return open_onnx(path)
+        return open_onnx(path)[0]
 
 
-def open_onnx(path: Path) -> Engine:
+def open_onnx(path: Path) -> tuple[Engine, dict[str, str]]:
     """Open a file that `ovseg.inference.onnx.export_onnx` wrote in ONNX Runtime on the CPU.
 
+    Returns:
+        The engine, and the file's metadata.
+
     Raises:
-        InputError: the package is missing.
+        InputError: the package is missing, or the file is damaged.
     """
     onnxruntime = _import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime has an exception of its own for each kind of damage.
+    except Exception as error:
+        raise InputError(f"{path} can't be read by ONNX Runtime ({error}).") from None
 
     def run(image: Tensor) -> Tensor:
         outputs = session.run(None, {"image": image.numpy()})
         return torch.from_numpy(outputs[0])
 
-    return run
+    return run, session.get_modelmeta().custom_metadata_map
 
 
 def _import_onnxruntime() -> ModuleType:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError("This engine needs ONNX Runtime: pip install 'ovseg[onnx]'.") from None
+        raise InputError("This needs ONNX Runtime: pip install 'ovseg[onnx]'.") from None
     return onnxruntime
 
 
 def _build_openvino(network: torch.nn.Module, image: Tensor) -> Engine:
-    try:
-        import openvino
-    except ImportError:
-        raise InputError(
-            "This engine needs OpenVINO: pip install 'ovseg[onnx,openvino]'."
-        ) from None
+    _import_openvino()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        export_onnx(network, image, path)
+        return open_openvino(path)[0]
+
+
+def open_openvino(path: Path) -> tuple[Engine, dict[str, str]]:
+    """Open a file of OpenVINO (.xml) or ONNX in OpenVINO on the CPU.
+
+    Returns:
+        The engine, and the metadata that `convert_to_openvino` kept in the file.
+
+    Raises:
+        InputError: the package is missing, or the file is damaged.
+    """
+    openvino = _import_openvino()
     options = {
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
     }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export_onnx(network, image, path)
-        model = openvino.Core().compile_model(path, "CPU", options)
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+        compiled = core.compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise InputError(f"{path} can't be read by OpenVINO ({error}).") from None
 
     def run(image: Tensor) -> Tensor:
-        outputs = model([image.numpy()])
+        outputs = compiled([image.numpy()])
         return torch.from_numpy(outputs[0])
 
-    return run
+    metadata = {}
+    if model.has_rt_info(OPENVINO_METADATA):
+        for name, value in model.get_rt_info(OPENVINO_METADATA).value.items():
+            metadata[name] = value.value
+    return run, metadata
+
+
+def convert_to_openvino(onnx_path: Path, path: Path, metadata: dict[str, str]) -> None:
+    """Write an ONNX file as one of OpenVINO, .xml with a .bin beside it.
+
+    Raises:
+        InputError: the package is missing.
+    """
+    openvino = _import_openvino()
+    model = openvino.convert_model(onnx_path)
+    for name, value in metadata.items():
+        model.set_rt_info(value, [OPENVINO_METADATA, name])
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _import_openvino() -> ModuleType:
+    try:
+        import openvino
+    except ImportError:
+        raise InputError("This needs OpenVINO: pip install 'ovseg[onnx,openvino]'.") from None
+    return openvino
 
 
 ENGINES = {

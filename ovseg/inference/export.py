@@ -1,70 +1,58 @@
-"""A trained run as files for programs without torch.
+"""A trained run as files for other programs, each compared with torch before it is kept."""
 
-The network goes into one file; `model.json` beside it says what has to be done around it.
-"""
-
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ovseg import __version__
-from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
-from ovseg.core.errors import InputError
-from ovseg.core.files import atomic_dir, write_json
+from ovseg.core.checkpoints import Member, checkpoint_digest, read_checkpoint, read_members
+from ovseg.core.errors import InputError, first_five
+from ovseg.core.files import atomic_dir, check_output_dir, write_json
+from ovseg.core.limits import MAX_CONFIG_BYTES
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
-from ovseg.inference.engine_choice import TOLERANCE, is_close, largest_difference
-from ovseg.inference.engines import Engine, open_onnx
-from ovseg.inference.onnx import export_onnx
-from ovseg.inference.postprocessing import to_dict
-from ovseg.inference.predictor import Predictor
+from ovseg.core.schema import read_json, read_text
+from ovseg.data.geometry import place
+from ovseg.inference.agreement import Agreement, choose_images, compare
+from ovseg.inference.engine_choice import TOLERANCE, is_close
+from ovseg.inference.labels import to_dict
+from ovseg.inference.model_card import CARD_FILE, write_card
+from ovseg.inference.model_files import DESCRIPTION_FILE, FORMATS, OUTPUT, ModelFormat, open_model
+from ovseg.inference.predictor import LoadedNetwork, Predictor
 
-DESCRIPTION_FILE = "model.json"
-
-
-@dataclass(frozen=True)
-class ExportFormat:
-    """An entry of `EXPORT_FORMATS`.
-
-    Attributes:
-        file_name: of the network in the export's folder.
-        write: writes it from the network, pictures uint8 (N, 3, S, S), the path, and texts to keep
-            in the file; raises InputError where a package is missing.
-        open: opens the file as an engine on the CPU, to be compared with torch.
-    """
-
-    file_name: str
-    write: Callable[[torch.nn.Module, torch.Tensor, Path, dict[str, str]], None]
-    open: Callable[[Path], Engine]
-
-
-EXPORT_FORMATS = {
-    "onnx": ExportFormat("model.onnx", export_onnx, open_onnx),
-}
+# Of a file of less than float32: the least Dice between its mask and torch's of an image ...
+LEAST_DICE_OF_FLOAT16 = 0.99
+# ... and the largest loss of mean Dice, about that of another seed (docs/recipes.md).
+LARGEST_LOSS_OF_INT8 = 0.01
+CALIBRATED = 64  # validation images on which the ranges of int8 are measured
 
 
 def export_run(
     run: str | Path,
     output: Path | None = None,
     format: str = "onnx",
+    precision: str = "float32",
+    data: Path | None = None,
+    notes: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a run's network and `model.json`, and compare the network's probabilities with torch's.
+    """Write a run's network, `model.json` and a model card, and compare the network with torch.
 
-    The network takes plain pixels, uint8 (N, 3, S, S), of pictures placed in a square as `fit`
-    says, and gives logits. `model.json`, which the file's metadata repeat, says how these become
-    the labels that `ovseg infer` writes: sizes, categories, and the run's post-processing (flips,
-    threshold, clean-up), whose temperature is for reported probabilities alone.
+    The network takes plain pixels, uint8 (N, 3, H, W), of pictures placed in a square as `fit`
+    says, and gives probabilities; one of safetensors holds the weights alone. `model.json`, which
+    the file's metadata repeat, says how these become the labels that `ovseg infer` writes.
 
     Args:
         run: run folder or checkpoint.
         output: folder to make; by default `export` in the run folder. A checkpoint outside of a run
             needs one.
-        format: key of `EXPORT_FORMATS`.
+        format: key of `ovseg.inference.model_files.FORMATS`.
+        precision: of the weights, one that the format has.
+        data: the dataset on whose validation images the file is compared and int8 is calibrated, if
+            it is not the one of training. Without it phantoms are compared, and int8 is refused.
+        notes: a Markdown file that the model card begins with.
         overwrite: replace an earlier export.
 
     Returns:
@@ -72,66 +60,119 @@ def export_run(
 
     Raises:
         InputError: run, format or output can't be used, the run is an ensemble, a package is
-            missing, or the file's probabilities are not torch's.
+            missing, or the file's probabilities or masks are too far from torch's.
     """
-    chosen: ExportFormat = choose("format", format, EXPORT_FORMATS)
+    kind: ModelFormat = choose("format", format, FORMATS)
+    if precision not in kind.precisions:
+        raise InputError(
+            f"--format {format} has no {precision}. It has {first_five(kind.precisions)}."
+        )
     run = Path(run)
-    paths = find_checkpoints(run)
     if output is None:
         output = RunFolder.of(run).export
-    if len(paths) > 1:
-        raise InputError(f"{run} is an ensemble of {len(paths)}. Export its members one by one.")
-    predictor = Predictor.from_run(run, "cpu")
-    network = predictor.members[0].network
-    description = _describe(predictor, checkpoint_digest(*paths))
+    check_output_dir(output, overwrite, DESCRIPTION_FILE)
+    text = "" if notes is None else read_text(notes, MAX_CONFIG_BYTES)
+    members = read_members(run)
+    if len(members) > 1:
+        raise InputError(f"{run} is an ensemble of {len(members)}. Export its members one by one.")
 
-    size = predictor.members[0].image_size
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
+    member = members[0]
+    sample = choose_images(member, data, CALIBRATED)
+    if precision == "int8" and not sample.is_real:
+        raise InputError(
+            f"int8 is calibrated on validation images, and the dataset of {run} is not here. Name "
+            "it with --data."
+        )
+    predictor = Predictor.load(run, "cpu")
+    network = predictor.members[0]
+    description = _describe(predictor, member, run, precision)
+    squares = [place(picture, network.image_size, network.fit) for picture in sample.pictures]
 
-    with atomic_dir(output, overwrite, DESCRIPTION_FILE) as folder:
-        path = folder / chosen.file_name
-        chosen.write(network, image, path, {"ovseg": json.dumps(description)})
-        description["difference"] = _compare_with_torch(chosen.open(path), network, image)
+    with atomic_dir(output, overwrite, DESCRIPTION_FILE, inputs=(run,)) as folder:
+        path = folder / kind.file_name
+        kind.write(network.network, squares, path, description)
+        opened = LoadedNetwork(
+            open_model(path)[0], network.image_size, network.fit, torch.device("cpu")
+        )
+        agreement = compare(network, opened, predictor.postprocessing, sample)
+        _refuse_difference(agreement, precision)
+        description["agreement"] = asdict(agreement)
         write_json(folder / DESCRIPTION_FILE, description)
+        write_card(folder / CARD_FILE, path, description, text)
     return description
 
 
-def _describe(predictor: Predictor, digest: str) -> dict[str, Any]:
-    """What a program must know to make labels with the network."""
-    member = predictor.members[0]
-    activation = "softmax" if predictor.categories else "sigmoid"
-    names = predictor.categories or ["lesion"]
+def _describe(predictor: Predictor, member: Member, run: Path, precision: str) -> dict[str, Any]:
+    """What a program must know to make labels with the network, and where it is from."""
+    settings = read_checkpoint(member.path)["hyper_parameters"]
+    network = predictor.members[0]
+    digest = checkpoint_digest(member.path)
+    folder = RunFolder.of(run)
     return {
         "made_by": f"ovseg {__version__}",
         "checkpoint_sha256": digest,
+        "network": {"arch": settings["arch"], "arch_args": settings.get("arch_args") or {}},
+        "precision": precision,
         "input": {
             "name": "image",
             "dtype": "uint8",
-            "shape": ["batch", 3, member.image_size, member.image_size],
+            "shape": ["batch", 3, "height", "width"],
             "range": "0..255, RGB",
         },
-        "output": {"name": "logits", "activation": activation},
-        "fit": member.fit,
-        "categories": ["background", *names],
+        "output": {"name": OUTPUT, "shape": ["batch", "classes", "height", "width"]},
+        "image_size": network.image_size,
+        "fit": network.fit,
+        "categories": ["background", *(predictor.categories or ["lesion"])],
         "postprocessing": to_dict(predictor.postprocessing),
+        "training": _read_training(folder),
+        "scores": _read_scores(folder, digest),
     }
 
 
-@torch.inference_mode()
-def _compare_with_torch(engine: Engine, network: torch.nn.Module, image: torch.Tensor) -> float:
-    """The largest difference of a probability, for a batch of all images and a batch of one.
+def _read_training(run: RunFolder) -> dict[str, Any]:
+    """Of the run's record what may leave its machine; empty where there is no record."""
+    record = _read_if_there(run.record)
+    if not record:
+        return {}
+    return {
+        "command": record["command"],
+        "started": record["started"],
+        "data_sha256": record["data"]["sha256"],
+        "versions": record["versions"],
+    }
 
-    Raises:
-        InputError: it is above `TOLERANCE`, or NaN.
-    """
-    differences = []
-    for batch in (image, image[:1]):
-        difference = largest_difference(engine(batch), network(batch))
-        if not is_close(difference):
-            raise InputError(
-                f"The exported network is {difference:.2g} off torch's probabilities, expected "
-                f"{TOLERANCE}."
-            )
-        differences.append(difference)
-    return max(differences)
+
+def _read_scores(run: RunFolder, digest: str) -> dict[str, Any] | None:
+    """The scores of the run's evaluation on test; None where this checkpoint has none."""
+    summary = _read_if_there(run.evaluation("test") / "summary.json")
+    if summary.get("checkpoint_sha256") != digest:
+        return None
+    return {
+        name: summary[name] for name in ("images", "scores", "failures", "intervals", "leakage")
+    }
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    return read_json(path, dict[str, Any], "ovseg", "Remove it to export without it.")
+
+
+def _refuse_difference(agreement: Agreement, precision: str) -> None:
+    """Raise InputError where a file is too far from torch; NaN is."""
+    if precision == "float32" and not is_close(agreement.difference):
+        raise InputError(
+            f"The file is {agreement.difference:.2g} off torch's probabilities on "
+            f"{agreement.images}, expected {TOLERANCE}."
+        )
+    if precision == "float16" and not agreement.dice_between_masks >= LEAST_DICE_OF_FLOAT16:
+        raise InputError(
+            f"The file's masks have a Dice of {agreement.dice_between_masks:.4f} with torch's on "
+            f"one of {agreement.images}, expected {LEAST_DICE_OF_FLOAT16}. Export float32."
+        )
+    loss = agreement.dice - agreement.dice_of_file
+    if precision == "int8" and not loss <= LARGEST_LOSS_OF_INT8:
+        raise InputError(
+            f"int8 lowers the mean Dice on {agreement.images} by {loss:.4f}, expected at most "
+            f"{LARGEST_LOSS_OF_INT8}. Export float32."
+        )

@@ -1,4 +1,4 @@
-"""A network as an ONNX file: plain pixels in, logits out, for any batch size."""
+"""A network as an ONNX file: plain pixels in, logits or probabilities out."""
 
 import logging
 import warnings
@@ -13,25 +13,35 @@ OPSET = 20  # the newest that OpenVINO 2026 and ONNX Runtime 1.20 both read
 
 
 def export_onnx(
-    network: torch.nn.Module, image: Tensor, path: Path, metadata: dict[str, str] | None = None
+    network: torch.nn.Module,
+    image: Tensor,
+    path: Path,
+    metadata: dict[str, str] | None = None,
+    output: str = "logits",
+    free_size: bool = False,
 ) -> None:
     """Write one file; the caller compares it with torch.
 
     Args:
         network: in evaluation mode, on the CPU.
-        image: plain pixels, uint8 (N, 3, H, W); the file takes pictures of this height and width
-            only, but batches of any size.
-        path: the file to write; its input is `image`, its output `logits`.
+        image: plain pixels, uint8 (N, 3, H, W); the file takes batches of any size.
+        path: the file to write; its input is `image`.
         metadata: kept in the file's properties.
+        output: name of what the network gives.
+        free_size: the file takes pictures of any height and width, not only H and W.
 
     Raises:
         InputError: the extra [onnx] is missing.
+        RuntimeError: with `free_size`, where the network's graph depends on the size.
     """
     try:
         import onnxscript  # noqa: F401  torch's exporter needs it
     except ImportError:
         raise InputError("Exporting to ONNX needs the extra: pip install 'ovseg[onnx]'.") from None
 
+    axes = {0: torch.export.Dim("batch")}
+    if free_size:
+        axes |= {2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
     # The exporter would take the size of a batch of one for a constant.
     batch_of_two = image[:1].expand(2, -1, -1, -1).contiguous()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -41,8 +51,8 @@ def export_onnx(
             network,
             (batch_of_two,),
             input_names=["image"],
-            output_names=["logits"],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
+            output_names=[output],
+            dynamic_shapes={"image": axes},
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

@@ -1,6 +1,6 @@
-"""A trained run predicts pictures of any size; it needs nothing but its checkpoint.
+"""A trained network predicts pictures of any size.
 
-    predictor = Predictor.from_run("runs/unet/version_0")
+    predictor = Predictor.load("runs/unet/version_0")  # or Predictor.load(), for the one in the box
     prediction = predictor.predict("scan.png")
     prediction.labels  # uint8 (H, W), 1 where there is lesion
     prediction.overlay("scan.png")  # uint8 (H, W, 3), to be shown
@@ -48,21 +48,14 @@ from ovseg.data.pictures import check_eight_bits, read_image
 from ovseg.inference.dicom_results import DICOMSEG, check_format, write_dicom_results
 from ovseg.inference.engine_choice import check_engine, choose_engine
 from ovseg.inference.engines import Engine, arrange_for_inference
+from ovseg.inference.labels import Postprocessing, expected_dice, lesion_of_classes, to_dict
+from ovseg.inference.model_files import FromProbabilities, find_model_file, is_model, open_model
 from ovseg.inference.pictures import InferPicture, find_pictures
-from ovseg.inference.postprocessing import (
-    Postprocessing,
-    flip_logits,
-    lesion_of_classes,
-    mean_logits,
-    read_postprocessing,
-    to_dict,
-    to_probs,
-)
+from ovseg.inference.postprocessing import flip_logits, mean_logits, read_postprocessing, to_probs
 from ovseg.inference.table import FLAGS, TABLE, PredictionTable, Row
 from ovseg.inference.uncertainty import (
     deviation_of_members,
     draw_uncertainty,
-    expected_dice,
     lesion_views,
     map_flips,
 )
@@ -72,6 +65,8 @@ from ovseg.models import build_model
 Picture = np.ndarray | Image.Image | str | Path
 # Of one picture: probabilities, float32 (classes, H, W), and their variance over views, (H, W).
 ProbsAndVariance = tuple[np.ndarray, np.ndarray | None]
+
+BOX = Path(__file__).parents[1] / "weights"  # the model that comes with ovseg
 
 # What a file system answers to a name that is too long, or has characters that it does not take.
 REFUSED_NAMES = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
@@ -157,7 +152,7 @@ class LoadedNetwork:
     Attributes:
         network: from plain pixels, uint8 (N, 3, S, S), to logits; in evaluation mode on `device`.
         image_size: S, the side of the square that pictures are placed in.
-        fit: how they are placed, see `ovseg.data.geometry.fit_box`.
+        fit: how they are placed, see `ovseg.data.boxes.fit_box`.
         device: where the network runs.
     """
 
@@ -213,7 +208,7 @@ class LoadedNetwork:
 
 @dataclass
 class Predictor:
-    """A trained run, or an ensemble of several, ready to predict pictures; see `from_run`.
+    """A trained run, or an ensemble of several, ready to predict pictures; see `load`.
 
     Attributes:
         members: the networks. Of several the probabilities are averaged at the pictures' own sizes,
@@ -233,30 +228,67 @@ class Predictor:
     pictures: int | None = None
 
     @classmethod
-    def from_run(
+    def load(
         cls,
-        path: str | Path,
+        source: str | Path | None = None,
         device: str = "auto",
         postprocessing: bool = True,
         engine: str = "torch",
     ) -> "Predictor":
-        """Load a run folder, a checkpoint (.ckpt) or the folder of an ensemble.
+        """Load a run folder, a checkpoint, an ensemble, an exported file, or the model in the box.
 
         Args:
-            path: see `ovseg.core.checkpoints.find_checkpoints`.
+            source: a run folder, a checkpoint (.ckpt) or the folder of an ensemble, see
+                `ovseg.core.checkpoints.find_checkpoints`; a file that `ovseg export` wrote, or its
+                folder; None for the model that comes with ovseg.
             device: `auto`, or a name such as `cpu` or `cuda`; see
-                `ovseg.core.device.choose_device`.
-            postprocessing: apply the post-processing that the run folder holds, if any (see
-                `ovseg.inference.postprocessing.read_postprocessing`); else the threshold is 0.5.
-            engine: see `Predictor`.
+                `ovseg.core.device.choose_device`. Files of ONNX and OpenVINO run on the CPU.
+            postprocessing: apply the post-processing that the run folder or the file holds, if any
+                (see `ovseg.inference.postprocessing.read_postprocessing`); else the threshold is
+                0.5.
+            engine: see `Predictor`; for files of ONNX and OpenVINO it stays `torch`.
 
         Raises:
-            InputError: there is no such run, device or engine, a checkpoint is broken, the members
+            InputError: there is no such run, file, device or engine, a file is broken, the members
                 of an ensemble differ in their categories, or the post-processing was chosen for
                 another checkpoint.
         """
-        path = Path(path)
         check_engine(engine)
+        path = BOX if source is None else Path(source)
+        if is_model(path):
+            return cls._load_file(path, device, postprocessing, engine)
+        return cls._load_run(path, device, postprocessing, engine)
+
+    @classmethod
+    def _load_file(cls, path: Path, device: str, postprocessing: bool, engine: str) -> "Predictor":
+        """A file of `ovseg export`, see `ovseg.inference.model_files.open_model`."""
+        network, description = open_model(path)
+        chosen_device = choose_device(device)
+        if isinstance(network, FromProbabilities):
+            if engine != "torch":
+                raise InputError(
+                    f"{path} is a file of one engine, which --engine {engine} can't run. Leave "
+                    "--engine out, or name the run."
+                )
+            if device not in ("auto", "cpu"):
+                raise InputError(f"{path} runs on the CPU, not on {device}. Leave --device out.")
+            chosen_device = torch.device("cpu")
+        member = LoadedNetwork(
+            network=arrange_for_inference(network.to(chosen_device), chosen_device),
+            image_size=description["image_size"],
+            fit=description["fit"],
+            device=chosen_device,
+        )
+        names = description["categories"][1:]
+        categories = names if len(names) > 1 else []
+        chosen = Postprocessing()
+        if postprocessing:
+            chosen = Postprocessing(**description["postprocessing"])
+        return cls([member], categories, chosen, engine)
+
+    @classmethod
+    def _load_run(cls, path: Path, device: str, postprocessing: bool, engine: str) -> "Predictor":
+        """A run folder, a checkpoint, or an ensemble."""
         chosen_device = choose_device(device)
         checkpoints = read_members(path)
         first = checkpoints[0]
@@ -436,7 +468,7 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def infer_folder(
-    run: Path,
+    run: Path | None,
     images: Path | Sequence[Path],
     output: Path,
     overlays: bool = False,
@@ -462,7 +494,7 @@ def infer_folder(
     it is higher, and empty without one. How many pictures are flagged is printed.
 
     Args:
-        run: run folder, checkpoint, or the folder of an ensemble.
+        run: see `source` of `Predictor.load`.
         images: picture or folder of pictures, or several of them.
         output: folder to make; it appears when all masks are written.
         overlays: also write `overlays/<stem>.png`, the labels over the picture; for categories with
@@ -470,10 +502,10 @@ def infer_folder(
         probabilities: also write `probabilities/<stem>.png`, the probability of lesion (see
             `Prediction`) in 16 bits, 65535 is 1.
         batch_size: pictures at a time.
-        device: see `Predictor.from_run`.
+        device: see `Predictor.load`.
         overwrite: replace masks that this function wrote before.
         engine: see `Predictor`.
-        postprocessing: see `Predictor.from_run`; what it changes is printed.
+        postprocessing: see `Predictor.load`; what it changes is printed.
         recursive: also take the folders in folders; masks and all else keep their structure.
         uncertainty: also write `overlays/<stem>_uncertainty.png`, where flips and members disagree
             (see `Prediction.uncertainty` and `Predictor.predict`).
@@ -500,7 +532,7 @@ def infer_folder(
     if recursive:
         _refuse_output_in(sources, output)
 
-    predictor = Predictor.from_run(run, device, postprocessing, engine)
+    predictor = Predictor.load(run, device, postprocessing, engine)
     if predictor.postprocessing.changes:
         print(f"Post-processing of the run: {predictor.postprocessing}")
     flips = predictor.postprocessing.flips
@@ -516,7 +548,7 @@ def infer_folder(
 
     settings = [device, engine, batch_size, overlays, probabilities, uncertainty, format]
     work = _describe_work(run, predictor.postprocessing, pictures, settings)
-    with atomic_dir(output, overwrite, MARKER, inputs=(run, *sources), work=work) as folder:
+    with atomic_dir(output, overwrite, MARKER, inputs=(run or BOX, *sources), work=work) as folder:
         (folder / MARKER).touch()
         if predictor.categories:
             names = ["background", *predictor.categories]
@@ -548,7 +580,7 @@ def infer_folder(
 
 
 def _describe_work(
-    run: Path,
+    run: Path | None,
     postprocessing: Postprocessing,
     pictures: Sequence[InferPicture],
     settings: Sequence[object],
@@ -557,7 +589,7 @@ def _describe_work(
 
     A file counts by its path, size and time of change, so that none is read for this.
     """
-    files = [*find_checkpoints(run), *(picture.path for picture in pictures)]
+    files = [*_files_of(run or BOX), *(picture.path for picture in pictures)]
     stamps = []
     for path in files:
         try:
@@ -568,6 +600,13 @@ def _describe_work(
     masks = [str(picture.mask) for picture in pictures]
     content = [__version__, to_dict(postprocessing), list(settings), stamps, masks]
     return content_digest(content)
+
+
+def _files_of(run: Path) -> list[Path]:
+    """The checkpoints of a run, or an exported file."""
+    if is_model(run):
+        return [find_model_file(run)]
+    return find_checkpoints(run)
 
 
 def _refuse_output_in(sources: Sequence[Path], output: Path) -> None:

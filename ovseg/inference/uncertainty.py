@@ -7,30 +7,11 @@ import numpy as np
 from torch import Tensor
 
 from ovseg.core.drawing import blend_heat, heat_legend
-from ovseg.inference.postprocessing import lesion_of_classes, to_probs
+from ovseg.inference.labels import lesion_of_classes
+from ovseg.inference.postprocessing import to_probs
 
 # The deviation that gets the last colour. It is at most 0.5; of two views that means 0 and 1.
 LAST_COLOR = 0.3
-
-
-def expected_dice(probs: np.ndarray, pred: np.ndarray) -> float:
-    """The confidence of a prediction: about the Dice that its own probabilities expect.
-
-    It is 2 sum(p over the prediction) / (pixels of the prediction + sum p). Of an empty prediction
-    it is 1 - the largest probability.
-
-    Args:
-        probs: lesion probabilities, float (H, W) in 0..1.
-        pred: predicted lesion, bool (H, W).
-
-    Returns:
-        0..1; it is no calibrated probability.
-    """
-    if not pred.any():
-        return float(1 - probs.max())
-    inside = float(probs[pred].sum(dtype=np.float64))
-    everywhere = float(probs.sum(dtype=np.float64))
-    return 2 * inside / (int(pred.sum()) + everywhere)
 
 
 def map_flips(flips: Sequence[str], networks: int) -> Sequence[str]:

@@ -13,7 +13,7 @@ import pytest
 from ovseg.benchmark.command import WHAT
 from ovseg.benchmark.peers import PEERS, PRECISIONS
 from ovseg.cli.main import COMMANDS
-from ovseg.data.geometry import FITS
+from ovseg.data.boxes import FITS
 from ovseg.data.prepare.dataset import SPLITTERS
 from ovseg.evaluation.postprocessing_search import METRICS
 from ovseg.inference.engines import ENGINES

@@ -178,7 +178,7 @@ def test_infer_writes_ids_at_the_pictures_size(run, tmp_path, save_png, capsys):
 
 
 def test_labels_come_from_interpolated_probabilities(run):
-    predictor = Predictor.from_run(run, "cpu")
+    predictor = Predictor.load(run, "cpu")
     image = make_phantom(9, 64)[0]
     prediction = predictor.predict(image)
     assert predictor.categories == NAMES

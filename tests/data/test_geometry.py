@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from ovseg.core.errors import InputError
-from ovseg.data.geometry import Box, cut, fit_box, place, resize_image, resize_labels, restore
+from ovseg.data.boxes import Box, cut, fit_box
+from ovseg.data.geometry import place, resize_image, resize_labels, restore
 
 
 def test_letterbox_centres_the_picture():

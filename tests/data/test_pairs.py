@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from ovseg.core.errors import InputError
-from ovseg.data.geometry import Box
+from ovseg.data.boxes import Box
 from ovseg.data.pairs import (
     Pair,
     find_pairs,

@@ -11,7 +11,7 @@ from ovseg.evaluation.calibration import (
     flag_threshold,
     risk_coverage,
 )
-from ovseg.inference.postprocessing import Postprocessing
+from ovseg.inference.labels import Postprocessing
 
 
 def test_error_and_brier_of_four_pixels():

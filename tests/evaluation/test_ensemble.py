@@ -14,7 +14,7 @@ from ovseg.core.errors import InputError
 from ovseg.data.pictures import read_image
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import search_postprocessing
-from ovseg.inference.postprocessing import Postprocessing
+from ovseg.inference.labels import Postprocessing
 from ovseg.inference.predictor import Predictor
 
 ALONE = {"a": {"augmentation": "flips"}, "b": {"seed": 1, "augmentation": "standard"}}
@@ -60,7 +60,7 @@ def test_evaluation_of_an_ensemble_is_of_the_average(
     folder = ensemble("a", "b")
     assert evaluate(folder, tmp_path / "out") == 0
     table = pd.read_csv(tmp_path / "out" / "per_image.csv").set_index("stem")
-    predictor = Predictor.from_run(folder, "cpu")
+    predictor = Predictor.load(folder, "cpu")
     for stem, row in table.iterrows():
         labels = predictor.predict([read_image(phantom_root / "test" / "images" / f"{stem}.png")])[
             0
@@ -109,9 +109,7 @@ def test_postprocessing_of_an_ensemble_is_chosen_on_each_members_own_images(
         json.loads((tmp_path / "out" / "summary.json").read_text())["postprocessing"]
         == found["postprocessing"]
     )
-    assert Predictor.from_run(folder, "cpu").postprocessing == Postprocessing(
-        **found["postprocessing"]
-    )
+    assert Predictor.load(folder, "cpu").postprocessing == Postprocessing(**found["postprocessing"])
     (folder / "ensemble.json").write_text(json.dumps({"members": ["members/a"]}))
     assert (
         evaluate(folder, tmp_path / "out2") == 2

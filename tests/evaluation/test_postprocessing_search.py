@@ -23,7 +23,7 @@ from ovseg.evaluation.postprocessing_search import (
     seen_flips,
     try_candidates,
 )
-from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.inference.labels import Postprocessing, to_dict
 from ovseg.metrics import SCORES
 
 

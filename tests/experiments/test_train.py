@@ -26,7 +26,7 @@ from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.experiments.train import TrainCLI, build_cli, read_configuration
-from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.inference.labels import Postprocessing, to_dict
 from ovseg.models import build_model
 from ovseg.training.callbacks import BestCheckpoint, EpochSeed, EpochSnapshots
 from ovseg.training.checkpoint_io import WholeCheckpointIO

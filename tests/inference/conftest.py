@@ -13,7 +13,7 @@ from torch import nn
 
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.data.prepare.phantoms import make_phantom
-from ovseg.inference.postprocessing import Postprocessing, to_dict
+from ovseg.inference.labels import Postprocessing, to_dict
 from ovseg.models import build_model
 
 

@@ -9,13 +9,8 @@ import torch
 
 from ovseg.core.checkpoints import checkpoint_digest
 from ovseg.core.errors import InputError
-from ovseg.inference.postprocessing import (
-    Postprocessing,
-    average_flips,
-    mean_logits,
-    read_postprocessing,
-    to_dict,
-)
+from ovseg.inference.labels import Postprocessing, to_dict
+from ovseg.inference.postprocessing import average_flips, mean_logits, read_postprocessing
 from ovseg.metrics import predict
 
 PICTURE = np.array(  # a ring of 8 with a hole, two pixels that touch at a corner, one alone

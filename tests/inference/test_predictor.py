@@ -25,7 +25,7 @@ from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference import engine_choice
 from ovseg.inference import predictor as predictor_module
 from ovseg.inference.engines import ENGINES, EngineKind
-from ovseg.inference.postprocessing import Postprocessing
+from ovseg.inference.labels import Postprocessing
 from ovseg.inference.predictor import (
     Prediction,
     Predictor,
@@ -38,7 +38,7 @@ from ovseg.training.task import SegmentationTask
 
 @pytest.fixture
 def predictor(run) -> Predictor:
-    return Predictor.from_run(run, "cpu")
+    return Predictor.load(run, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_batches_do_not_change_the_prediction(predictor, pictures, batch_size):
 def test_predictions_are_those_that_infer_writes(run, images, tmp_path, read_png):
     infer_folder(run, images, tmp_path / "out", overlays=True, probabilities=True, device="cpu")
     paths = sorted(images.iterdir())
-    predictions = Predictor.from_run(run, "cpu").predict(paths)
+    predictions = Predictor.load(run, "cpu").predict(paths)
     for path, prediction in zip(paths, predictions, strict=True):
         name = f"{path.stem}.png"
         mask = read_png(tmp_path / "out" / name)
@@ -190,7 +190,7 @@ def test_overlay_marks_the_lesion_in_red(predictor):
 
 def test_overlay_of_categories_has_the_size_of_the_picture(category_run):
     image = make_phantom(1, 64)[0]
-    prediction = Predictor.from_run(category_run, "cpu").predict(image)
+    prediction = Predictor.load(category_run, "cpu").predict(image)
     assert prediction.categories == ["cyst", "haze", "solid", "mixed"]
     assert prediction.overlay(image).shape == image.shape
 
@@ -201,13 +201,13 @@ def test_overlay_of_another_picture_is_an_error(predictor, pictures):
         prediction.overlay(pictures[1])
 
 
-# Predictor.from_run
+# Predictor.load
 
 
 def test_checkpoint_is_enough(run, pictures):
-    of_run = Predictor.from_run(run, "cpu").predict(pictures[0])
+    of_run = Predictor.load(run, "cpu").predict(pictures[0])
     checkpoint = str(run / "checkpoints" / "last.ckpt")
-    of_checkpoint = Predictor.from_run(checkpoint, "cpu").predict(pictures[0])
+    of_checkpoint = Predictor.load(checkpoint, "cpu").predict(pictures[0])
     assert np.array_equal(of_checkpoint.probs, of_run.probs)
 
 
@@ -215,8 +215,8 @@ def test_checkpoint_has_no_postprocessing(run, tmp_path, write_postprocessing):
     folder = shutil.copytree(run, tmp_path / "run")
     write_postprocessing(folder, Postprocessing(threshold=0.3))
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    assert Predictor.from_run(folder, "cpu").postprocessing == Postprocessing(threshold=0.3)
-    assert Predictor.from_run(checkpoint, "cpu").postprocessing == Postprocessing()
+    assert Predictor.load(folder, "cpu").postprocessing == Postprocessing(threshold=0.3)
+    assert Predictor.load(checkpoint, "cpu").postprocessing == Postprocessing()
 
 
 def test_postprocessing_is_applied_as_by_hand(run, images, tmp_path, write_postprocessing):
@@ -225,7 +225,7 @@ def test_postprocessing_is_applied_as_by_hand(run, images, tmp_path, write_postp
     )
     folder = shutil.copytree(run, tmp_path / "run")
     write_postprocessing(folder, chosen)
-    plain = Predictor.from_run(folder, "cpu", postprocessing=False)
+    plain = Predictor.load(folder, "cpu", postprocessing=False)
 
     image = read_image(images / "a.png")
     flipped_probs = []
@@ -234,7 +234,7 @@ def test_postprocessing_is_applied_as_by_hand(run, images, tmp_path, write_postp
         flipped_probs.append(flip(probs))
     expected = np.mean(flipped_probs, axis=0, dtype=np.float32)
 
-    prediction = Predictor.from_run(folder, "cpu").predict(image)
+    prediction = Predictor.load(folder, "cpu").predict(image)
     assert np.allclose(prediction.probs, expected, atol=1e-4)
     assert np.array_equal(prediction.labels, chosen.labels(prediction.probs[None]))
     assert prediction.labels.any()
@@ -244,9 +244,9 @@ def test_postprocessing_is_applied_as_by_hand(run, images, tmp_path, write_postp
 
 
 def test_ensemble_predicts_the_average_at_the_pictures_size(run, large_run, ensemble, pictures):
-    first = Predictor.from_run(run, "cpu").predict(pictures)
-    second = Predictor.from_run(large_run, "cpu").predict(pictures)
-    together = Predictor.from_run(ensemble, "cpu").predict(pictures)
+    first = Predictor.load(run, "cpu").predict(pictures)
+    second = Predictor.load(large_run, "cpu").predict(pictures)
+    together = Predictor.load(ensemble, "cpu").predict(pictures)
     for image, one, other, average in zip(pictures, first, second, together, strict=True):
         assert average.probs.shape == image.shape[:2]
         assert not np.allclose(one.probs, other.probs, atol=1e-3)
@@ -265,8 +265,8 @@ def test_flips_and_engine_are_used_for_every_member(
 
     monkeypatch.setitem(ENGINES, "counted", EngineKind(build))
     write_postprocessing(ensemble, Postprocessing(("horizontal",)))
-    plain = Predictor.from_run(ensemble, "cpu", postprocessing=False)
-    with_flips = Predictor.from_run(ensemble, "cpu")
+    plain = Predictor.load(ensemble, "cpu", postprocessing=False)
+    with_flips = Predictor.load(ensemble, "cpu")
     with_flips.engine = "counted"
 
     for image in pictures:
@@ -288,8 +288,8 @@ def test_every_engine_averages_flips_as_torch_does(run, images, engine):
     pytest.importorskip(engine, reason="needs the extra of this engine")
     postprocessing = Postprocessing(("horizontal", "vertical"))
     paths = sorted(images.iterdir())
-    by_torch = Predictor.from_run(run, "cpu")
-    by_engine = Predictor.from_run(run, "cpu")
+    by_torch = Predictor.load(run, "cpu")
+    by_engine = Predictor.load(run, "cpu")
     by_torch.postprocessing = postprocessing
     by_engine.postprocessing = postprocessing
     by_engine.engine = engine
@@ -601,7 +601,7 @@ def test_checkpoint_of_other_weights_is_an_error(run, tmp_path):
     del checkpoint["state_dict"]["network.head.weight"]
     torch.save(checkpoint, tmp_path / "cut.ckpt")
     with pytest.raises(InputError, match=r"cut\.ckpt holds other weights than its network"):
-        Predictor.from_run(tmp_path / "cut.ckpt", "cpu")
+        Predictor.load(tmp_path / "cut.ckpt", "cpu")
 
 
 def test_predictor_imports_no_package_that_takes_long_or_may_be_absent():
@@ -660,9 +660,9 @@ def test_temperature_changes_probabilities_and_no_mask(
 ):
     folder = shutil.copytree(run, tmp_path / "run")
     write_postprocessing(folder, Postprocessing(threshold=0.3))
-    plain = Predictor.from_run(folder, "cpu").predict(pictures)
+    plain = Predictor.load(folder, "cpu").predict(pictures)
     write_postprocessing(folder, Postprocessing(threshold=0.3, temperature=2.0))
-    divided = Predictor.from_run(folder, "cpu").predict(pictures)
+    divided = Predictor.load(folder, "cpu").predict(pictures)
     for before, after in zip(plain, divided, strict=True):
         assert np.array_equal(after.labels, before.labels)
         logits = np.log(before.probs / (1 - before.probs))
@@ -672,7 +672,7 @@ def test_temperature_changes_probabilities_and_no_mask(
 
 def test_uncertainty_is_the_deviation_of_the_flips(run, pictures, tmp_path, write_postprocessing):
     square = np.ascontiguousarray(pictures[0])
-    plain = Predictor.from_run(run, "cpu")
+    plain = Predictor.load(run, "cpu")
     views = []
     for flip in (np.array, np.fliplr, np.flipud, lambda picture: np.rot90(picture, 2)):
         views.append(flip(plain.predict(np.ascontiguousarray(flip(square))).probs))
@@ -685,16 +685,16 @@ def test_uncertainty_is_the_deviation_of_the_flips(run, pictures, tmp_path, writ
 
     folder = shutil.copytree(run, tmp_path / "run")
     write_postprocessing(folder, Postprocessing(("horizontal", "vertical")))
-    flipped = Predictor.from_run(folder, "cpu").predict(square, uncertainty=True)
+    flipped = Predictor.load(folder, "cpu").predict(square, uncertainty=True)
     assert np.allclose(flipped.uncertainty, np.std(views, axis=0), atol=1e-4)
 
 
 def test_uncertainty_of_an_ensemble_is_the_deviation_of_its_members(
     run, large_run, ensemble, pictures
 ):
-    first = Predictor.from_run(run, "cpu").predict(pictures)
-    second = Predictor.from_run(large_run, "cpu").predict(pictures)
-    together = Predictor.from_run(ensemble, "cpu").predict(pictures, uncertainty=True)
+    first = Predictor.load(run, "cpu").predict(pictures)
+    second = Predictor.load(large_run, "cpu").predict(pictures)
+    together = Predictor.load(ensemble, "cpu").predict(pictures, uncertainty=True)
     for one, other, found in zip(first, second, together, strict=True):
         assert np.allclose(found.uncertainty, np.abs(one.probs - other.probs) / 2, atol=1e-6)
 
@@ -731,7 +731,7 @@ def read_table(output: Path) -> list[dict[str, str]]:
 
 def test_table_says_what_each_prediction_is(run, images, tmp_path, capsys, write_postprocessing):
     paths = [images / name for name in ("a.png", "b.jpg", "c.bmp", "d.tif")]
-    predictions = Predictor.from_run(run, "cpu").predict(paths)
+    predictions = Predictor.load(run, "cpu").predict(paths)
     order = sorted(prediction.confidence for prediction in predictions)
     threshold = (order[1] + order[2]) / 2
     folder = shutil.copytree(run, tmp_path / "run")

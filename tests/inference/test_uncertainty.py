@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from ovseg.core.drawing import LINE_HEIGHT, heat_colors, heat_legend
+from ovseg.inference.labels import expected_dice
 from ovseg.inference.uncertainty import (
     deviation_of_members,
     draw_uncertainty,
-    expected_dice,
     lesion_views,
     map_flips,
 )

@@ -281,7 +281,7 @@ class GaussianNoise(A.ImageOnlyTransform):
         return ultrasound.add_noise(img, seed, deviation)
 
 
-# Transforms that flip, and which of `ovseg.inference.postprocessing.FLIPS` they make.
+# Transforms that flip, and which of `ovseg.inference.labels.FLIPS` they make.
 FLIPPING: dict[type, tuple[str, ...]] = {
     A.HorizontalFlip: ("horizontal",),
     A.VerticalFlip: ("vertical",),

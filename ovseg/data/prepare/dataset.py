@@ -26,7 +26,8 @@ from ovseg.core.files import (
 )
 from ovseg.core.registry import choose
 from ovseg.core.schema import find_problem
-from ovseg.data.geometry import FITS, fit_box, place
+from ovseg.data.boxes import FITS, fit_box
+from ovseg.data.geometry import place
 from ovseg.data.manifest import FILE_NAME, read_manifest
 from ovseg.data.masks import WHITE_CORNERS_SHARE, has_white_corners
 from ovseg.data.pictures import UPRIGHT, read_image_and_orientation
@@ -165,7 +166,7 @@ def prepare_dataset(
         output: folder to make; it appears when it is complete. Called again with the same source
             and settings, this changes nothing and returns the manifest.
         size: side of the squares, pixels, 16..8192.
-        fit: see `ovseg.data.geometry.fit_box`.
+        fit: see `ovseg.data.boxes.fit_box`.
         split: `groups` divides groups of near-duplicates 80 : 10 : 10, stratified by category and
             lesion size; `official` is the dataset's own split: its folders, or the lists of OTU_2d
             (see `ovseg.data.prepare.splits`), where an eighth of train, by groups, is valid if it

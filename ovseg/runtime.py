@@ -1,0 +1,258 @@
+"""A model that `ovseg export` wrote, without torch: numpy, ONNX Runtime and Pillow are enough.
+
+    model = Model("export/model.onnx")
+    prediction = model.predict("scan.png")
+    prediction.labels  # uint8 (H, W), 1 where there is lesion
+
+From a terminal: `python -m ovseg.runtime --model model.onnx --images scan.png --output masks`.
+In a small container: `pip install numpy pillow onnxruntime`, then `pip install --no-deps ovseg`.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+from ovseg.core.errors import InputError, first_five
+from ovseg.data.boxes import cut, fit_box
+from ovseg.data.pictures import list_pictures, open_picture
+from ovseg.inference.labels import FLIPS, Postprocessing
+
+CUBIC = -0.75  # OpenCV's parameter of cubic interpolation
+METADATA = "ovseg"  # the key of the description in the file
+
+
+@dataclass(frozen=True)
+class RuntimePrediction:
+    """The result for one picture, at the picture's own size.
+
+    Attributes:
+        labels: uint8 (H, W), 1 where there is lesion, or ids of categories.
+        probs: float32 (classes, H, W) in 0..1, averaged over the flips; of several classes the
+            first is the background.
+    """
+
+    labels: np.ndarray
+    probs: np.ndarray
+
+
+class Model:
+    """A network in ONNX Runtime, and what its file says about the way from picture to mask.
+
+    Args:
+        path: `model.onnx`, written by `ovseg export`.
+        threads: of the CPU; 0 for all cores.
+
+    Attributes:
+        description: see `docs/inference.md`.
+
+    Raises:
+        InputError: the file is missing, broken or not from `ovseg export`.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        if not Path(path).is_file():
+            raise InputError(f"There is no file {path}. Write it with ovseg export.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        # ONNX Runtime has an exception of its own for each kind of damage.
+        except Exception as error:
+            raise InputError(f"{path} is no model of ONNX ({error}).") from None
+        self.description = _read_description(self.session, path)
+        self.postprocessing = Postprocessing(**self.description["postprocessing"])
+        self.size = self.description["image_size"]
+        self.fit = self.description["fit"]
+
+    def predict(self, picture: str | Path | np.ndarray) -> RuntimePrediction:
+        """Segment one picture.
+
+        Args:
+            picture: a path, or RGB, uint8 (H, W, 3).
+
+        Raises:
+            InputError: the file can't be read, or the array is of another kind.
+        """
+        if isinstance(picture, str | Path):
+            picture = np.array(open_picture(Path(picture)).convert("RGB"))
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            raise InputError(
+                f"A picture is {picture.dtype} of shape {picture.shape}, expected uint8 (H, W, 3)."
+            )
+        height, width = picture.shape[:2]
+        square = place(picture, self.size, self.fit)
+        square_probs = self._average_flips(square.transpose(2, 0, 1)[None])[0]
+        probs = np.stack([restore(channel, height, width, self.fit) for channel in square_probs])
+        return RuntimePrediction(self.postprocessing.labels(probs), probs)
+
+    def _average_flips(self, batch: np.ndarray) -> np.ndarray:
+        """Probabilities, float32 (N, classes, S, S), of squares, uint8 (N, 3, S, S)."""
+        flips = self.postprocessing.flips
+        results = []
+        for count in range(len(flips) + 1):
+            for names in itertools.combinations(flips, count):
+                axes = [FLIPS[name] for name in names]
+                pixels = np.ascontiguousarray(np.flip(batch, axes))
+                probs = self.session.run(None, {"image": pixels})[0]
+                results.append(np.flip(probs, axes))
+        return np.mean(results, axis=0)
+
+
+def _read_description(session: Any, path: str | Path) -> dict[str, Any]:
+    """What `ovseg export` keeps in the file's metadata."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA, "{}")
+    description = json.loads(text)
+    missing = [key for key in ("image_size", "fit", "postprocessing") if key not in description]
+    if missing:
+        raise InputError(
+            f"The metadata of {path} have no {first_five(missing)}, as ovseg export writes them. "
+            "Export the run with ovseg export."
+        )
+    return description
+
+
+def place(picture: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """`ovseg.data.geometry.place` of an image without OpenCV; values differ by at most 1.
+
+    Args:
+        picture: RGB, uint8 (H, W, 3).
+        size: side of the square, pixels.
+        fit: see `ovseg.data.boxes.fit_box`.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    height, width = picture.shape[:2]
+    box = fit_box(height, width, size, fit)
+    square = np.zeros((size, size, 3), np.uint8)
+    cut(square, box)[:] = resize_image(picture, box.height, box.width)
+    return square
+
+
+def resize_image(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, 3) uint8 as OpenCV does: by area when shrinking, cubic when enlarging."""
+    old_height, old_width = picture.shape[:2]
+    if (old_height, old_width) == (height, width):
+        return picture
+    weights = cubic_weights
+    if height * width < old_height * old_width:
+        weights = area_weights
+        # OpenCV computes areas only where neither side grows.
+        if height > old_height or width > old_width:
+            weights = area_like_weights
+    rows = weights(old_height, height)
+    columns = weights(old_width, width)
+    resized = _resample(picture.astype(np.float32), rows, columns)
+    return np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+
+
+def restore(probs: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
+    """`ovseg.data.geometry.restore` without OpenCV: float32 (S, S) to (height, width)."""
+    part = cut(probs, fit_box(height, width, probs.shape[0], fit))
+    rows = linear_weights(part.shape[0], height)
+    columns = linear_weights(part.shape[1], width)
+    return _resample(part, rows, columns)
+
+
+def _resample(values: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Weight rows and columns of (H, W) or (H, W, C); the weights are (new, old)."""
+    resized = np.tensordot(rows, values, (1, 0))
+    return np.moveaxis(np.tensordot(columns, resized, (1, 1)), 0, 1)
+
+
+def area_weights(old: int, new: int) -> np.ndarray:
+    """Share of each old pixel in each new one where an axis shrinks, float32 (new, old)."""
+    scale = old / new
+    edges = np.arange(new + 1) * scale
+    pixels = np.arange(old)
+    begin = np.maximum(edges[:-1, None], pixels)
+    end = np.minimum(edges[1:, None], pixels + 1)
+    return (np.maximum(end - begin, 0) / scale).astype(np.float32)
+
+
+def area_like_weights(old: int, new: int) -> np.ndarray:
+    """What OpenCV takes for areas where one of two axes grows, float32 (new, old)."""
+    inverse = new / old
+    index = np.arange(new)
+    left = np.floor(index / inverse).astype(int)
+    shift = (index + 1) - (left + 1) * inverse
+    shift = np.where(shift <= 0, 0, shift - np.floor(shift))
+    return _sum_weights(old, [(left, 1 - shift), (left + 1, shift)])
+
+
+def linear_weights(old: int, new: int) -> np.ndarray:
+    """Weights of linear interpolation between the centres of pixels, float32 (new, old)."""
+    left, shift = _find_centres(old, new)
+    return _sum_weights(old, [(left, 1 - shift), (left + 1, shift)])
+
+
+def cubic_weights(old: int, new: int) -> np.ndarray:
+    """Weights of cubic interpolation between the centres of pixels, float32 (new, old)."""
+    left, shift = _find_centres(old, new)
+    parts = []
+    for offset in (-1, 0, 1, 2):
+        distance = np.abs(shift - offset)
+        near = (CUBIC + 2) * distance**3 - (CUBIC + 3) * distance**2 + 1
+        far = CUBIC * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        parts.append((left + offset, np.where(distance <= 1, near, far)))
+    return _sum_weights(old, parts)
+
+
+def _find_centres(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each new pixel the old one to the left of its centre, and the distance from it."""
+    centres = (np.arange(new) + 0.5) * (old / new) - 0.5
+    left = np.floor(centres).astype(int)
+    return left, centres - left
+
+
+def _sum_weights(old: int, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """A matrix, float32 (new, old), of old pixels and their weights; the border is repeated."""
+    new = len(parts[0][0])
+    weights = np.zeros((new, old), np.float32)
+    for pixels, values in parts:
+        np.add.at(weights, (np.arange(new), np.clip(pixels, 0, old - 1)), values)
+    return weights
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write a mask `<stem>.png` for each picture; the exit code is 1 where one can't be read."""
+    parser = argparse.ArgumentParser(prog="python -m ovseg.runtime", description=__doc__)
+    parser.add_argument("--model", required=True, type=Path, help="model.onnx of ovseg export")
+    parser.add_argument("--images", required=True, type=Path, nargs="+", help="pictures, folders")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the masks")
+    options = parser.parse_args(arguments)
+
+    model = Model(options.model)
+    pictures: list[Path] = []
+    for path in options.images:
+        pictures += list_pictures(path) if path.is_dir() else [path]
+    options.output.mkdir(parents=True, exist_ok=True)
+    failures = 0
+    for path in pictures:
+        try:
+            prediction = model.predict(path)
+        except (InputError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failures += 1
+            continue
+        values = prediction.labels
+        if len(prediction.probs) == 1:
+            values = values * np.uint8(255)
+        Image.fromarray(values).save(options.output / f"{path.stem}.png")
+    print(f"{len(pictures) - failures} masks written to {options.output}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
