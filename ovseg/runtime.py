@@ -102,7 +102,7 @@ class Model:
         results = []
         for count in range(len(flips) + 1):
             for names in itertools.combinations(flips, count):
-                axes = [FLIPS[name] for name in names]
+                axes = tuple(FLIPS[name] for name in names)
                 pixels = np.ascontiguousarray(np.flip(batch, axes))
                 probs = self.session.run(None, {"image": pixels})[0]
                 results.append(np.flip(probs, axes))

@@ -2,8 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ RUN = "the run, torch"
 RUNTIME = "ONNX by ovseg.runtime"
 BATCH = 8
 
-# Of the process that measures one file: from a list of pictures to labels of each.
-_predict: Any = None
+# Of the process that measures one file: from pictures to labels of each.
+_predict: Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
 def measure_formats(
@@ -70,7 +70,7 @@ def measure_formats(
         sources[RUNTIME] = sources["ONNX"]
 
         rows: dict[str, dict[str, Any]] = {}
-        processes: dict[str, Executor] = {}
+        processes: dict[str, ProcessPoolExecutor] = {}
         for name, source in progress_bar(sources.items(), "Loading"):
             process = stack.enter_context(own_process())
             processes[name] = process
@@ -117,12 +117,16 @@ def _load(name: str, source: Path, threads: int, device: str) -> float:
         from ovseg.runtime import Model
 
         model = Model(source, threads)
-        _predict = lambda pictures: [model.predict(picture).labels for picture in pictures]  # noqa: E731
+
+        def predict(pictures: list[np.ndarray]) -> list[np.ndarray]:
+            return [model.predict(picture).labels for picture in pictures]
     else:
         predictor = Predictor.load(source, device)
-        _predict = lambda pictures: [  # noqa: E731
-            prediction.labels for prediction in predictor.predict(pictures, BATCH)
-        ]
+
+        def predict(pictures: list[np.ndarray]) -> list[np.ndarray]:
+            return [prediction.labels for prediction in predictor.predict(pictures, BATCH)]
+
+    _predict = predict
     return time.perf_counter() - began
 
 

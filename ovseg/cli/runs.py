@@ -81,7 +81,7 @@ def evaluate(
 
 def infer(
     *,
-    run: Path,
+    run: Path | None = None,
     images: list[Path],
     output: Path,
     recursive: bool = False,
@@ -101,7 +101,8 @@ def infer(
     If it is interrupted, the same command continues where it stopped.
 
     Args:
-        run: run folder, checkpoint, or folder of an ensemble
+        run: run folder, checkpoint, folder of an ensemble, or a file of `ovseg export`
+            (default: the model that comes with ovseg)
         images: pictures and folders of pictures (JPEG, PNG, BMP, TIFF, DICOM)
         output: folder to make
         recursive: also take the folders in folders, as is always done for a folder without

@@ -120,7 +120,8 @@ def compare(
         labels = {}
         for name, network in (("run", run), ("file", file)):
             began = time.perf_counter()
-            probs[name] = network.predict_probs([picture], "torch", postprocessing.flips)[0]
+            predicted = network.predict_probs([picture], "torch", postprocessing.flips)
+            probs[name] = predicted[0][0]
             seconds[name].append(time.perf_counter() - began)
             labels[name] = postprocessing.labels(probs[name])
             scores[name].append(dice_between(labels[name] > 0, mask > 0))

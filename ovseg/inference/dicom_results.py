@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
+from ovseg.core.checkpoints import checkpoint_digest
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_table
 from ovseg.core.registry import choose
@@ -43,7 +43,7 @@ def _import_dicom_seg() -> ModuleType:
 
 
 def write_dicom_results(
-    pictures: Sequence[InferPicture], folder: Path, categories: Sequence[str], run: Path
+    pictures: Sequence[InferPicture], folder: Path, categories: Sequence[str], files: Sequence[Path]
 ) -> list[str]:
     """Write `areas.csv` and the DICOM-SEG of the DICOM pictures among others; without any, nothing.
 
@@ -51,7 +51,7 @@ def write_dicom_results(
         pictures: all of `infer`; those whose mask was not written are left out.
         folder: of the masks.
         categories: names of the ids 1, 2, ... in the masks; empty for one lesion.
-        run: that predicted the masks.
+        files: of the model that predicted the masks.
 
     Returns:
         A message for each file that gets no DICOM-SEG.
@@ -66,7 +66,7 @@ def write_dicom_results(
     _write_areas(written, folder)
     if written[0].seg is None:
         return []
-    model = checkpoint_digest(*find_checkpoints(run))
+    model = checkpoint_digest(*files)
     return _import_dicom_seg().write_segs(written, folder, categories, model)
 
 

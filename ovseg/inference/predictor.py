@@ -570,12 +570,14 @@ def infer_folder(
                     f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
                     f"{failures[0]}"
                 )
-            failures += write_dicom_results(pictures, folder, predictor.categories, run)
+            failures += write_dicom_results(
+                pictures, folder, predictor.categories, _files_of(run or BOX)
+            )
             rows = table.finish(pictures)
         except WriteError as error:
             message = f"{error} The same command continues with the masks that are written."
             raise WriteError(message) from error
-    print(printable(_describe_flags(rows, predictor.postprocessing, run, output)))
+    print(printable(_describe_flags(rows, predictor.postprocessing, run or BOX, output)))
     return count + done, failures
 
 
@@ -624,6 +626,8 @@ def _describe_flags(
 ) -> str:
     """How many pictures are flagged and where, or how to let them be flagged."""
     threshold = postprocessing.flag_confidence
+    if threshold is None and is_model(run):
+        return "No picture is flagged: the model has no confidence to flag by."
     if threshold is None:
         return (
             "No picture is flagged, since no confidence to flag by is used. ovseg postprocess "

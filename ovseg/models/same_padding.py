@@ -18,38 +18,27 @@ def fix_same_padding(network: nn.Module) -> nn.Module:
     """
     from timm.layers import Conv2dSame
 
-    names = [name for name, layer in network.named_modules() if isinstance(layer, Conv2dSame)]
-    if not names:
+    if not any(isinstance(layer, Conv2dSame) for layer in network.modules()):
         return network
     fixed = copy.deepcopy(network)
-    for name in names:
-        parent, _, child = name.rpartition(".")
-        holder = fixed.get_submodule(parent)
-        setattr(holder, child, _pad_evenly(fixed.get_submodule(name)))
+    for name, layer in list(fixed.named_modules()):
+        if isinstance(layer, Conv2dSame):
+            parent, _, child = name.rpartition(".")
+            setattr(fixed.get_submodule(parent), child, _pad_evenly(layer))
     return fixed
 
 
-def _pad_evenly(layer: nn.Module) -> nn.Sequential:
+def _pad_evenly(layer: nn.Conv2d) -> nn.Sequential:
     """Padding and a plain convolution for even sizes; it shares the layer's weights."""
-    assert isinstance(layer, nn.Conv2d)
     before = []
     after = []
-    for kernel, stride, dilation in zip(
-        layer.kernel_size, layer.stride, layer.dilation, strict=True
-    ):
+    sides = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    for kernel, stride, dilation in sides:
         total = max(0, (kernel - 1) * dilation + 1 - stride)
         before.append(total // 2)
         after.append(total - total // 2)
-    convolution = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        layer.stride,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        bias=layer.bias is not None,
-    )
-    convolution.weight = layer.weight
-    convolution.bias = layer.bias
     padding = nn.ZeroPad2d((before[1], after[1], before[0], after[0]))
-    return nn.Sequential(padding, convolution).train(layer.training)
+    # A plain layer with the settings and weights of this one, which pads nothing itself.
+    convolution = copy.copy(layer)
+    convolution.__class__ = nn.Conv2d
+    return nn.Sequential(padding, convolution)
