@@ -1,5 +1,6 @@
 """Open pictures of any usual format. Nothing else in the project decodes a picture."""
 
+import io
 import os
 import stat
 import warnings
@@ -7,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovseg.core.errors import InputError
 from ovseg.core.text import printable
@@ -98,30 +99,60 @@ def describe_left_out(folder: Path, with_folders: bool = True) -> str:
     return f"{printable(folder)}: {'; '.join(parts)}."
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(
+    path: Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode a picture completely and turn it as viewers show it (EXIF orientation).
 
     Of an MPO the first picture is taken, which is the photograph.
+
+    Args:
+        path: of the file.
+        content: of the file, where it is in memory; `path` is then only its name in messages.
+        max_pixels: how many pixels the picture may have.
 
     Raises:
         InputError: no regular file, unreadable, truncated, too large, several frames, or more than
             8 bits a channel.
     """
     try:
-        _check_file(path)
-        with Image.open(path, formats=tuple(FORMATS)) as picture:
-            _check_header(picture, path)
+        source: Path | io.BytesIO = path
+        if content is None:
+            _check_file(path)
+        else:
+            source = io.BytesIO(content)
+        with Image.open(source, formats=tuple(FORMATS)) as picture:
+            _check_header(picture, path, content, max_pixels)
             picture.load()
             ImageOps.exif_transpose(picture, in_place=True)
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(_describe_size(path)) from None
+        raise InputError(_describe_size(path, max_pixels)) from None
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path} cannot be read: it is damaged, or no picture of a kind that is read "
+            f"({', '.join(FORMATS)}). Replace or remove the file."
+        ) from None
     # The decoders of Pillow raise nearly anything for a broken file.
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read ({reason}). Replace or remove the file.") from None
     return picture
+
+
+def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture of a file that is in memory, as `read_image` reads it from a disk.
+
+    Args:
+        content: of the file.
+        name: of the picture, for messages.
+        max_pixels: how many pixels it may have.
+
+    Raises:
+        InputError: see `open_picture`.
+    """
+    return np.array(open_picture(Path(name), content, max_pixels).convert("RGB"))
 
 
 def _check_file(path: Path) -> None:
@@ -135,13 +166,14 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _check_header(picture: Image.Image, path: Path) -> None:
+def _check_header(picture: Image.Image, path: Path, content: bytes | None, max_pixels: int) -> None:
     """Refuse what is known before the pixels are decoded."""
-    if picture.width * picture.height > MAX_PIXELS:
-        raise InputError(_describe_size(path))
+    if picture.width * picture.height > max_pixels:
+        raise InputError(_describe_size(path, max_pixels))
 
     if picture.format == "JPEG2000":
-        _refuse_depth(_read_jpeg2000_bits(path.read_bytes()), str(path))
+        codestream = path.read_bytes() if content is None else content
+        _refuse_depth(_read_jpeg2000_bits(codestream), str(path))
     check_eight_bits(picture, str(path))
 
     # A JPEG with further pictures, such as a preview, as phones and cameras write it, is an MPO.
@@ -151,9 +183,9 @@ def _check_header(picture: Image.Image, path: Path) -> None:
         )
 
 
-def _describe_size(path: Path) -> str:
+def _describe_size(path: Path, max_pixels: int) -> str:
     return (
-        f"{path} has more than {MAX_PIXELS:,} pixels, the most that is read. Shrink the picture, "
+        f"{path} has more than {max_pixels:,} pixels, the most that is read. Shrink the picture, "
         "or cut out the part that you mean."
     )
 
