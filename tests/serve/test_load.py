@@ -92,10 +92,11 @@ async def trickle(url: str) -> None:
     _, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(
         f"POST /predict HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 1000000\r\n"
-        "Content-Type: multipart/form-data; boundary=x\r\n\r\n".encode()
+        "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
+        '--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'.encode()
     )
     for _ in range(SECONDS - 5):
-        writer.write(b"-")
+        writer.write(b"a")
         await asyncio.sleep(1)
     writer.transport.abort()
 
