@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import sys
 from collections.abc import Sequence
@@ -126,6 +127,8 @@ def make_server(
         max_bytes: see `Uploads`.
         hosts: see `Guard`.
     """
+    # A client that sends a broken form is told so, and need not fill the terminal.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     worker = Worker(predictor, model, places)
     uploads = Uploads(max_bytes)
     config = uvicorn.Config(

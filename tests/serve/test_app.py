@@ -215,12 +215,14 @@ def test_body_that_is_no_form(running, kind):
     [
         ("multipart/form-data", b"--x\r\n"),
         ("multipart/form-data; boundary=x", b"hello"),
+        ("multipart/form-data; boundary=x", b"-" * 50),
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\n\r\n"),
     ],
 )
-def test_broken_form(running, kind, body):
+def test_broken_form(running, kind, body, caplog):
     response = running.client.post("/predict", content=body, headers={"Content-Type": kind})
     check_refusal(response, 400, "The form cannot be read: ")
+    assert not [line for line in caplog.records if line.name.startswith("python_multipart")]
 
 
 def test_form_without_the_file(running):
