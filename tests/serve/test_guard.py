@@ -86,7 +86,7 @@ def test_pages_name_no_other_place(running, path):
     places = set(re.findall(r"https?://[^/\s\"<]+", page))
     assert places <= {"http://127.0.0.1:8000"}  # of the example in /docs
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
-    assert set(links) <= {"data:,", "docs", "openapi.json", ".", "#top"}
+    assert set(links) <= {"data:image/png;base64,", "docs", "openapi.json", ".", "#top"}
 
 
 def test_page_says_what_it_is_and_which_model_answers(running):
