@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import suppress
 
-from ovseg.cli import compare, data, experiments, runs
+from ovseg.cli import compare, data, experiments, runs, serve
 from ovseg.cli.parser import Command, call_command, summarise
 from ovseg.core.errors import InputError, system_reason
 from ovseg.core.registry import choose
@@ -17,6 +17,7 @@ COMMANDS: dict[str, Command] = {
     "infer": runs.infer,
     "postprocess": runs.postprocess,
     "export": runs.export,
+    "serve": serve.serve,
     "cross_validate": experiments.cross_validate,
     "sweep": experiments.sweep,
     "prepare_data": data.prepare_data,

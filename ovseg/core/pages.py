@@ -19,6 +19,18 @@ def write_page(path: Path, template: Path, **values: object) -> None:
 
     Args:
         path: the page.
+        template: see `render_page`.
+        values: see `render_page`.
+    """
+    page = render_page(template, **values)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render_page(template: Path, **values: object) -> str:
+    """Fill a template.
+
+    Args:
         template: a file that may extend `base.html.j2` of this folder. All values are escaped.
         values: for the template; one that is missing is an error.
     """
@@ -28,9 +40,7 @@ def write_page(path: Path, template: Path, **values: object) -> None:
         undefined=StrictUndefined,
         finalize=_show,
     )
-    page = environment.get_template(template.name).render(values)
-    with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    return environment.get_template(template.name).render(values)
 
 
 def _show(value: object) -> object:

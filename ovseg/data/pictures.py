@@ -1,5 +1,6 @@
 """Open pictures of any usual format. Nothing else in the project decodes a picture."""
 
+import io
 import os
 import re
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ovseg.core.errors import InputError
 from ovseg.core.text import printable
@@ -153,12 +154,24 @@ def open_picture(path: Path) -> Image.Image:
     return _open(path)[0]
 
 
-def _open(path: Path) -> tuple[Image.Image, int]:
-    """`open_picture`, and the EXIF orientation that it had, 1..8."""
+def _open(
+    path: Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, int]:
+    """`open_picture`, and the EXIF orientation that it had, 1..8.
+
+    Args:
+        path: of the file.
+        content: of the file, where it is in memory; `path` is then only its name in messages.
+        max_pixels: how many pixels the picture may have.
+    """
     try:
-        _check_file(path)
-        with Image.open(path, formats=tuple(FORMATS)) as picture:
-            _check_header(picture, path)
+        source: Path | io.BytesIO = path
+        if content is None:
+            _check_file(path)
+        else:
+            source = io.BytesIO(content)
+        with Image.open(source, formats=tuple(FORMATS)) as picture:
+            _check_header(picture, path, content, max_pixels)
             # Before the pixels: Pillow turns a TIFF when it decodes it.
             orientation = picture.getexif().get(0x0112, UPRIGHT)
             picture.load()
@@ -166,7 +179,12 @@ def _open(path: Path) -> tuple[Image.Image, int]:
     except InputError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InputError(_describe_size(path)) from None
+        raise InputError(_describe_size(path, max_pixels)) from None
+    except UnidentifiedImageError:
+        raise InputError(
+            f"{path} cannot be read: it is damaged, or no picture of a kind that is read "
+            f"({', '.join(FORMATS)}). Replace or remove the file."
+        ) from None
     # The decoders of Pillow raise nearly anything for a broken file.
     except Exception as error:
         reason = getattr(error, "strerror", None) or error
@@ -174,6 +192,20 @@ def _open(path: Path) -> tuple[Image.Image, int]:
     if orientation not in range(1, 9):
         orientation = UPRIGHT  # Pillow leaves such a picture as it is
     return picture, orientation
+
+
+def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The picture of a file that is in memory, as `read_image` reads it from a disk.
+
+    Args:
+        content: of the file.
+        name: of the picture, for messages.
+        max_pixels: how many pixels it may have.
+
+    Raises:
+        InputError: see `open_picture`.
+    """
+    return np.array(_open(Path(name), content, max_pixels)[0].convert("RGB"))
 
 
 def _check_file(path: Path) -> None:
@@ -187,15 +219,17 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _check_header(picture: Image.Image, path: Path) -> None:
+def _check_header(picture: Image.Image, path: Path, content: bytes | None, max_pixels: int) -> None:
     """Refuse what is known before the pixels are decoded."""
-    if picture.width * picture.height > MAX_PIXELS:
-        raise InputError(_describe_size(path))
+    if picture.width * picture.height > max_pixels:
+        raise InputError(_describe_size(path, max_pixels))
 
     if picture.format == "JPEG2000":
-        _refuse_depth(_read_jpeg2000_bits(path.read_bytes()), str(path))
+        codestream = path.read_bytes() if content is None else content
+        _refuse_depth(_read_jpeg2000_bits(codestream), str(path))
     if picture.format == "AVIF":
-        _refuse_depth(_read_avif_bits(path.read_bytes()), str(path))
+        boxes = path.read_bytes() if content is None else content
+        _refuse_depth(_read_avif_bits(boxes), str(path))
     check_eight_bits(picture, str(path))
 
     # A JPEG with further pictures, such as a preview, as phones and cameras write it, is an MPO.
@@ -205,9 +239,9 @@ def _check_header(picture: Image.Image, path: Path) -> None:
         )
 
 
-def _describe_size(path: Path) -> str:
+def _describe_size(path: Path, max_pixels: int) -> str:
     return (
-        f"{path} has more than {MAX_PIXELS:,} pixels, the most that is read. Shrink the picture, "
+        f"{path} has more than {max_pixels:,} pixels, the most that is read. Shrink the picture, "
         "or cut out the part that you mean."
     )
 

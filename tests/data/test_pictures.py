@@ -14,6 +14,7 @@ from ovseg.core.errors import InputError
 from ovseg.data.pictures import (
     FORMATS,
     SUFFIXES,
+    decode_image,
     describe_left_out,
     list_pictures,
     open_picture,
@@ -40,6 +41,7 @@ def test_every_suffix_is_read(tmp_path, gradient, suffix):
     image = read_image(path)
     assert image.shape == (12, 20, 3)
     assert np.abs(image.astype(int) - gradient).mean() < 20  # GIF has a palette, JPEG a loss
+    assert np.array_equal(decode_image(path.read_bytes(), "a"), image)
 
 
 def test_format_is_found_by_content(tmp_path, gradient):
@@ -51,6 +53,19 @@ def test_format_that_is_not_read_is_an_error(tmp_path, gradient):
     Image.fromarray(gradient).save(tmp_path / "a.png", format="TGA")
     with pytest.raises(InputError, match=r"a\.png cannot be read"):
         read_image(tmp_path / "a.png")
+
+
+def test_content_that_cannot_be_read_is_an_error_with_the_name_given():
+    with pytest.raises(InputError, match=r"^Scan 3 cannot be read: .*\(JPEG, PNG, "):
+        decode_image(b"hello", "Scan 3")
+
+
+def test_content_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, gradient):
+    Image.fromarray(gradient).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    assert decode_image(content, "a", max_pixels=240).shape == (12, 20, 3)
+    with pytest.raises(InputError, match="a has more than 239 pixels"):
+        decode_image(content[:60], "a", max_pixels=239)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".avif"])

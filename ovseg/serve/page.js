@@ -1,0 +1,277 @@
+const settings = JSON.parse(document.querySelector("main").dataset.settings);
+const element = id => document.getElementById(id);
+const hasCategories = settings.categories.length > 0;
+const canvas = element("canvas");
+let shown = null; // the picture in the viewer
+
+// Pictures are sent one after the other, in the order in which they were chosen.
+let sending = Promise.resolve();
+function add(files) {
+  const batch = { isShown: false }; // the first result of it is shown at once
+  for (const file of files) {
+    const item = document.createElement("li");
+    item.textContent = `${file.name}: waiting`;
+    element("list").append(item);
+    sending = sending.then(() => handle(file, item, batch));
+  }
+}
+
+async function handle(file, item, batch) {
+  item.textContent = `${file.name}: in work ...`;
+  tell(`${file.name} is in work.`);
+  try {
+    const picture = await read(await ask(file), file.name);
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = `${file.name}: ${describeArea(picture.ownMask)}`;
+    button.addEventListener("click", () => show(picture, button));
+    item.replaceChildren(button);
+    if (!batch.isShown) show(picture, button);
+    batch.isShown = true;
+    tell(`${file.name} is done: ${describeArea(picture.ownMask)}.`);
+  } catch (error) {
+    item.className = "problem";
+    item.textContent = `${file.name}: ${error.message}`;
+    tell(`${file.name} was not segmented.`);
+  }
+}
+
+function tell(text) {
+  element("status").textContent = text;
+}
+
+// The server's answer; an Error with a sentence for the user if there is none.
+async function ask(file) {
+  if (file.size > settings.maxBytes) {
+    throw new Error(`It has more than ${settings.maxBytes / 1e6} MB, the most that is taken.`);
+  }
+  const form = new FormData();
+  form.append("file", file, "picture"); // the server needs no name
+  let response;
+  try {
+    response = await fetch("predict?mask=true&probabilities=true&picture=true", {
+      method: "POST",
+      body: form,
+    });
+  } catch {
+    throw new Error("The server does not answer. Was it stopped?");
+  }
+  const isJson = response.headers.get("content-type")?.includes("json");
+  if (!isJson) throw new Error(`The server answers with an error (${response.status}).`);
+  const answer = await response.json();
+  if (!response.ok) throw new Error(answer.detail);
+  return answer;
+}
+
+// An answer with its pictures decoded: masks and probabilities as one byte a pixel.
+async function read(answer, name) {
+  const mask = await decode(answer.mask);
+  const probabilities = await decode(answer.probabilities);
+  const ownMask = firstChannel(mask, answer);
+  if (!hasCategories) ownMask.forEach((value, index) => { ownMask[index] = value ? 1 : 0; });
+  return {
+    answer,
+    name,
+    ownMask,
+    probabilities: firstChannel(probabilities, answer),
+    image: await decode(answer.picture),
+    threshold: settings.threshold,
+  };
+}
+
+async function decode(base64) {
+  const image = new Image();
+  image.src = `data:image/png;base64,${base64}`;
+  await image.decode();
+  return image;
+}
+
+function firstChannel(image, { width, height }) {
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context.drawImage(image, 0, 0);
+  const pixels = context.getImageData(0, 0, width, height).data;
+  const values = new Uint8Array(width * height);
+  for (let index = 0; index < values.length; index += 1) values[index] = pixels[4 * index];
+  return values;
+}
+
+function show(picture, button) {
+  shown = picture;
+  for (const other of document.querySelectorAll("#list button")) {
+    other.setAttribute("aria-current", other === button);
+  }
+  const { answer } = picture;
+  canvas.width = answer.width;
+  canvas.height = answer.height;
+  element("viewer").hidden = false;
+  element("name").textContent = picture.name;
+  element("size").textContent = `${answer.width} x ${answer.height} pixels`;
+  element("confidence").textContent = answer.confidence.toFixed(2);
+  element("threshold-part").hidden = hasCategories;
+  element("threshold").value = picture.threshold;
+  draw();
+}
+
+// The slider moves in steps of 0.01; within half a step of the model's threshold it stands on it.
+function isOwn(picture) {
+  return hasCategories || Math.abs(picture.threshold - settings.threshold) < 0.005;
+}
+
+// What is lesion now: 0 for background, 1 for lesion, or the number of the category.
+function currentMask(picture) {
+  if (isOwn(picture)) return picture.ownMask;
+  const limit = 255 * picture.threshold;
+  return picture.probabilities.map(value => (value > limit ? 1 : 0));
+}
+
+function describeArea(mask) {
+  const counts = new Array(256).fill(0);
+  for (const id of mask) counts[id] += 1;
+  const words = count => {
+    const percent = (100 * count / mask.length).toFixed(1);
+    return `${count.toLocaleString("en")} pixels (${percent} % of the picture)`;
+  };
+  if (counts[0] === mask.length) return "no lesion";
+  if (!hasCategories) return words(counts[1]);
+  const found = [];
+  settings.categories.forEach((name, index) => {
+    const count = counts[index + 1];
+    if (count) found.push(`${name} ${words(count)}`);
+  });
+  return found.join(", ");
+}
+
+function draw() {
+  const opacity = Number(element("opacity").value);
+  element("opacity-value").textContent = `${opacity} %`;
+  const mask = currentMask(shown);
+  paint(canvas, shown, mask, opacity / 100);
+  canvas.setAttribute("aria-label", `${shown.name} with the outline: ${describeArea(mask)}`);
+  element("area").textContent = describeArea(mask);
+  element("alarm").hidden = mask.some(id => id > 0);
+  if (!hasCategories) describeThreshold();
+}
+
+function describeThreshold() {
+  const own = isOwn(shown);
+  const value = shown.threshold.toFixed(2);
+  element("threshold-value").textContent = own
+    ? `${Number(settings.threshold.toPrecision(3))} (the model's)`
+    : value;
+  element("reset").disabled = own;
+  const cleanup = settings.cleanup.length
+    ? `, without the model's clean-up (${settings.cleanup.join(", ")})`
+    : "";
+  element("note").textContent = own
+    ? "This is the model's own mask."
+    : `Not the model's own mask: what is above ${value} in the map of probabilities` +
+      `${cleanup}.`;
+}
+
+// Draw the picture, the tinted mask and its outline.
+function paint(target, picture, mask, opacity) {
+  const { width, height } = picture.answer;
+  const layer = colored(mask, width, height, id => (id ? pack(...colorOf(id)) : 0));
+
+  const context = target.getContext("2d");
+  context.globalAlpha = 1;
+  context.drawImage(picture.image, 0, 0);
+  context.globalAlpha = opacity;
+  context.drawImage(layer, 0, 0);
+  context.globalAlpha = 1;
+  drawOutline(context, mask, width, height);
+}
+
+// A canvas of a mask in the colours, see pack, of its ids.
+function colored(mask, width, height, packedOf) {
+  const table = Uint32Array.from({ length: 256 }, (_, id) => packedOf(id));
+  const pixels = new ImageData(width, height);
+  const packed = new Uint32Array(pixels.data.buffer);
+  for (let index = 0; index < mask.length; index += 1) packed[index] = table[mask[index]];
+  const layer = new OffscreenCanvas(width, height);
+  layer.getContext("2d").putImageData(pixels, 0, 0);
+  return layer;
+}
+
+// The four bytes of an opaque pixel as one number; all browsers run on little-endian machines.
+function pack(red, green, blue) {
+  return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+}
+
+function colorOf(id) {
+  return settings.colors[(id - 1) % settings.colors.length];
+}
+
+function drawOutline(context, mask, width, height) {
+  const thickness = Math.max(1, Math.round(Math.max(width, height) / 256));
+  const before = Math.floor(thickness / 2);
+  for (let y = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1) {
+      const index = y * width + x;
+      const id = mask[index];
+      if (!id) continue;
+      const isInside = x > 0 && x < width - 1 && y > 0 && y < height - 1 &&
+        mask[index - 1] === id && mask[index + 1] === id &&
+        mask[index - width] === id && mask[index + width] === id;
+      if (isInside) continue;
+      context.fillStyle = `rgb(${colorOf(id).join(",")})`;
+      context.fillRect(x - before, y - before, thickness, thickness);
+    }
+  }
+}
+
+function save(content, kind) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(content);
+  link.download = `${shown.name.replace(/\.[^.]*$/, "")}_${kind}.png`;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function savePng(base64, kind) {
+  const bytes = Uint8Array.from(atob(base64), letter => letter.charCodeAt(0));
+  save(new Blob([bytes], { type: "image/png" }), kind);
+}
+
+function saveMask() {
+  if (isOwn(shown)) {
+    savePng(shown.answer.mask, "mask"); // as the server wrote it
+    return;
+  }
+  const { width, height } = shown.answer;
+  const black = pack(0, 0, 0);
+  const white = pack(255, 255, 255);
+  const layer = colored(currentMask(shown), width, height, id => (id ? white : black));
+  layer.convertToBlob().then(content => save(content, "mask"));
+}
+
+element("files").addEventListener("change", event => {
+  add(event.target.files);
+  event.target.value = ""; // so that the same file can be chosen again
+});
+const form = document.querySelector("form");
+for (const name of ["dragover", "dragleave", "drop"]) {
+  // On the whole window, else the browser opens a file that was dropped beside the field.
+  window.addEventListener(name, event => {
+    event.preventDefault();
+    form.classList.toggle("over", name === "dragover");
+    if (name === "drop") add(event.dataTransfer.files);
+  });
+}
+element("opacity").addEventListener("input", draw);
+element("threshold").addEventListener("input", event => {
+  shown.threshold = Number(event.target.value);
+  draw();
+});
+element("reset").addEventListener("click", () => {
+  shown.threshold = settings.threshold;
+  element("threshold").value = settings.threshold;
+  draw();
+});
+element("save-mask").addEventListener("click", saveMask);
+element("save-overlay").addEventListener("click", () => {
+  canvas.toBlob(content => save(content, "overlay"));
+});
+element("save-probabilities").addEventListener("click", () => {
+  savePng(shown.answer.probabilities, "probabilities");
+});

@@ -1,0 +1,301 @@
+"""What the endpoint answers, and each of its refusals, without a socket."""
+
+import base64
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
+from ovseg.inference.postprocessing import Postprocessing
+from ovseg.inference.predictor import Predictor
+from ovseg.serve import upload, worker
+from ovseg.serve.answer import describe_model
+from serving import BrightNetwork, draw_square, encode, make_predictor
+
+ALL = "?mask=true&probabilities=true&picture=true"
+
+
+def decode(text: str) -> np.ndarray:
+    """A PNG in base64 as it is stored."""
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        assert picture.format == "PNG"
+        return np.array(picture)
+
+
+# Answers
+
+
+def test_white_square_is_found(running):
+    response = running.post(encode(draw_square()))
+    assert response.status_code == 200
+    answer = response.json()
+    assert (answer["width"], answer["height"], answer["area"]) == (32, 32, 30)
+    assert answer["area_percent"] == pytest.approx(100 * 30 / 1024)
+    # 30 pixels of p = 1 / (1 + e^-10) and 994 of 1 - p: 2 * 30 p / (30 + 30 p + 994 (1 - p)).
+    assert answer["confidence"] == pytest.approx(0.999226, abs=1e-6)
+    [contour] = answer["contours"]
+    assert sorted(contour) == [[10, 4], [10, 8], [15, 4], [15, 8]]
+    assert answer["model"]["name"] == "bright/version_0"
+    assert answer["model"]["threshold"] == 0.5
+
+
+def test_pictures_are_in_the_answer_only_if_they_are_asked_for(running):
+    content = encode(draw_square())
+    plain = running.post(content).json()
+    assert (plain["mask"], plain["probabilities"], plain["picture"]) == (None, None, None)
+    assert running.post(content, "?mask=true").json()["picture"] is None
+
+
+def test_mask_probabilities_and_picture_are_png(running):
+    image = draw_square()
+    image[20, 20] = 128  # its logit is 128 * 20 / 255 - 10, a probability of 0.5098
+    answer = running.post(encode(image), ALL).json()
+    mask = np.zeros((32, 32), np.uint8)
+    mask[4:9, 10:16] = 255
+    mask[20, 20] = 255
+    assert np.array_equal(decode(answer["mask"]), mask)
+    probs = decode(answer["probabilities"])
+    assert (probs[5, 12], probs[20, 20], probs[0, 0]) == (255, 130, 0)
+    assert np.array_equal(decode(answer["picture"]), image)
+
+
+def test_answer_is_that_of_the_predictor_at_the_picture_own_size(running, bright):
+    image = np.random.default_rng(0).integers(0, 256, (50, 41, 3), dtype=np.uint8)
+    image[10:30, 5:30] |= 192
+    prediction = bright.predict(image)
+    assert 0 < prediction.labels.sum() < 50 * 41
+
+    answer = running.post(encode(image), ALL).json()
+    assert np.array_equal(decode(answer["mask"]), prediction.labels * 255)
+    assert answer["area"] == prediction.labels.sum()
+    rounded = np.round(prediction.probs * 255)
+    assert np.array_equal(decode(answer["probabilities"]), rounded)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "JPEG2000", "PPM", "WEBP"])
+def test_kinds_of_pictures(running, kind):
+    image = draw_square()
+    answer = running.post(encode(image, kind), ALL).json()
+    assert (answer["width"], answer["height"]) == (32, 32)
+    assert answer["area"] > 20
+
+
+def test_clean_up_of_the_run_is_honoured(make_running, cleaned):
+    image = draw_square()
+    image[20:22, 20:22] = 255
+    running = make_running(cleaned)
+    answer = running.post(encode(image)).json()
+    assert (answer["area"], len(answer["contours"])) == (30, 1)
+    assert answer["model"]["cleanup"] == ["largest component"]
+
+
+def test_outline_has_no_holes_and_one_polygon_a_component(running):
+    image = draw_square()
+    image[6, 12] = 0
+    image[20, 20] = 255
+    answer = running.post(encode(image)).json()
+    assert answer["area"] == 30
+    assert sorted(len(contour) for contour in answer["contours"]) == [1, 4]
+
+
+def test_nothing_found_is_an_answer_too(running):
+    answer = running.post(encode(np.zeros((32, 32, 3), np.uint8))).json()
+    assert (answer["area"], answer["contours"]) == (0, [])
+    assert answer["confidence"] == pytest.approx(1 - 4.54e-5, abs=1e-6)
+
+
+def test_categories_have_areas_and_ids(make_running, colored):
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:2, :, 1] = 255
+    image[10, :5, 2] = 255
+    answer = make_running(colored).post(encode(image), ALL).json()
+    assert answer["category_areas"] == {"cyst": 64, "teratoma": 5}
+    assert answer["area"] == 69
+    assert answer["model"]["threshold"] is None
+    mask = decode(answer["mask"])
+    assert (mask[0, 0], mask[10, 0], mask[20, 0]) == (1, 2, 0)
+
+
+def test_model_of_a_run_is_described(run):
+    predictor = Predictor.from_run(run, "cpu")
+    model = describe_model(run, predictor)
+    assert (model.name, model.data) == ("tiny/version_0", "phantoms")
+    assert model.sha256 == checkpoint_digest(*find_checkpoints(run))
+    assert (model.image_sizes, model.threshold, model.cleanup) == ([32], 0.5, [])
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    assert describe_model(checkpoint, predictor).name == "tiny/version_0"
+
+
+def test_threshold_and_clean_up_of_a_run_are_described(run):
+    predictor = Predictor.from_run(run, "cpu")
+    predictor.postprocessing = Postprocessing(("horizontal",), 0.4, fill_holes=True)
+    model = describe_model(run, predictor)
+    assert (model.threshold, model.cleanup) == (0.4, ["holes filled"])
+
+
+def test_health_and_model(running):
+    health = running.client.get("/health").json()
+    assert health == {"status": "ok", "waiting": 0, "places": 4}
+    running.server.worker.stopping = True
+    assert running.client.get("/health").json()["status"] == "stopping"
+    assert running.client.get("/model").json()["sha256"] == "0123456789abcdef" * 4
+
+
+def test_upload_stays_in_memory(make_running, bright, monkeypatch):
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("An upload was written to the disk.")
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.rollover", refuse)
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), dtype=np.uint8)
+    content = encode(noise)
+    assert len(content) > 2 * 10**6
+    running = make_running(bright, max_bytes=10**7)
+    assert running.post(content).status_code == 200
+    assert running.server.uploads.held == 0
+
+
+# Refusals
+
+
+def check_refusal(response, status: int, *parts: str) -> None:
+    """A refusal is a sentence in JSON."""
+    assert response.status_code == status
+    detail = response.json()["detail"]
+    for part in parts:
+        assert part in detail
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"hello", "no picture of a kind that is read (JPEG, PNG, "),
+        (b"", "no picture of a kind that is read"),
+        (encode(draw_square())[:60], "cannot be read"),
+        (encode(np.full((9, 9), 3000, np.uint16)), "16 bits"),
+    ],
+)
+def test_unreadable_picture(running, content, part):
+    check_refusal(running.post(content), 400, "The picture ", part)
+    assert running.server.worker.taken == 0
+
+
+def test_picture_of_too_many_pixels(running, monkeypatch):
+    monkeypatch.setattr(worker, "MAX_PIXELS", 1000)
+    check_refusal(running.post(encode(draw_square())), 400, "more than 1,000 pixels")
+
+
+def test_picture_of_too_many_bytes(make_running, bright):
+    running = make_running(bright, max_bytes=500)
+    check_refusal(running.post(bytes(501)), 413, "--max_mb")
+    assert running.post(encode(draw_square())).status_code == 200
+
+
+def test_picture_that_does_not_say_that_it_is_too_large(make_running, bright):
+    running = make_running(bright, max_bytes=500)
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    chunks = itertools.chain([head], itertools.repeat(bytes(100), 20))
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = running.client.post("/predict", content=chunks, headers=headers)
+    check_refusal(response, 413, "more than 0.0005 MB")
+    assert running.server.uploads.held == 0
+
+
+@pytest.mark.parametrize("kind", [None, "image/png", "application/json", "multipart/mixed"])
+def test_body_that_is_no_form(running, kind):
+    headers = {"Content-Type": kind} if kind else {}
+    response = running.client.post("/predict", content=b"{}", headers=headers)
+    check_refusal(response, 415, "multipart/form-data", "'file'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("multipart/form-data", b"--x\r\n"),
+        ("multipart/form-data; boundary=x", b"hello"),
+        ("multipart/form-data; boundary=x", b"-" * 50),
+        ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data\r\n\r\n\r\n"),
+    ],
+)
+def test_broken_form(running, kind, body, caplog):
+    response = running.client.post("/predict", content=body, headers={"Content-Type": kind})
+    check_refusal(response, 400, "The form cannot be read: ")
+    assert not [line for line in caplog.records if line.name.startswith("python_multipart")]
+
+
+def test_form_without_the_file(running):
+    files = {"picture": encode(draw_square())}
+    check_refusal(running.client.post("/predict", files=files), 422, "no file in the field 'file'")
+
+
+def test_text_instead_of_the_file(running):
+    files = {"file": (None, b"hello")}
+    check_refusal(running.client.post("/predict", files=files), 422, "no file in the field 'file'")
+
+
+def test_two_files(running):
+    content = encode(draw_square())
+    files = [("file", content), ("file", content)]
+    check_refusal(running.client.post("/predict", files=files), 400, "Too many files")
+
+
+def test_wrong_parameter(running):
+    response = running.post(encode(draw_square()), "?mask=perhaps")
+    check_refusal(response, 422, "mask: Input should be a valid boolean")
+
+
+def test_full_queue_is_refused_with_the_time_to_wait(make_running, bright):
+    running = make_running(bright, places=3)
+    running.server.worker.taken = 3
+    running.server.worker._seconds = 1.5
+    response = running.post(encode(draw_square()))
+    check_refusal(response, 503, "3 pictures are waiting", "--queue", "in 5 s")
+    assert response.headers["Retry-After"] == "5"
+    running.server.worker.taken = 2
+    assert running.post(encode(draw_square())).status_code == 200
+
+
+def test_stopping_server_refuses(running):
+    running.server.worker.stopping = True
+    response = running.post(encode(draw_square()))
+    check_refusal(response, 503, "stopping")
+    assert response.headers["Retry-After"]
+
+
+def test_memory_of_all_uploads_is_bounded(running):
+    running.server.uploads.held = upload.UPLOADS_IN_MEMORY * 10**6
+    response = running.post(encode(draw_square()))
+    check_refusal(response, 503, "at once")
+    assert response.headers["Retry-After"] == "5"
+    assert running.server.uploads.held == upload.UPLOADS_IN_MEMORY * 10**6
+
+
+def test_answer_that_takes_too_long(make_running, monkeypatch):
+    from serving import WaitingNetwork
+
+    monkeypatch.setattr(worker, "ANSWER_SECONDS", 0.1)
+    network = WaitingNetwork()
+    running = make_running(make_predictor(network))
+    check_refusal(running.post(encode(draw_square())), 504, "longer than 0.1 s")
+    assert running.server.worker.taken == 0
+    network.release.set()
+
+
+def test_bug_is_an_error_in_json_and_in_the_log(make_running, caplog):
+    class Broken(BrightNetwork):
+        def forward(self, images):
+            raise ZeroDivisionError("a bug")
+
+    running = make_running(make_predictor(Broken()))
+    response = running.post(encode(draw_square()))
+    check_refusal(response, 500, "The server failed")
+    assert "a bug" not in response.text
+    assert "ZeroDivisionError: a bug" in caplog.text
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_unknown_page(running):
+    assert running.client.get("/admin").status_code == 404
+    assert running.client.get("/predict").status_code == 405

@@ -1,0 +1,231 @@
+"""The page in Chromium, as a user uses it."""
+
+import io
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ovseg.data.prepare.phantoms import make_phantom
+from ovseg.inference.predictor import Predictor
+from serving import draw_square, encode, listen
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, see [test]")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["sync_api.Browser"]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page, and what it asked for and complained of."""
+
+    def __init__(self, browser: "sync_api.Browser", url: str, **options: object):
+        self.url = url
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.page = browser.new_context(**options).new_page()
+        self.page.set_default_timeout(20_000)
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.goto(url)
+
+    def choose(self, **pictures: bytes) -> None:
+        """Choose pictures of these names, and wait until all are done."""
+        before = self.page.locator("#list li").count()
+        files = [
+            {"name": f"{name}.png", "mimeType": "image/png", "buffer": content}
+            for name, content in pictures.items()
+        ]
+        self.page.set_input_files("#files", files)
+        done = self.page.locator("#list li:has(button), #list li.problem")
+        sync_api.expect(done).to_have_count(before + len(files))
+
+    def text(self, selector: str) -> str:
+        return self.page.locator(selector).inner_text()
+
+    def save(self, kind: str) -> tuple[str, np.ndarray]:
+        """Download a picture: its name, and the picture."""
+        with self.page.expect_download() as download:
+            self.page.click(f"#save-{kind}")
+        content = Path(download.value.path()).read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            return download.value.suggested_filename, np.array(picture)
+
+    def move(self, slider: str, key: str, times: int = 1) -> None:
+        self.page.focus(slider)
+        for _ in range(times):
+            self.page.keyboard.press(key)
+
+    def check(self) -> None:
+        """Nothing was asked of another place, nothing failed, and nothing is too wide."""
+        inner = ("data:", "blob:", self.url)
+        assert [url for url in self.requests if not url.startswith(inner)] == []
+        assert self.complaints == []
+        width = "document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth"
+        assert self.page.evaluate(width) <= 0
+
+
+def two_squares() -> np.ndarray:
+    """A white square of 30 pixels, a white one of 4 and a grey one of 16."""
+    image = draw_square()
+    image[20:22, 2:4] = 255
+    image[20:24, 20:24] = 120  # a probability of 0.36
+    return image
+
+
+def test_phantom_is_segmented_as_by_the_predictor(browser, run):
+    predictor = Predictor.from_run(run, "cpu")
+    image = make_phantom(1, 64)[0][:40]
+    prediction = predictor.predict(image)
+    area = int(prediction.labels.sum())
+    assert area > 0
+    with listen(predictor) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(phantom=encode(image))
+        assert visit.text("#name") == "phantom.png"
+        percent = 100 * area / image[..., 0].size
+        assert visit.text("#area") == f"{area} pixels ({percent:.1f} % of the picture)"
+        assert visit.text("#size") == "64 x 40 pixels"
+
+        name, mask = visit.save("mask")
+        assert name == "phantom_mask.png"
+        assert np.array_equal(mask, prediction.labels * 255)
+        name, probs = visit.save("probabilities")
+        assert name == "phantom_probabilities.png"
+        assert np.array_equal(probs, np.round(prediction.probs * 255))
+        visit.check()
+
+
+def test_sliders_work_at_once_and_the_page_says_which_mask_it_shows(browser, cleaned):
+    with listen(cleaned) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(two_squares()))
+        assert visit.text("#area").startswith("30 pixels (2.9 %")
+        assert visit.text("#threshold-value") == "0.5 (the model's)"
+        assert visit.text("#note") == "This is the model's own mask."
+        asked = len(visit.requests)
+
+        visit.move("#threshold", "ArrowLeft", 20)
+        assert visit.text("#threshold-value") == "0.30"
+        assert visit.text("#area").startswith("50 pixels (4.9 %")
+        note = visit.text("#note")
+        assert note.startswith("Not the model's own mask: what is above 0.30 in")
+        assert note.endswith("without the model's clean-up (largest component).")
+        _, mask = visit.save("mask")
+        expected = two_squares()[..., 0] > 0
+        assert np.array_equal(mask[..., 0] == 255, expected)
+        assert np.unique(mask[..., :3]).tolist() == [0, 255]
+
+        visit.move("#threshold", "ArrowRight", 20)
+        assert visit.text("#note") == "This is the model's own mask."
+        visit.move("#threshold", "Home")
+        assert visit.text("#threshold-value") == "0.01"
+        visit.page.click("#reset")
+        assert visit.text("#area").startswith("30 pixels")
+        assert [url for url in visit.requests[asked:] if not url.startswith("blob:")] == []
+        visit.check()
+
+
+def test_overlay_is_the_picture_with_tint_and_outline(browser, cleaned):
+    with listen(cleaned) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(two_squares()))
+        _, overlay = visit.save("overlay")
+        assert overlay[4, 10, :3].tolist() == [255, 60, 60]  # outline
+        # 30 % of (255, 60, 60) over white; the canvas may round by one.
+        assert np.abs(overlay[6, 12, :3].astype(int) - [255, 196, 196]).max() <= 1
+        assert overlay[20, 2, :3].tolist() == [255, 255, 255]  # no lesion, by the clean-up
+
+        visit.move("#opacity", "Home")
+        assert visit.text("#opacity-value") == "0 %"
+        _, overlay = visit.save("overlay")
+        inside = np.zeros((32, 32), bool)
+        inside[4:9, 10:16] = True
+        outline = inside.copy()
+        outline[5:8, 11:15] = False
+        assert np.array_equal(overlay[~outline][:, :3], two_squares()[~outline])
+        visit.check()
+
+
+def test_several_pictures_and_errors_in_order(browser, bright):
+    empty = encode(np.zeros((32, 32, 3), np.uint8))
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(first=encode(draw_square()), broken=b"hello", second=empty)
+        assert visit.text("#list li:nth-child(1)").startswith("first.png: 30 pixels")
+        problem = visit.text("#list li:nth-child(2)")
+        assert problem.startswith("broken.png: The picture cannot be read: it is damaged, or no")
+        assert visit.text("#list li:nth-child(3)") == "second.png: no lesion"
+        assert visit.text("#name") == "first.png"
+        assert visit.page.locator("#alarm").is_hidden()
+
+        visit.page.focus("#list li:nth-child(3) button")
+        visit.page.keyboard.press("Enter")
+        assert visit.text("#name") == "second.png"
+        assert visit.page.locator("#alarm").is_visible()
+        large = bytes(1_100_000)
+        visit.choose(large=large)
+        assert "more than 1 MB" in visit.text("#list li:nth-child(4)")
+        # Chromium itself writes a line for the answer 400.
+        assert [line for line in visit.complaints if "400 (Bad Request)" not in line] == []
+
+
+def test_server_that_has_gone_is_a_sentence(browser, bright):
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+    visit.choose(scan=encode(draw_square()))
+    assert visit.text("#list li") == "scan.png: The server does not answer. Was it stopped?"
+
+
+def test_categories_have_no_threshold(browser, colored):
+    image = np.zeros((32, 32, 3), np.uint8)
+    image[:2, :, 1] = 255
+    image[10, :5, 2] = 255
+    with listen(colored) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(image))
+        assert visit.text("#area") == (
+            "cyst 64 pixels (6.3 % of the picture), teratoma 5 pixels (0.5 % of the picture)"
+        )
+        assert visit.page.locator("#threshold").is_hidden()
+        _, mask = visit.save("mask")
+        assert (mask[0, 0], mask[10, 0], mask[20, 0]) == (1, 2, 0)
+        visit.check()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_the_screen_in_both_schemes(browser, bright, width, scheme):
+    size = {"width": width, "height": 844}
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url, viewport=size, color_scheme=scheme)
+        visit.choose(**{"a_long_name_" * 9: encode(draw_square())})
+        background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+        visit.check()
+
+
+def test_page_is_used_by_keyboard_alone(browser, bright):
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(draw_square()))
+        reached = []
+        visit.page.evaluate("document.activeElement.blur()")
+        for _ in range(9):
+            visit.page.keyboard.press("Tab")
+            reached.append(visit.page.evaluate("document.activeElement.id"))
+    wanted = ["files", "opacity", "threshold", "save-mask", "save-overlay", "save-probabilities"]
+    assert [name for name in reached if name in wanted] == wanted
