@@ -20,7 +20,8 @@ def serve(
     Nothing is stored: pictures stay in memory. Ctrl-C stops it.
 
     Args:
-        run: run folder, checkpoint, or folder of an ensemble
+        run: run folder, checkpoint, folder of an ensemble, or a file of `ovseg export`
+            (default: the model that comes with ovseg)
         host: address to be reached by; 0.0.0.0 lets other machines in, without a password
         port: of the address; 0 for any free one
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...

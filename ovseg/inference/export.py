@@ -108,9 +108,15 @@ def _describe(predictor: Predictor, member: Member, run: Path, precision: str) -
     network = predictor.members[0]
     digest = checkpoint_digest(member.path)
     folder = RunFolder.of(run)
+    training = {}
+    scores = None
+    if folder.path.is_dir():  # a checkpoint that was copied elsewhere has no run
+        training = _read_training(folder)
+        scores = _read_scores(folder, digest)
     return {
         "made_by": f"ovseg {__version__}",
         "checkpoint_sha256": digest,
+        "dataset": Path(member.data["root"]).name,
         "network": {"arch": settings["arch"], "arch_args": settings.get("arch_args") or {}},
         "precision": precision,
         "input": {
@@ -124,8 +130,8 @@ def _describe(predictor: Predictor, member: Member, run: Path, precision: str) -
         "fit": network.fit,
         "categories": ["background", *(predictor.categories or ["lesion"])],
         "postprocessing": to_dict(predictor.postprocessing),
-        "training": _read_training(folder),
-        "scores": _read_scores(folder, digest),
+        "training": training,
+        "scores": scores,
     }
 
 

@@ -46,6 +46,8 @@ class NetworkEntry(Struct):
 class ModelDescription(Struct):
     """What is read of a file's description."""
 
+    checkpoint_sha256: str
+    dataset: str
     network: NetworkEntry
     image_size: ImageSize
     fit: str

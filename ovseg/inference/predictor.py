@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -219,6 +219,7 @@ class Predictor:
             is built for the first pictures; a later change has no effect.
         pictures: how many are to come, if known: for a few, `auto` tries no engine that takes long
             to build.
+        description: what a file of `ovseg export` says of itself; None for runs.
     """
 
     members: Sequence[LoadedNetwork]
@@ -226,6 +227,7 @@ class Predictor:
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
     engine: str = "torch"
     pictures: int | None = None
+    description: dict[str, Any] | None = None
 
     @classmethod
     def load(
@@ -284,7 +286,7 @@ class Predictor:
         chosen = Postprocessing()
         if postprocessing:
             chosen = Postprocessing(**description["postprocessing"])
-        return cls([member], categories, chosen, engine)
+        return cls([member], categories, chosen, engine, description=description)
 
     @classmethod
     def _load_run(cls, path: Path, device: str, postprocessing: bool, engine: str) -> "Predictor":

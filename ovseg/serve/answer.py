@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from ovseg import __version__
 from ovseg.core.checkpoints import checkpoint_digest, read_members
 from ovseg.core.runs import RunFolder
-from ovseg.evaluation.calibration import expected_dice
+from ovseg.inference.labels import Postprocessing
 from ovseg.inference.predictor import Prediction, Predictor
 
 
@@ -49,6 +49,10 @@ class Answer(BaseModel):
         description="About the Dice score that the probabilities expect of the mask, 0..1. It is "
         "not the probability that the mask is right."
     )
+    flag: bool | None = Field(
+        description="Whether a person should look at the mask: its confidence is among those at "
+        "which most failures were found on validation images. Null where the model has none."
+    )
     contours: list[list[tuple[int, int]]] = Field(
         description="Outline of each connected part of the lesion: points [column, row] in pixels."
     )
@@ -75,76 +79,88 @@ class Wanted:
     picture: bool = False
 
 
-def describe_model(run: Path, predictor: Predictor) -> ModelDescription:
-    """Describe a run and its predictor.
+def describe_model(source: Path | None, predictor: Predictor) -> ModelDescription:
+    """Describe a predictor.
+
+    Args:
+        source: that it was loaded from, see `Predictor.load`.
+        predictor: of the model.
 
     Raises:
         InputError: see `ovseg.core.checkpoints.read_members`.
     """
-    members = read_members(run)
-    first = members[0]
+    if predictor.description is not None:
+        name = "the model in the box" if source is None else source.resolve().name
+        sha256 = predictor.description["checkpoint_sha256"]
+        data = predictor.description["dataset"]
+    else:
+        assert source is not None  # a run
+        members = read_members(source)
+        name = _name_run(source)
+        sha256 = checkpoint_digest(*[member.path for member in members])
+        data = Path(members[0].data["root"]).name
+
     postprocessing = predictor.postprocessing
-    only_cleanup = replace(postprocessing, flips=(), threshold=0.5)
-    folder = RunFolder.of(run.resolve())
-    name = folder.path.name
-    if folder.config_name != name:
-        name = f"{folder.config_name}/{name}"
+    only_cleanup = replace(postprocessing, flips=(), threshold=0.5, temperature=1.0)
+    # Reported probabilities have the temperature, to which the page compares.
+    raw = np.full((1, 1, 1), postprocessing.threshold, np.float32)
+    threshold = float(postprocessing.calibrate(raw)[0, 0, 0])
     return ModelDescription(
         name=name,
         version=__version__,
-        sha256=checkpoint_digest(*[member.path for member in members]),
-        data=Path(first.data["root"]).name,
+        sha256=sha256,
+        data=data,
         image_sizes=[member.image_size for member in predictor.members],
         categories=list(predictor.categories),
-        threshold=None if predictor.categories else postprocessing.threshold,
+        threshold=None if predictor.categories else round(threshold, 6),
         cleanup=only_cleanup.changes,
     )
 
 
+def _name_run(run: Path) -> str:
+    folder = RunFolder.of(run.resolve())
+    name = folder.path.name
+    if folder.config_name == name:
+        return name
+    return f"{folder.config_name}/{name}"
+
+
 def make_answer(
-    image: np.ndarray, prediction: Prediction, model: ModelDescription, wanted: Wanted
+    image: np.ndarray,
+    prediction: Prediction,
+    postprocessing: Postprocessing,
+    model: ModelDescription,
+    wanted: Wanted,
 ) -> bytes:
     """An `Answer` as JSON.
 
     Args:
         image: RGB, uint8 (H, W, 3).
         prediction: of the image.
+        postprocessing: of the predictor.
         model: that predicted it.
         wanted: which pictures the answer holds.
     """
     labels = prediction.labels
-    lesion = labels > 0
-    area = int(np.count_nonzero(lesion))
+    confidence = prediction.confidence
     category_areas = {}
     for category, name in enumerate(prediction.categories, 1):
         category_areas[name] = int(np.count_nonzero(labels == category))
     answer = Answer(
         width=labels.shape[1],
         height=labels.shape[0],
-        area=area,
-        area_percent=100 * area / labels.size,
+        area=prediction.area,
+        area_percent=100 * prediction.area / labels.size,
         category_areas=category_areas,
-        confidence=expected_dice(prediction.probs, lesion),
-        contours=_find_contours(lesion),
+        confidence=confidence,
+        flag=postprocessing.is_flagged(confidence),
+        contours=[contour.tolist() for contour in prediction.contours],
         mask=_encode(_grey_mask(prediction)) if wanted.mask else None,
         probabilities=_encode(_grey_probs(prediction)) if wanted.probabilities else None,
         picture=_encode(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)) if wanted.picture else None,
         model=model,
     )
     return answer.model_dump_json().encode()
-
-
-def _find_contours(lesion: np.ndarray) -> list[list[tuple[int, int]]]:
-    """The outer outline of each component (8 neighbours) of a mask, bool (H, W)."""
-    found, hierarchy = cv2.findContours(
-        lesion.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
-    )
-    contours = []
-    for index, contour in enumerate(found):
-        is_hole = hierarchy[0, index, 3] >= 0
-        if not is_hole:
-            contours.append([(x, y) for x, y in contour[:, 0].tolist()])
-    return contours
 
 
 def _grey_mask(prediction: Prediction) -> np.ndarray:

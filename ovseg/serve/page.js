@@ -107,6 +107,7 @@ function show(picture, button) {
   element("name").textContent = picture.name;
   element("size").textContent = `${answer.width} x ${answer.height} pixels`;
   element("confidence").textContent = answer.confidence.toFixed(2);
+  element("flag").hidden = answer.flag !== true;
   element("threshold-part").hidden = hasCategories;
   element("threshold").value = picture.threshold;
   draw();

@@ -87,10 +87,10 @@ def serve(
     """Serve a model on a page and to programs, until SIGINT or SIGTERM.
 
     Args:
-        run: see `Predictor.from_run`.
+        run: see `source` of `Predictor.load`.
         host: name or address of this machine to be reached by.
         port: 0 for any free one.
-        device: see `Predictor.from_run`.
+        device: see `Predictor.load`.
         places: how many pictures may wait or be in work.
         max_mb: largest picture that is taken, in 10^6 bytes.
 
@@ -100,10 +100,8 @@ def serve(
     _check_range("port", port, 0, 65535)
     _check_range("queue", places, 1, 10_000)
     _check_range("max_mb", max_mb, 1, 1000)
-    if run is None:
-        raise InputError("No model is named. Add --run with a run folder or a checkpoint.")
     with _listen(host, port) as listener:
-        predictor = Predictor.from_run(run, device)
+        predictor = Predictor.load(run, device)
         predictor.predict(np.zeros((64, 64, 3), np.uint8))  # the first one builds the engine
         model = describe_model(run, predictor)
         server = make_server(predictor, model, places, max_mb * 10**6, _allowed_hosts(host))

@@ -103,7 +103,13 @@ class Worker:
                 raise HTTPException(400, str(error)) from None
             prediction = await loop.run_in_executor(self._network, self._predict, image)
             return await loop.run_in_executor(
-                self._pool, make_answer, image, prediction, self.model, wanted
+                self._pool,
+                make_answer,
+                image,
+                prediction,
+                self.predictor.postprocessing,
+                self.model,
+                wanted,
             )
 
     def _predict(self, image: np.ndarray) -> Prediction:

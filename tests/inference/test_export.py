@@ -74,7 +74,7 @@ def test_metadata_of_the_file_repeat_the_description(own_run):
 def test_description_has_scores_of_this_checkpoint_alone(own_run, run_command):
     assert export_run(own_run, format="safetensors")["scores"] is None
     assert run_command("evaluate", "--run", own_run, "--report", "minimal") == 0
-    summary = json.loads((own_run / "evaluation" / "test" / "summary.json").read_text())
+    summary = json.loads((own_run / "evaluation" / "summary.json").read_text())
     scores = export_run(own_run, format="safetensors", overwrite=True)["scores"]
     assert scores["images"] == 3
     assert scores["scores"] == summary["scores"]
@@ -84,7 +84,7 @@ def test_description_has_scores_of_this_checkpoint_alone(own_run, run_command):
     digest = file_digest(own_run / "export" / "model.safetensors")
     assert digest in card
 
-    path = own_run / "evaluation" / "test" / "summary.json"
+    path = own_run / "evaluation" / "summary.json"
     path.write_text(json.dumps({**summary, "checkpoint_sha256": "0" * 64}))
     assert export_run(own_run, format="safetensors", overwrite=True)["scores"] is None
 

@@ -120,7 +120,7 @@ def test_categories_have_areas_and_ids(make_running, colored):
 
 
 def test_model_of_a_run_is_described(run):
-    predictor = Predictor.from_run(run, "cpu")
+    predictor = Predictor.load(run, "cpu")
     model = describe_model(run, predictor)
     assert (model.name, model.data) == ("tiny/version_0", "phantoms")
     assert model.sha256 == checkpoint_digest(*find_checkpoints(run))
@@ -130,7 +130,7 @@ def test_model_of_a_run_is_described(run):
 
 
 def test_threshold_and_clean_up_of_a_run_are_described(run):
-    predictor = Predictor.from_run(run, "cpu")
+    predictor = Predictor.load(run, "cpu")
     predictor.postprocessing = Postprocessing(("horizontal",), 0.4, fill_holes=True)
     model = describe_model(run, predictor)
     assert (model.threshold, model.cleanup) == (0.4, ["holes filled"])

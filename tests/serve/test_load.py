@@ -126,8 +126,7 @@ def test_fifty_clients_get_right_answers_or_are_told_to_wait(run):
     chosen = Path(os.environ.get("OVSEG_LOAD_RUN", run))
     images = [make_phantom(number, SIZE)[0][: SIZE - 20 * number] for number in range(8)]
     masks = [
-        prediction.labels * 255
-        for prediction in Predictor.from_run(chosen, "cpu").predict(images, 1)
+        prediction.labels * 255 for prediction in Predictor.load(chosen, "cpu").predict(images, 1)
     ]
     pictures = [encode(image) for image in images]
     with start_process(chosen) as process:

@@ -87,7 +87,7 @@ def two_squares() -> np.ndarray:
 
 
 def test_phantom_is_segmented_as_by_the_predictor(browser, run):
-    predictor = Predictor.from_run(run, "cpu")
+    predictor = Predictor.load(run, "cpu")
     image = make_phantom(1, 64)[0][:40]
     prediction = predictor.predict(image)
     area = int(prediction.labels.sum())

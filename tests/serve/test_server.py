@@ -186,7 +186,7 @@ def test_second_signal_does_not_wait(waiting):
 
 def test_command_serves_what_the_predictor_predicts(run):
     image = make_phantom(1, 64)[0][:40]
-    prediction = Predictor.from_run(run, "cpu").predict(image)
+    prediction = Predictor.load(run, "cpu").predict(image)
     with start_process(run) as process:
         answer = post(process.url, encode(image)).json()
         page = httpx2.get(process.url)
