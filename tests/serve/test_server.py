@@ -223,7 +223,6 @@ def test_port_in_use_is_one_line(run, run_command, capsys):
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        ([], "Add --run"),
         (["--run", "gone", "--port", "0"], "There is no folder gone"),
         (["--run", "x", "--port", "70000"], "--port is 70000, expected 0 to 65535"),
         (["--run", "x", "--queue", "0"], "--queue is 0, expected 1 to 10000"),
