@@ -140,6 +140,9 @@ def test_table_is_sorted_by_click_and_by_keyboard(open_page):
     assert rising[0] < rising[-1]
     page.keyboard.press("Enter")  # the heading has the focus
     assert table.locator("tbody td:nth-child(3)").evaluate_all(values) == rising[::-1]
+    page.keyboard.press("Space")
+    assert table.locator("tbody td:nth-child(3)").evaluate_all(values) == rising
+    page.keyboard.press("Space")
     assert table.locator("th[aria-sort=descending]").inner_text().startswith("Dice")
 
 
@@ -152,14 +155,14 @@ def test_toggles_work_by_keyboard(open_page):
     ):
         shown = page.locator(f".case {outline}").first
         assert shown.evaluate("one => getComputedStyle(one).display !== 'none'") == before
-        page.get_by_label(label).focus()
+        page.get_by_role("checkbox", name=label).focus()
         page.keyboard.press("Space")
         assert shown.evaluate("one => getComputedStyle(one).display !== 'none'") != before
 
 
 def test_case_opens_and_closes_by_keyboard(open_page):
     page = open_page("report")
-    page.get_by_label("probability of lesion").focus()
+    page.get_by_role("checkbox", name="probability of lesion").focus()
     page.keyboard.press("Tab")
     opener = page.locator(".case button").first
     assert opener.evaluate("one => one === document.activeElement")

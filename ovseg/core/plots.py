@@ -208,9 +208,9 @@ def figure_svg(figure: Figure, name: str) -> str:
         name: unlike that of every other figure of the page, so that their ids differ.
     """
     written = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name}
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with _missing_letters_as_boxes(), matplotlib.rc_context(settings):
+    settings = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name})
+    with _missing_letters_as_boxes(), settings:
         figure.savefig(written, format="svg", metadata=nothing)
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :]

@@ -14,9 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from ovseg.core.plots import PANEL_WIDTH, draw_curve_lines, plain_text
 
 BLUE = "#0072B2"
-# Okabe and Ito (2008), without its yellow, which is too pale for a line.
+# Okabe and Ito (2008), without what is too pale for a line: contrast 3:1 or more on a light page
+# and on a dark one.
 LINES: dict[str, list] = {
-    "color": [BLUE, "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"],
+    "color": [BLUE, "#D55E00", "#009E73", "#CC79A7", "black", "gray"],
     "linestyle": ["-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1))],
 }
 
@@ -54,7 +55,7 @@ def draw_failures(failures: list[dict[str, Any]]) -> Figure:
     bars = axes.barh([row["kind"] for row in rows], counts, color=colors)
     axes.bar_label(bars, [f"{row['images']} ({row['share']:.0%})" for row in rows], padding=3)
     axes.invert_yaxis()
-    axes.margins(x=0.25)  # room for the labels
+    axes.set_xlim(0, 1.4 * max(counts))  # room for the labels
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set(xlabel="images")
     return figure
@@ -143,5 +144,5 @@ def draw_training(table: pd.DataFrame, epoch: int, title: str) -> Figure:
     draw_curve_lines(axes, table)
     axes.axvline(epoch, color="gray", linewidth=1)
     axes.set(title=title, xlabel=f"epoch; grey: the evaluated one, {epoch}")
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize="small")
     return figure
