@@ -219,6 +219,21 @@ def test_worst_are_the_most_frequent_kind_and_the_size_that_fails_most_often():
     assert find_worst(nothing) == {"kind": None, "size": None}
 
 
+def test_categories_are_counted_by_reference_and_prediction(make_run, phantom_root, tmp_path):
+    run = make_run(tmp_path / "run", classes=5)
+    evaluate(run, "train", phantom_root, tmp_path / "out", device="cpu")
+    shown = PageText((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    table = pd.read_csv(tmp_path / "out" / "per_image.csv", keep_default_na=False)
+    expected = table.groupby(["category", "pred_category"]).size().to_dict()
+    rows = next(rows for rows in shown.tables if rows[0][:3] == ["", "cyst", "haze"])
+    counted = {}
+    for name, *cells in rows[1:]:
+        for predicted, cell in zip(rows[0][1:], cells, strict=True):
+            if cell:
+                counted[name, predicted] = int(cell)
+    assert counted == expected
+
+
 def test_page_needs_nothing_else(page):
     assert "http:" not in page
     assert "https:" not in page
