@@ -4,14 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from ovseg.audit.files import BROKEN, REMARKS
 from ovseg.audit.findings import Audit, audit_tree, summarise
 from ovseg.audit.remedies import LEAKS
-from ovseg.audit.sheets import draw_numbers, draw_sheets
+from ovseg.audit.sheets import Shown, draw_numbers, draw_sheets
 from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, refuse_nested, write_json
-from ovseg.core.pages import embed_file, write_page
+from ovseg.core.pages import embed_figures, embed_image, write_page
 from ovseg.core.text import printable
 from ovseg.data.tree import SPLITS
 
@@ -147,13 +149,16 @@ def _write_page(
     folder: Path,
     audit: Audit,
     summary: dict[str, Any],
-    plots: dict[str, str],
-    sheets: dict[str, str],
+    plots: dict[str, Figure],
+    sheets: dict[str, list[Shown]],
 ) -> None:
-    """Write `audit.html`; `plots` and `sheets` are files in the folder by their title."""
+    """Write `audit.html`; `plots` and `sheets` have their titles, see `ovseg.audit.sheets`."""
     problems = {}
     for kind, reason in (BROKEN | REMARKS).items():
         problems[kind] = (reason, [problem for problem in audit.problems if problem.kind == kind])
+    pictures = {}
+    for title, shown in sheets.items():
+        pictures[title] = [(embed_image(one.picture), one.text) for one in shown]
     write_page(
         folder / "audit.html",
         PAGE,
@@ -164,7 +169,7 @@ def _write_page(
         broken=BROKEN,
         copies=audit.copies,
         copy_kind=LEAKS,
-        plots={title: embed_file(folder / name) for title, name in plots.items()},
-        sheets={title: embed_file(folder / name) for title, name in sheets.items()},
+        plots=embed_figures(plots),
+        sheets=pictures,
         listed=LISTED,
     )

@@ -6,8 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from ovseg.core.files import atomic_path
+from ovseg.core.plots import figure_svg
 from ovseg.core.text import printable
 
 MEDIA_TYPES = {".png": "image/png", ".jpg": "image/jpeg"}
@@ -48,6 +51,12 @@ def _show(value: object) -> object:
     if hasattr(value, "__html__"):
         return value
     return printable(value)
+
+
+def embed_figures(figures: dict[str, Figure]) -> dict[str, Markup]:
+    """Figures by name as SVG, in the page's own colours; their texts can be selected."""
+    # Matplotlib escapes what it writes.
+    return {name: Markup(figure_svg(figure, name)) for name, figure in figures.items()}
 
 
 def embed_file(path: Path) -> str:

@@ -1,8 +1,13 @@
-"""Figures of numbers, drawn as PNG without a display."""
+"""Figures of numbers, drawn without a display."""
 
+import io
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,37 +17,26 @@ from matplotlib.ticker import MaxNLocator
 from ovseg.core.files import atomic_path
 from ovseg.core.text import printable
 
-DOTS_PER_INCH = 110
+DOTS_PER_INCH = 150
+PANEL_WIDTH = 3.9  # of a figure that is readable on a phone, inches: 374 pixels of a page
 
 
 def draw_curves(table: pd.DataFrame, path: Path) -> None:
     """A line for every column but `epoch`."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name in table.columns.drop("epoch"):
-        axes.plot(table["epoch"], table[name], marker=".", label=name)
+    draw_curve_lines(axes, table)
     axes.set(xlabel="epoch", title=path.stem)
-    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    axes.grid(alpha=0.3)
     axes.legend()
     save_figure(figure, path)
 
 
-def draw_histogram(values: np.ndarray, name: str, path: Path) -> None:
-    """A histogram of scores in 0..1 with mean and median; NaN is left out."""
-    values = values[~np.isnan(values)]
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    edges = np.linspace(0, 1, 21).tolist()
-    axes.hist(values, bins=edges, color="tab:blue", edgecolor="white")
-    if len(values):
-        mean = values.mean()
-        median = np.median(values)
-        axes.axvline(mean, color="tab:red", label=f"mean {mean:.3f}")
-        axes.axvline(median, color="black", label=f"median {median:.3f}")
-        axes.legend()
-    axes.set(xlabel=f"{name} per image", ylabel="images", title=f"{len(values)} images")
-    save_figure(figure, path)
+def draw_curve_lines(axes: Axes, table: pd.DataFrame) -> None:
+    """Draw a line for every column but `epoch`, in the axes' cycle of colours."""
+    for name in table.columns.drop("epoch"):
+        axes.plot(table["epoch"], table[name], marker=".", label=plain_text(name))
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.grid(alpha=0.3)
 
 
 def draw_boxes(groups: dict[str, np.ndarray], title: str, path: Path) -> None:
@@ -64,7 +58,7 @@ def draw_boxes(groups: dict[str, np.ndarray], title: str, path: Path) -> None:
     for height, values in zip(heights, groups.values(), strict=True):
         jitter = rng.uniform(-0.2, 0.2, len(values))
         axes.scatter(values, height + jitter, s=10, alpha=0.6, color="tab:blue")
-    labels = [f"{_plain(name)} ({len(values)})" for name, values in groups.items()]
+    labels = [f"{plain_text(name)} ({len(values)})" for name, values in groups.items()]
     axes.set_yticks(heights, labels)
     axes.set(xlim=(-0.02, 1.02), title=title)
     axes.grid(axis="x", alpha=0.3)
@@ -83,7 +77,7 @@ def draw_confusion(counts: pd.DataFrame, path: Path) -> None:
         is_dark = share.iat[row, column] > 0.5
         color = "white" if is_dark else "black"
         axes.text(column, row, count or "", ha="center", va="center", color=color)
-    names = [_plain(name) for name in counts.index]
+    names = [plain_text(name) for name in counts.index]
     axes.set_xticks(range(size), names, rotation=40, ha="right")
     axes.set_yticks(range(size), names)
     axes.set(xlabel="predicted, by most pixels", ylabel="reference")
@@ -129,24 +123,28 @@ def draw_leakage(dice: pd.DataFrame, differences: dict[str, dict], path: Path) -
     save_figure(figure, path)
 
 
-def draw_bars(counts: dict[str, int], title: str, unit: str, path: Path) -> None:
+def draw_bars(counts: dict[str, int], title: str, unit: str) -> Figure:
     """A bar with its number for every name."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = Figure(figsize=(PANEL_WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
-    bars = axes.bar(list(counts), list(counts.values()), color="tab:blue")
+    bars = axes.bar(list(counts), list(counts.values()), color="#0072B2")
     axes.bar_label(bars)
-    axes.set(ylabel=unit, title=_plain(title))
+    axes.set(ylabel=unit, title=plain_text(title))
     axes.margins(y=0.1)
-    save_figure(figure, path)
+    return figure
 
 
-def draw_distributions(values: dict[str, list[float]], unit: str, path: Path) -> None:
+def draw_distributions(values: dict[str, list[float]], unit: str) -> Figure:
     """The spread of the values of each name as box plots; a name without values is left empty."""
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    figure = Figure(figsize=(PANEL_WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
-    axes.boxplot(list(values.values()), tick_labels=list(values))
+    axes.boxplot(
+        list(values.values()),
+        tick_labels=list(values),
+        medianprops={"color": "#0072B2", "linewidth": 2},
+    )
     axes.set(ylabel=unit)
-    save_figure(figure, path)
+    return figure
 
 
 def draw_sweep(
@@ -189,14 +187,42 @@ def _scatter_parameter(axes: Axes, trials: pd.DataFrame, name: str) -> None:
     axes.set_xlabel(name)
 
 
-def _plain(name: str) -> str:
+def plain_text(name: str) -> str:
     """A name that Matplotlib draws as it is, not as a formula."""
     return printable(name).replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        # Of letters that the font lacks, such as Chinese ones in a name, boxes are drawn.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+    with atomic_path(path) as temporary, _missing_letters_as_boxes():
         figure.savefig(temporary, dpi=DOTS_PER_INCH)
+
+
+def figure_svg(figure: Figure, name: str) -> str:
+    """A figure as an SVG whose texts are texts, as part of a web page.
+
+    Its black and white are the page's: `currentColor` and `var(--page)`.
+
+    Args:
+        figure: what is drawn.
+        name: unlike that of every other figure of the page, so that their ids differ.
+    """
+    written = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    settings = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name})
+    with _missing_letters_as_boxes(), settings:
+        figure.savefig(written, format="svg", metadata=nothing)
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # A page needs no names of its parts, which are the same in every figure.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg, count=2)
+    return svg.replace("#000000", "currentColor").replace("#ffffff", "var(--page)")
+
+
+@contextmanager
+def _missing_letters_as_boxes() -> Iterator[None]:
+    """No warning of letters that the font lacks, such as Chinese ones in a name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield

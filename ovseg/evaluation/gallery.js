@@ -4,16 +4,13 @@ for (const box of document.querySelectorAll(".controls input")) {
     document.body.classList.toggle(box.dataset.class, on);
   });
 }
-// A case opens in full size by a click or Enter, and closes by a click or Escape.
+// A case opens in full size by its button, and closes by a click, Enter or Escape.
 const dialog = document.querySelector("dialog");
-const show = figure => {
-  dialog.replaceChildren(...[...figure.children].map(child => child.cloneNode(true)));
-  dialog.showModal();
-};
 for (const figure of document.querySelectorAll(".case")) {
-  figure.querySelector("svg").addEventListener("click", () => show(figure));
-  figure.querySelector("svg").addEventListener("keydown", event => {
-    if (event.key === "Enter") show(figure);
+  figure.querySelector("button").addEventListener("click", () => {
+    dialog.replaceChildren(...[...figure.children].map(child => child.cloneNode(true)));
+    dialog.querySelector("button").ariaLabel = "Close";
+    dialog.showModal();
   });
 }
 dialog.addEventListener("click", () => dialog.close());

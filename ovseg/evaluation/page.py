@@ -1,6 +1,6 @@
 """The page of an evaluation, `report.html`: scores, failures, cases, and what was run."""
 
-from collections.abc import Sequence
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,24 @@ import cv2
 import matplotlib
 import numpy as np
 import pandas as pd
-import torch
+from matplotlib.figure import Figure
 
-from ovseg.core.pages import embed_file, embed_image, svg_path, write_page
-from ovseg.core.processes import processor_name
+from ovseg.core.errors import InputError
+from ovseg.core.limits import MAX_TEXT_BYTES
+from ovseg.core.pages import embed_figures, embed_image, svg_path, write_page
 from ovseg.core.runs import RunFolder
+from ovseg.core.schema import read_text
 from ovseg.evaluation.calibration import describe_calibration, describe_flags
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.inference.labels import Postprocessing, lesion_of_classes
+from ovseg.evaluation.figures import draw_training
+from ovseg.evaluation.model_card import (
+    describe_data,
+    describe_evaluation,
+    describe_training,
+    read_configuration,
+)
+from ovseg.evaluation.robustness import draw_robustness
+from ovseg.inference.labels import lesion_of_classes
 from ovseg.inference.uncertainty import LAST_COLOR
 
 PAGE = Path(__file__).parent / "page.html.j2"
@@ -80,8 +90,9 @@ def write_report(
     evaluation: Evaluation,
     table: pd.DataFrame,
     summary: dict[str, Any],
-    figures: dict[str, str],
+    figures: dict[str, Figure],
     folder: Path,
+    disturbed: pd.DataFrame | None = None,
 ) -> None:
     """Write `report.html`.
 
@@ -89,26 +100,109 @@ def write_report(
         evaluation: what was run.
         table: see `Evaluation.run`.
         summary: see `Evaluation.run`.
-        figures: title -> file in the folder.
+        figures: of the summary, by name.
         folder: of the report.
+        disturbed: see `measure_robustness`; None leaves robustness out.
     """
     galleries = {}
     for title, rows in choose_cases(table).items():
         galleries[title] = [draw_case(evaluation, row) for row in rows]
     columns = {name: label for name, label in COLUMNS.items() if name in table}
+    run = RunFolder.of(evaluation.paths[0])
+    config = read_configuration(run)
+    training = {}
+    if len(evaluation.paths) == 1:
+        for kind, curves in read_curves(run).items():
+            training[kind] = draw_training(curves, summary["epoch"], kind)
+    robustness = {}
+    if disturbed is not None:
+        robustness["wide"] = draw_robustness(disturbed, columns=4)
+        robustness["narrow"] = draw_robustness(disturbed, columns=2)
     write_page(
         folder / "report.html",
         PAGE,
         summary=summary,
-        figures={title: embed_file(folder / name) for title, name in figures.items()},
+        worst=find_worst(summary),
+        figures=embed_figures(figures),
+        training_figures=embed_figures(training),
+        robustness_figures=embed_figures(robustness),
+        disturbances=[] if disturbed is None else disturbed.to_dict("records"),
+        confusion=count_confusion(table, summary),
         galleries=galleries,
         columns=columns,
         rows=table[list(columns)].to_dict("records"),
-        facts=list_facts(evaluation, summary),
-        configuration=read_configuration(evaluation.paths),
+        facts={
+            "Evaluation": describe_evaluation(evaluation, summary),
+            "Data": describe_data(evaluation.datamodule.root, summary),
+            "Training": describe_training(run, config),
+        },
+        members=len(evaluation.paths),
+        configuration=config.splitlines(),
         calibration=describe_calibration(summary),
         flags=describe_flags(summary["flags"]) if summary["flags"] else None,
     )
+
+
+def find_worst(summary: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """What fails most: the `kind` of most failures, and the `size` of lesion that fails most often.
+
+    Returns:
+        A row of `failures` and a row of `subgroups` of the summary; None where nothing fails.
+    """
+    kinds = [row for row in summary["failures"] if row["kind"] != "good" and row["images"]]
+    # Pictures without a lesion are counted in `failures`: those that are right have no Dice.
+    sizes = []
+    for row in summary["subgroups"]:
+        if row["by"] == "lesion" and row["name"] != "none" and row["failed"]:
+            sizes.append(row)
+    return {
+        "kind": max(kinds, key=lambda row: row["images"], default=None),
+        "size": max(sizes, key=lambda row: row["failed"] / row["images"], default=None),
+    }
+
+
+def read_curves(run: RunFolder) -> dict[str, pd.DataFrame]:
+    """The curves of a training, by what they show: `losses` and `metrics`.
+
+    Args:
+        run: its folder.
+
+    Returns:
+        `epoch`, counted from 1, and a column for each curve. A table that is missing, as for a lone
+        checkpoint, or is damaged is left out.
+    """
+    found = {}
+    for kind in ("losses", "metrics"):
+        try:
+            text = read_text(run.curves(kind, ".csv"), MAX_TEXT_BYTES)
+            table = pd.read_csv(io.StringIO(text)).select_dtypes("number")
+        except (InputError, ValueError):
+            continue
+        if "epoch" in table and len(table.columns) > 1 and len(table):
+            found[kind] = table.rename(columns=_label_curve)
+    return found
+
+
+def _label_curve(name: str) -> str:
+    if name == "epoch":
+        return name
+    if name.startswith("val_"):
+        return f"{name.removeprefix('val_')}, validation"
+    return f"{name}, training"
+
+
+def count_confusion(table: pd.DataFrame, summary: dict[str, Any]) -> pd.DataFrame | None:
+    """Numbers of images, a row a category of the reference, a column a predicted one.
+
+    Returns:
+        None for a run of one class.
+    """
+    if "pred_category" not in table:
+        return None
+    names = [row["name"] for row in summary["per_category"]]
+    names += sorted(set(table["pred_category"]) - set(names))
+    counts = pd.crosstab(table["category"], table["pred_category"])
+    return counts.reindex(index=names, columns=names).fillna(0).astype(int)
 
 
 def choose_cases(table: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -174,41 +268,3 @@ def _tint(values: np.ndarray) -> np.ndarray:
     colors = matplotlib.colormaps["viridis"](steps)
     colors[..., 3] = 0.65 * (steps > 0)
     return (colors * 255).astype(np.uint8)
-
-
-def list_facts(evaluation: Evaluation, summary: dict[str, Any]) -> dict[str, str]:
-    """What was run and on what, name -> text."""
-    versions = [f"{name} {version}" for name, version in summary["versions"].items()]
-    postprocessing = Postprocessing(**summary["postprocessing"])
-    intervals = "images, taken as independent"
-    if summary["intervals"] == "groups":
-        intervals = "groups of near-duplicates"
-    tolerance = f"{summary['nsd_tolerance']:g} pixels of the original picture"
-    spacing = "unknown, so distances are in pixels"
-    if summary["spacing"] is not None:
-        known = summary["scores"]["hd95_mm"]["images"]
-        tolerance = f"{tolerance}; {summary['nsd_tolerance_mm']:g} mm"
-        spacing = f"{summary['spacing']}, known of {known} of {summary['images']} images"
-    return {
-        "checkpoint": f"{summary['checkpoint']}, epoch {summary['epoch']}",
-        "SHA-256 of the checkpoint": summary["checkpoint_sha256"],
-        "files": "; ".join(summary["members"]),
-        "dataset": f"{summary['data']}, {summary['split']}, {summary['images']} images",
-        "leakage": "near-duplicates are in two splits" if summary["leakage"] else "none known",
-        "image size": f"{summary['image_size']} x {summary['image_size']} pixels",
-        "post-processing": str(postprocessing),
-        "tolerance of NSD": tolerance,
-        "millimetres per pixel": spacing,
-        "intervals resample": intervals,
-        "device": f"{evaluation.device}, {processor_name()}, {torch.get_num_threads()} threads",
-        "versions": ", ".join(versions),
-    }
-
-
-def read_configuration(checkpoints: Sequence[Path]) -> list[str]:
-    """Lines of the first run's configuration; empty where there is none, as for a lone file."""
-    path = RunFolder.of_checkpoint(checkpoints[0]).config
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError):
-        return []

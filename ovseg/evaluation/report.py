@@ -6,23 +6,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ovseg.core.console import format_interval, format_score, print_table
 from ovseg.core.drawing import case_row, contact_sheet
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_image, write_json, write_table
-from ovseg.core.plots import draw_boxes, draw_confusion, draw_histogram
+from ovseg.core.plots import draw_boxes, draw_confusion, save_figure
 from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
 from ovseg.evaluation.calibration import describe_calibration, describe_flags
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.figures import (
     draw_failures,
+    draw_histogram,
     draw_reliability,
     draw_risk_coverage,
     draw_subgroups,
 )
-from ovseg.evaluation.page import write_report
+from ovseg.evaluation.page import count_confusion, write_report
 from ovseg.evaluation.robustness import draw_robustness, measure_robustness
 from ovseg.inference.labels import Postprocessing, to_dict
 from ovseg.metrics import SCORES, SURFACE_SCORES, SURFACE_SCORES_MM
@@ -120,27 +122,24 @@ def report_evaluation(
     with atomic_dir(output, replace, "summary.json", inputs=evaluation.paths) as folder:
         table, summary = evaluation.run()
         baseline = pd.DataFrame([{name: summary["scores"][name] for name in ("loss", "dice_coef")}])
-        title = "Dice, original size,"
         if summary["leakage"]:
             baseline["leakage"] = True
-            title = "Dice (leakage), original size,"
         write_table(folder / "evaluation.csv", baseline)
         write_table(folder / "per_image.csv", table)
-        draw_histogram(table["dice_original"].to_numpy(), title, folder / "dice.png")
         write_image(folder / "cases.png", _draw_cases(evaluation, table))
         if "category" in table:
-            _draw_categories(table, summary["per_category"], folder)
+            _draw_categories(table, summary, folder)
         write_json(folder / "summary.json", summary)
-        figures = _draw_figures(summary, folder)
+        figures = _draw_figures(table, summary)
+        for name, figure in figures.items():
+            save_figure(figure, folder / f"{name}.png")
+        disturbed = None
         if robustness:
             disturbed = measure_robustness(evaluation, robustness)
             write_table(folder / "robustness.csv", disturbed)
-            draw_robustness(disturbed, folder / "robustness.png")
-            figures["robustness"] = "robustness.png"
-        if (folder / "confusion.png").is_file():
-            figures["confusion"] = "confusion.png"
+            save_figure(draw_robustness(disturbed, columns=4), folder / "robustness.png")
         if report == "full":
-            write_report(evaluation, table, summary, figures, folder)
+            write_report(evaluation, table, summary, figures, folder, disturbed)
     return summary
 
 
@@ -181,35 +180,31 @@ def _compare_descriptions(output: Path, description: dict[str, Any]) -> list[str
     return [name for key, name in SAME.items() if earlier.get(key) != description[key]]
 
 
-def _draw_figures(summary: dict[str, Any], folder: Path) -> dict[str, str]:
-    """Draw the summary; returns title -> file of all figures for the page."""
-    draw_failures(summary["failures"], folder / "failures.png")
+def _draw_figures(table: pd.DataFrame, summary: dict[str, Any]) -> dict[str, Figure]:
+    """The figures of an evaluation, by the names of their files."""
     overall = summary["scores"]["dice_original"]
-    draw_subgroups(summary["subgroups"], overall, folder / "subgroups.png")
     temperature = summary["postprocessing"]["temperature"]
-    draw_reliability(summary["calibration"], temperature, folder / "reliability.png")
-    draw_risk_coverage(summary["confidence"], summary["flags"], folder / "risk_coverage.png")
+    title = "Dice, original size,"
+    if summary["leakage"]:
+        title = "Dice (leakage), original size,"
     return {
-        "failures": "failures.png",
-        "distribution": "dice.png",
-        "subgroups": "subgroups.png",
-        "reliability": "reliability.png",
-        "risk and coverage": "risk_coverage.png",
+        "dice": draw_histogram(table["dice_original"].to_numpy(), title),
+        "failures": draw_failures(summary["failures"]),
+        "subgroups": draw_subgroups(summary["subgroups"], overall),
+        "reliability": draw_reliability(summary["calibration"], temperature),
+        "risk_coverage": draw_risk_coverage(summary["confidence"], summary["flags"]),
     }
 
 
-def _draw_categories(table: pd.DataFrame, rows: list[dict[str, Any]], folder: Path) -> None:
-    names = [row["name"] for row in rows]
+def _draw_categories(table: pd.DataFrame, summary: dict[str, Any], folder: Path) -> None:
     groups = {}
-    for name in names:
-        dice = table.loc[table["category"] == name, "dice_original"]
-        groups[name] = dice.dropna().to_numpy()
+    for row in summary["per_category"]:
+        dice = table.loc[table["category"] == row["name"], "dice_original"]
+        groups[row["name"]] = dice.dropna().to_numpy()
     title = "Dice of the lesion per image, original size, by the image's category"
     draw_boxes(groups, title, folder / "dice_categories.png")
-    if "pred_category" in table:
-        names += sorted(set(table["pred_category"]) - set(names))
-        counts = pd.crosstab(table["category"], table["pred_category"])
-        counts = counts.reindex(index=names, columns=names).fillna(0).astype(int)
+    counts = count_confusion(table, summary)
+    if counts is not None:
         draw_confusion(counts, folder / "confusion.png")
 
 

@@ -1,9 +1,9 @@
 """Scores under graded disturbances: what a network stands before it fails."""
 
 import random
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 
 from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
-from ovseg.core.plots import save_figure
+from ovseg.core.plots import PANEL_WIDTH
 from ovseg.data.augment import ultrasound
 from ovseg.data.augment.calipers import YELLOWS, caliper_ends, draw_caliper
 from ovseg.data.augment.sector import find_sector
 from ovseg.evaluation.evaluate import Evaluation
+from ovseg.evaluation.figures import BLUE
 from ovseg.inference.predictor import class_probs
 from ovseg.metrics import hard_scores
 
@@ -91,27 +92,33 @@ def _score(evaluation: Evaluation, image: np.ndarray, mask: np.ndarray) -> float
     return hard_scores(pred, torch.from_numpy(mask > 0)[None, None])["dice"].item()
 
 
-def draw_robustness(table: pd.DataFrame, path: Path) -> None:
-    """Mean Dice against the level of each disturbance, see `measure_robustness`."""
+def draw_robustness(table: pd.DataFrame, columns: int) -> Figure:
+    """Mean Dice against the level of each disturbance, see `measure_robustness`.
+
+    Args:
+        table: of the measurement.
+        columns: panels side by side: 4 on a screen or sheet, 2 on a phone.
+    """
     undisturbed = table["dice"].iloc[0]
     names = list(DISTURBANCES)
-    columns = 4
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(11, 2.6 * rows), layout="constrained")
+    figure = Figure(figsize=(PANEL_WIDTH * columns / 2, 2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     for axes, name in zip(grid.flat, names, strict=False):
         part = table[table["disturbance"] == name]
         axes.axhline(undisturbed, color="gray", linewidth=1)
-        axes.plot(range(len(part)), part["dice"], marker="o", color="#0072B2")
+        axes.plot(range(len(part)), part["dice"], marker="o", color=BLUE)
         axes.set_xticks(range(len(part)), [f"{level:g}" for level in part["level"]])
-        axes.set(title=name, xlabel=part["unit"].iloc[0], ylim=(0, 1))
+        axes.set_title(name, fontsize="medium")
+        axes.set_xlabel(textwrap.fill(part["unit"].iloc[0], 18))  # a panel is narrow
+        axes.set_ylim(0, 1)
         axes.grid(axis="y", alpha=0.3)
     for axes in list(grid.flat)[len(names) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
         axes.set_ylabel("mean Dice")
-    figure.suptitle(f"{table['images'].iloc[0]} images; the grey line is without disturbance")
-    save_figure(figure, path)
+    figure.suptitle(f"{table['images'].iloc[0]} images; grey: undisturbed", fontsize="medium")
+    return figure
 
 
 def _keep(

@@ -50,7 +50,9 @@ def test_evaluation_with_disturbances(make_run, phantom_root, tmp_path, run_comm
     assert table["disturbance"][0] == "none"
     assert (table["images"] <= 2).all()
     assert (output / "robustness.png").is_file()
-    assert "Dice under disturbances" in (output / "report.html").read_text(encoding="utf-8")
+    assert "Mean Dice under disturbances: none" in (output / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_number_of_images_is_checked(make_run, phantom_root, tmp_path, run_command, capsys):
