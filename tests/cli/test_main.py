@@ -17,13 +17,13 @@ from ovseg.data.boxes import FITS
 from ovseg.data.prepare.dataset import SPLITTERS
 from ovseg.evaluation.postprocessing_search import METRICS
 from ovseg.inference.engines import ENGINES
-from ovseg.inference.export import EXPORT_FORMATS
+from ovseg.inference.model_files import FORMATS as MODEL_FORMATS
 from support import REPOSITORY
 
 # Options whose help lists the names of a table.
 TABLES = [
     ("infer", "engine", ENGINES),
-    ("export", "format", EXPORT_FORMATS),
+    ("export", "format", MODEL_FORMATS),
     ("postprocess", "metric", METRICS),
     ("benchmark", "peers", PEERS),
     ("benchmark", "precision", PRECISIONS),
