@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ovseg.cli.output import conclude
 from ovseg.core.configs import find_config
-from ovseg.core.errors import InputError
+from ovseg.core.memory import keep_freed_memory
 
 
 def import_baseline(
@@ -30,28 +30,36 @@ def import_baseline(
 
 def compare(
     *,
-    runs: list[Path],
+    runs: list[str],
     output: Path,
     split: str = "test",
     data: Path | None = None,
-    threshold: int = 127,
+    masks: Path | None = None,
+    common: bool = False,
+    mask_threshold: int | None = None,
     device: str = "auto",
     overwrite: bool = False,
 ) -> int:
-    """Compare runs, or masks of other tools, image by image: table, figure and page.
+    """Compare runs, or masks of any tool, image by image: verdict, table, figure and page.
 
     Args:
-        runs: two or more run folders, checkpoints, ensembles, or folders of masks
+        runs: two or more run folders, checkpoints, ensembles, or folders of masks; NAME=PATH gives
+            one a name
         output: folder to make
         split: train, valid or test
         data: dataset folder (default: that of the first run)
-        threshold: of folders of masks: grey values above it are lesion
+        masks: folder of reference masks, to compare folders of masks without a dataset
+        common: leave out images that a folder has no mask of
+        mask_threshold: grey values of masks above it are lesion (default: that of training, or 127)
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
         overwrite: replace an earlier comparison
     """
-    from ovseg.evaluation.compare_runs import compare_runs, print_comparison
+    keep_freed_memory()
+    from ovseg.evaluation.compare import compare_runs, print_comparison
 
-    print_comparison(compare_runs(runs, output, split, data, threshold, device, overwrite))
+    print_comparison(
+        compare_runs(runs, output, split, data, masks, common, mask_threshold, device, overwrite)
+    )
     return conclude(f"Written to {output}")
 
 
@@ -65,15 +73,9 @@ def compare_baseline(
     image_size: int = 128,
     steps: int = 200,
     epochs: int | None = None,
-    predictions: Path | None = None,
-    ours: Path | None = None,
-    masks: Path | None = None,
-    threshold: int = 127,
     overwrite: bool = False,
 ) -> int:
     """Train the baseline's network in TensorFlow and in ovseg, from the same weights and data.
-
-    With --predictions, score another tool's masks against ours instead.
 
     Args:
         output: folder to make
@@ -84,40 +86,14 @@ def compare_baseline(
         image_size: side of the squares in pixels
         steps: training steps
         epochs: passes over the training split, instead of --steps
-        predictions: folder of another tool's masks
-        ours: with --predictions: folder of our masks, as infer writes them
-        masks: with --predictions: folder of reference masks
-        threshold: with --predictions: grey values above it are lesion
         overwrite: replace an earlier comparison
     """
-    if predictions is not None:
-        return _compare_masks(predictions, ours, masks, output, threshold, overwrite)
     from ovseg.baseline.compare_training import compare_training
     from ovseg.training.settings import read_experiment
 
     experiment = read_experiment(find_config(config), data, arch_args or [], lr)
     table = compare_training(experiment, output, steps, image_size, overwrite, epochs)
     print(table.to_string())
-    return conclude(f"Written to {output}")
-
-
-def _compare_masks(
-    predictions: Path,
-    ours: Path | None,
-    masks: Path | None,
-    output: Path,
-    threshold: int,
-    overwrite: bool,
-) -> int:
-    from ovseg.evaluation.compare import compare_masks
-
-    if ours is None or masks is None:
-        raise InputError(
-            "--predictions needs --ours and --masks: the folders of our masks and of the reference."
-        )
-    summary = compare_masks(predictions, ours, masks, output, threshold, overwrite)
-    for name, value in summary.items():
-        print(f"{name}: {value}")
     return conclude(f"Written to {output}")
 
 

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
 from ovseg.core.configs import find_config
-from ovseg.core.long_work import long_work
+from ovseg.core.long_work import continues, long_work
 
 
 @long_work
+@continues
 def cross_validate(
     *train_arguments: str,
     config: str,
@@ -42,6 +43,7 @@ def cross_validate(
 
 
 @long_work
+@continues
 def sweep(
     *train_arguments: str,
     config: str,

@@ -55,16 +55,16 @@ def main(argv: list[str] | None = None) -> int:
             code = _dispatch(arguments)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("error: stopped by Ctrl-C", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _tell_end("Ctrl-C", error)
         return 130
     except BrokenPipeError:
         # The reader of our output, such as `head`, has ended.
         _drop_output()
         return 1
-    except _lightning_exception("SIGTERMException"):
+    except _lightning_exception("SIGTERMException") as error:
         # Lightning itself would exit with 0.
-        print("error: stopped by SIGTERM", file=sys.stderr)
+        _tell_end("SIGTERM", error)
         return 143
     except (InputError, UnicodeDecodeError) as error:
         return _refuse(error)
@@ -91,6 +91,14 @@ def _dispatch(arguments: list[str]) -> int:
         if error.code == 0 and type(error) is SystemExit:
             return 0  # the parser printed its help
         raise
+
+
+def _tell_end(by: str, error: BaseException) -> None:
+    """Print what ended a command, and what the command itself says about that."""
+    line = f"error: stopped by {by}"
+    if str(error):
+        line += f". {error}"
+    print(printable(line), file=sys.stderr)
 
 
 def _refuse(error: BaseException) -> int:

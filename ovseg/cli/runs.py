@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
 from ovseg.core.configs import resolve_configs
-from ovseg.core.long_work import end_with_caller, long_work
+from ovseg.core.long_work import continues, end_with_caller, long_work
 from ovseg.core.memory import keep_freed_memory
 
 
@@ -79,6 +79,7 @@ def evaluate(
     return conclude(f"Written to {folder}")
 
 
+@continues
 def infer(
     *,
     run: Path | None = None,

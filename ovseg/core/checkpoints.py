@@ -183,6 +183,9 @@ def path_inside(path: Path, name: str) -> Path:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint as a dict, without running code from the file.
 
+    Its tensors are read from the file when they are used, so settings and progress of a checkpoint
+    of 1.5 GB are read at once. Copy a tensor that is to outlive the file.
+
     Raises:
         InputError: it is missing, truncated or not a checkpoint of ovseg, larger than its file
             once unpacked, or it has hyper-parameters that could run code.
@@ -193,7 +196,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     checkpoint: Any = None
     if not problem:
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         # A damaged pickle raises whatever its instructions make of what they find.
         except Exception as error:
             problem = type(error).__name__
@@ -274,6 +277,22 @@ def network_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if name.startswith(NETWORK):
             state[name.removeprefix(NETWORK)] = tensor
     return state
+
+
+def describe_misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> str:
+    """The first five tensors that are missing, left over or of another shape; empty for none.
+
+    Args:
+        own: of a network, by name.
+        given: to be loaded into it.
+    """
+    problems = [f"{name} is missing" for name in own if name not in given]
+    problems += [f"{name} is left over" for name in given if name not in own]
+    for name, tensor in own.items():
+        if name in given and given[name].shape != tensor.shape:
+            shape = tuple(given[name].shape)
+            problems.append(f"{name} is {shape}, expected {tuple(tensor.shape)}")
+    return first_five(problems)
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:

@@ -54,3 +54,12 @@ def resolve_configs(arguments: Iterable[str]) -> list[str]:
         is_config = argument in ("--config", "-c")
         resolved.append(argument)
     return resolved
+
+
+def shorten_configs(arguments: Iterable[str]) -> list[str]:
+    """The arguments of `train`, in which paths of shipped configurations are their names again."""
+    names = {}
+    for name, path in list_configs().items():
+        names[str(path)] = name
+        names[f"--config={path}"] = f"--config={name}"
+    return [names.get(argument, argument) for argument in arguments]

@@ -106,9 +106,28 @@ def long_work(command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+def continues(command: Callable[..., int]) -> Callable[..., int]:
+    """Decorate a command that, called again after Ctrl-C, continues; `ovseg` says so."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> int:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            text = "The same command continues where it stopped."
+            raise KeyboardInterrupt(text) from None
+
+    return run
+
+
+def has_caller() -> bool:
+    """Whether this process was started with `LIFELINE`, so that another one continues its work."""
+    return LIFELINE in os.environ
+
+
 def end_with_caller() -> None:
     """End this process when the one that started it with `LIFELINE` ends, even by SIGKILL."""
-    if LIFELINE in os.environ:
+    if has_caller():
         threading.Thread(target=_wait_for_caller, daemon=True).start()
 
 

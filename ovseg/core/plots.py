@@ -85,16 +85,6 @@ def draw_confusion(counts: pd.DataFrame, path: Path) -> None:
     save_figure(figure, path)
 
 
-def draw_paired(theirs: np.ndarray, ours: np.ndarray, path: Path) -> None:
-    """Two tools' scores of the same images; above the diagonal ours is better."""
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="gray", linewidth=1)
-    axes.scatter(theirs, ours, s=14)
-    axes.set(xlabel="Dice, other tool", ylabel="Dice, ours", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    save_figure(figure, path)
-
-
 def draw_leakage(dice: pd.DataFrame, differences: dict[str, dict], path: Path) -> None:
     """Test Dice of each seed and split, and what the leak adds with its 95 % intervals.
 

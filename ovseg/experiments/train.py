@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import shlex
 import sys
 import warnings
 from enum import Enum
@@ -17,9 +18,11 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from ovseg.core.checkpoints import read_checkpoint
+from ovseg.core.checkpoints import epochs_done, read_checkpoint
+from ovseg.core.configs import shorten_configs
 from ovseg.core.errors import InputError
-from ovseg.core.runs import RunFolder
+from ovseg.core.long_work import has_caller
+from ovseg.core.runs import LAST, RunFolder
 from ovseg.core.trust import CALLERS, PACKAGES, is_trusted
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.evaluation.evaluate import Evaluation
@@ -279,8 +282,9 @@ class TrainCLI(LightningCLI):
 
         Raises:
             InputError: Lightning or the network refuse the settings.
-            KeyboardInterrupt: Ctrl-C, which Lightning turns into the exit code of a failure.
-            SIGTERMException: the process was asked to end.
+            KeyboardInterrupt: Ctrl-C, which Lightning turns into the exit code of a failure; with
+                how to continue.
+            SIGTERMException: the process was asked to end; with how to continue.
         """
         try:
             self.trainer.fit(
@@ -288,10 +292,10 @@ class TrainCLI(LightningCLI):
             )
         except SIGTERMException:
             self._release_unstarted_run()
-            raise
+            raise SIGTERMException(self._advise_resume()) from None
         except SystemExit:
             self._release_unstarted_run()
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(self._advise_resume()) from None
         except Exception as error:
             self._release_unstarted_run()
             trained = self.trainer.global_step > 0
@@ -304,6 +308,30 @@ class TrainCLI(LightningCLI):
                 self._release_run()
                 raise self._explain_failed_resume(error) from error
             raise explained from None
+
+    def _advise_resume(self) -> str:
+        """What an interrupted training has kept, and the command that continues it.
+
+        Empty in processes that write nothing, and where the caller of this process continues it.
+        """
+        if self.run_folder is None or has_caller():
+            return ""
+        last = self.run_folder.checkpoint(LAST)
+        if not last.is_file():
+            return "No epoch is complete, so there is nothing to resume."
+        # Of earlier resumes nothing is repeated.
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("--ckpt_path")
+        parser.add_argument("--resume", action="store_true")
+        given, others = parser.parse_known_args(self.arguments)
+        newest = RunFolder.list_versions(self.run_folder.path.parent)[-1]
+        option = ["--resume"]
+        has_path = self.config.ckpt_path is not None and not given.resume
+        if has_path or newest != self.run_folder:
+            option = ["--ckpt_path", str(last)]
+        command = ["ovseg", "train", *shorten_configs(others), *option]
+        epochs = epochs_done(read_checkpoint(last))
+        return f"Epoch {epochs} is safe in {last}. Continue with: {shlex.join(command)}"
 
     def _explain_failed_resume(self, error: Exception) -> InputError:
         """What is raised for an error of any kind before the first step of a resumed training.

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ovseg.core.checkpoints import read_checkpoint
+from ovseg.core.checkpoints import describe_misfits, read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.registry import check_arguments
 from ovseg.metrics import OnlineScores, dice_coef, lesion_probs, monitor_mode
@@ -296,8 +296,11 @@ def load_task(path: Path) -> SegmentationTask:
     settings = checkpoint["hyper_parameters"]
     check_arguments(f"the task of {path}", SegmentationTask, settings)
     task = SegmentationTask(**settings)
-    try:
-        task.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path} holds other weights than its network has: {error}") from error
+    problems = describe_misfits(task.state_dict(), checkpoint["state_dict"])
+    if problems:
+        raise InputError(
+            f"{path} holds other weights than its network has: {problems}. It is damaged, or was "
+            "written by another version. Use another checkpoint."
+        )
+    task.load_state_dict(checkpoint["state_dict"])
     return task

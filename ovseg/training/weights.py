@@ -5,7 +5,13 @@ from pathlib import Path
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from ovseg.core.checkpoints import epochs_done, find_checkpoint, network_state, read_checkpoint
+from ovseg.core.checkpoints import (
+    describe_misfits,
+    epochs_done,
+    find_checkpoint,
+    network_state,
+    read_checkpoint,
+)
 from ovseg.core.errors import InputError, first_five
 
 
@@ -60,14 +66,9 @@ def _is_of_head(own: Tensor, given: Tensor, classes: int, trained_classes: int) 
 
 
 def _check_tensors(path: Path, own: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    problems = [f"{name} is missing" for name in own if name not in given]
-    problems += [f"{name} is left over" for name in given if name not in own]
-    for name, tensor in own.items():
-        if name in given and given[name].shape != tensor.shape:
-            shape = tuple(given[name].shape)
-            problems.append(f"{name} is {shape}, expected {tuple(tensor.shape)}")
+    problems = describe_misfits(own, given)
     if problems:
         raise InputError(
-            f"model.weights {path} do not fit the network: {first_five(problems)}. Set "
+            f"model.weights {path} do not fit the network: {problems}. Set "
             "model.arch_args to those of its run's config.yaml, or choose other weights."
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ovseg.core.configs import find_config, list_configs, resolve_configs
+from ovseg.core.configs import find_config, list_configs, resolve_configs, shorten_configs
 from ovseg.core.errors import InputError
 from support import REPOSITORY
 
@@ -34,6 +34,7 @@ def test_only_names_after_config_become_paths(tmp_path, monkeypatch):
     arguments = ["--config", "unet", "--model.arch", "unet", "--config=unet", "-c", "a.yaml"]
     expected = ["--config", unet, "--model.arch", "unet", f"--config={unet}", "-c", "a.yaml"]
     assert resolve_configs(arguments) == expected
+    assert shorten_configs(expected) == arguments
 
 
 def test_wheel_has_every_package_and_the_configurations():

@@ -1,7 +1,9 @@
 """Resumes: what they may change, what they give, and new trainings from earlier weights."""
 
 import os
+import shlex
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -194,6 +196,106 @@ def test_run_that_was_evaluated_while_it_trained_is_evaluated_at_the_end(
 
     monkeypatch.setattr(HistoryPlots, "on_train_epoch_end", evaluate_then_finish)
     assert train("--evaluate_test", "true", "--trainer.max_epochs", 2) == 0
+
+
+# What an interrupted training advises
+
+
+@pytest.fixture
+def stop_in_epoch(monkeypatch):
+    """A function that presses Ctrl-C when an epoch begins; 0 never does."""
+    from ovseg.training.callbacks import EpochSeed
+
+    before = signal.getsignal(signal.SIGINT)
+    begin = EpochSeed.on_train_epoch_start
+    at = SimpleNamespace(epoch=0)
+
+    def stop(self, trainer, pl_module):
+        if trainer.current_epoch + 1 == at.epoch:
+            raise KeyboardInterrupt
+        begin(self, trainer, pl_module)
+
+    def stop_in(epoch):
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it after an interruption
+        at.epoch = epoch
+
+    monkeypatch.setattr(EpochSeed, "on_train_epoch_start", stop)
+    yield stop_in
+    signal.signal(signal.SIGINT, before)
+
+
+def advised(capsys) -> tuple[str, list[str]]:
+    """What the last line says is safe, and the command that it advises."""
+    safe, _, command = last_line(capsys).partition(". Continue with: ")
+    return safe, shlex.split(command)
+
+
+def test_advised_command_continues_the_interrupted_training(
+    tiny, train, stop_in_epoch, run_command, capsys, monkeypatch
+):
+    # A run whose process still lives is left to it, and here that is this process.
+    monkeypatch.setattr("ovseg.experiments.run_record._still_trains", lambda record: False)
+    stop_in_epoch(2)
+    assert train("--data.shuffle", "false") == 130
+    safe, command = advised(capsys)
+    assert safe == f"error: stopped by Ctrl-C. Epoch 1 is safe in {LAST}"
+    same = ["--config", "tiny.yaml", "--data.shuffle", "false"]
+    assert command == ["ovseg", "train", *same, "--resume"]
+
+    stop_in_epoch(3)
+    assert run_command(*command[1:]) == 130
+    safe, again = advised(capsys)
+    second = Path("runs/tiny/version_1/checkpoints/last.ckpt")
+    assert safe.endswith(f"Epoch 2 is safe in {second}")
+    assert again == command
+
+    stop_in_epoch(0)
+    assert run_command(*again[1:]) == 0
+    third = Path("runs/tiny/version_2/checkpoints/last.ckpt")
+    assert torch.load(third, weights_only=True)["epoch"] == 3
+
+
+def test_training_that_was_given_a_path_advises_its_own(
+    tiny, train, trained, stop_in_epoch, run_command, capsys
+):
+    first = str(LAST)
+    stop_in_epoch(4)
+    assert train("--ckpt_path", trained.half.checkpoint("last")) == 130
+    safe, command = advised(capsys)
+    assert safe.endswith(f"Epoch 3 is safe in {first}")
+    assert command == ["ovseg", "train", "--config", "tiny.yaml", "--ckpt_path", first]
+
+    stop_in_epoch(0)
+    assert run_command(*command[1:]) == 0
+    second = Path("runs/tiny/version_1/checkpoints/last.ckpt")
+    assert_equal_weights(second, trained.whole.checkpoint("last"))
+
+
+def test_training_that_is_not_the_newest_advises_its_path(
+    tiny, train, stop_in_epoch, monkeypatch, capsys
+):
+    from ovseg.training.callbacks import HistoryPlots
+
+    def start_another(*_):
+        Path("runs/tiny/version_1").mkdir()
+
+    monkeypatch.setattr(HistoryPlots, "on_train_start", start_another)
+    stop_in_epoch(2)
+    assert train() == 130
+    assert advised(capsys)[1][-2:] == ["--ckpt_path", str(LAST)]
+
+
+def test_training_in_a_process_of_its_caller_advises_nothing(
+    tiny, train, stop_in_epoch, capsys, monkeypatch
+):
+    from ovseg.cli import runs
+    from ovseg.core.long_work import LIFELINE
+
+    monkeypatch.setenv(LIFELINE, "1")
+    monkeypatch.setattr(runs, "end_with_caller", lambda: None)
+    stop_in_epoch(2)
+    assert train() == 130
+    assert last_line(capsys) == "error: stopped by Ctrl-C"
 
 
 # A new training from earlier weights

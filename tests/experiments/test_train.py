@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -414,12 +415,10 @@ def test_diverged_training_is_an_error_and_is_not_evaluated(tiny, train, capsys)
     ],
 )
 def test_signal_keeps_a_checkpoint_and_is_no_success(tiny, sent, code, message):
+    arguments = ["train", "--config", "tiny.yaml", "--trainer.max_epochs", "1000"]
+    arguments += ["--early_stopping.patience", "999", *NO_SCORES]
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "ovseg", "train", "--config", "tiny.yaml"),
-            *("--trainer.max_epochs", "1000", "--early_stopping.patience", "999"),
-            *NO_SCORES,
-        ],
+        [sys.executable, "-m", "ovseg", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -435,9 +434,12 @@ def test_signal_keeps_a_checkpoint_and_is_no_success(tiny, sent, code, message):
 
     assert process.returncode == code
     assert "Traceback" not in errors
-    assert errors.endswith(f"error: {message}\n")
-    assert "Stopped in epoch" in errors
-    assert "--ckpt_path runs" in errors
+    line = errors.splitlines()[-1]
+    assert line.startswith(f"error: {message}. Epoch ")
+    safe, _, command = line.partition(". Continue with: ")
+    relative = last.relative_to(tiny)
+    assert safe.endswith(f"Epoch {read_checkpoint(last)['epoch'] + 1} is safe in {relative}")
+    assert command == f"ovseg {shlex.join(arguments)} --resume"
     assert weights(last)
     assert not list(last.parent.glob(".*tmp*"))
 

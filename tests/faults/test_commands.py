@@ -23,9 +23,9 @@ COMMANDS: dict[str, tuple[list[str], list[str]]] = {
     "make_phantoms": (["make_phantoms", "--count", "40", "--size", "96"], ["--seed", "1"]),
     "prepare_data": (["prepare_data", "--source", "download", "--size", "64"], ["--seed", "1"]),
     "audit_data": (["audit_data", "--data", "data"], ["--mask_threshold", "100"]),
-    "compare_masks": (
-        ["compare_baseline", "--predictions", "theirs", "--ours", "ours", "--masks", "masks"],
-        ["--threshold", "100"],
+    "compare": (
+        ["compare", "--runs", "theirs", "ours", "--masks", "masks"],
+        ["--mask_threshold", "100"],
     ),
 }
 # Files in which times or the folder's own name make a difference.

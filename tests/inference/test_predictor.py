@@ -481,6 +481,32 @@ def test_full_disk_is_one_line_and_the_same_command_continues(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "undisturbed"]
 
 
+def test_ctrl_c_is_one_line_and_the_same_command_continues(
+    run, images, tmp_path, run_command, capsys, monkeypatch
+):
+    command = ["infer", "--run", run, "--images", images, "--output", tmp_path / "out"]
+    command += ["--device", "cpu", "--batch_size", "1"]
+    predict = predictor_module.Predictor.predict
+    predicted = []
+
+    def stop_at_the_third(self, pictures, batch_size):
+        predicted.append(pictures)
+        if len(predicted) == 3:
+            raise KeyboardInterrupt
+        return predict(self, pictures, batch_size)
+
+    monkeypatch.setattr(predictor_module.Predictor, "predict", stop_at_the_third)
+    assert run_command(*command) == 130
+    stopped = "error: stopped by Ctrl-C. The same command continues where it stopped.\n"
+    assert capsys.readouterr().err == stopped
+    assert not (tmp_path / "out").exists()
+
+    assert run_command(*command) == 0
+    printed = capsys.readouterr().out
+    assert "Continuing: 2 of 4 masks were written before." in printed
+    assert "4 masks (0 and 255) written" in printed
+
+
 def test_other_options_and_changed_pictures_start_anew(run, images, tmp_path, full_disk, capsys):
     folder = shutil.copytree(images, tmp_path / "in")
     for change in ({"batch_size": 2}, {"overlays": True}, {"postprocessing": False}, {}):

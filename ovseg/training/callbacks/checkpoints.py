@@ -106,20 +106,16 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """On Ctrl-C or SIGTERM keep the unfinished epoch's weights as `interrupted.ckpt`.
 
-        It is for evaluate and infer. With several processes only `last.ckpt` is kept.
+        It is for evaluate and infer. With several processes only `last.ckpt` is kept. How to resume
+        is said by `ovseg.experiments.train`.
         """
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException):
             return
         if trainer.fast_dev_run or trainer.sanity_checking:  # type: ignore[attr-defined]
             return
-        run = RunFolder(Path(self.dirpath or ".").parent)
         if trainer.world_size == 1:
+            run = RunFolder(Path(self.dirpath or ".").parent)
             trainer.save_checkpoint(run.checkpoint(INTERRUPTED))
-        last = run.checkpoint(LAST)
-        remedy = "No epoch is complete yet"
-        if last.is_file():
-            remedy = f"Resume with --ckpt_path {last}"
-        rank_zero_info(f"Stopped in epoch {trainer.current_epoch + 1}. {remedy}.")
 
 
 def _copy(old: Path, new: Path) -> None:
