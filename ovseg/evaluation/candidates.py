@@ -13,8 +13,9 @@ import pandas as pd
 from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.runs import RunFolder
-from ovseg.data.boxes import Box, cut, resize_labels
+from ovseg.data.boxes import Box, cut
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.data.geometry import resize_labels
 from ovseg.data.manifest import image_groups, prepared_items
 from ovseg.data.masks import (
     MaskFacts,
