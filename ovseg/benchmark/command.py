@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ovseg.benchmark.formats import measure_formats
 from ovseg.benchmark.layers import measure_layers
 from ovseg.benchmark.measure import (
     check_scaling,
@@ -22,6 +23,7 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import check_output_dir
 from ovseg.core.processes import run_alone
 from ovseg.core.registry import choose
+from ovseg.core.runs import RunFolder
 from ovseg.models import find_architecture
 from ovseg.training.settings import read_experiment
 
@@ -33,6 +35,7 @@ def benchmark(
     output: Path,
     config: Path,
     arch_args: list[str],
+    run: Path | None = None,
     peers: list[str] | None = None,
     data: str | None = None,
     image_size: int | None = None,
@@ -66,12 +69,17 @@ def benchmark(
         batch_size=batch_size,
     )
     check_output_dir(output, overwrite, marker="benchmark.json")
+    if run is not None:
+        _check_run(what, run, arch_args, peers, scaling)
+        config = RunFolder.of(run).config
     settings = read_experiment(config, data, arch_args, None)
     work = _read_workload(
         what, settings, image_size, batch_size, threads, device, precision, channels_last
     )
     if what == "layers":
         tables = {what: run_alone(measure_layers, work, repeats)}
+    elif run is not None:
+        tables = {"formats": measure_formats(run, data, repeats, work.threads, work.device)}
     elif what == "data":
         tables = {what: _measure_data(config, settings, work.image_size, repeats)}
     else:
@@ -82,6 +90,20 @@ def benchmark(
         if warning:
             print(warning, file=sys.stderr)
     return "\n\n".join(to_markdown(table) for table in tables.values())
+
+
+def _check_run(
+    what: str, run: Path, arch_args: list[str], peers: list[str] | None, scaling: bool
+) -> None:
+    """Refuse what does not go with the files of a run."""
+    if what != "infer":
+        raise InputError(f"--run is for `benchmark infer`, not for {what}. Leave it out.")
+    given = {"--arch_args": arch_args, "--peers": peers, "--scaling": scaling}
+    surplus = [name for name, value in given.items() if value]
+    if surplus:
+        raise InputError(f"--run has no {first_five(surplus)}. Leave them out, or --run.")
+    if not RunFolder.of(run).config.is_file():
+        raise InputError(f"{run} is no run folder with a configuration. Name one with --run.")
 
 
 def _check_positive(**numbers: int | None) -> None:

@@ -39,7 +39,7 @@ _predict: Callable[[list[np.ndarray]], list[np.ndarray]]
 
 
 def measure_formats(
-    run: Path, data: Path | None, repeats: int, threads: int, device: str
+    run: Path, data: str | None, repeats: int, threads: int, device: str
 ) -> pd.DataFrame:
     """Measure a run and its exported files, which take turns, each in a process of its own.
 
@@ -58,14 +58,15 @@ def measure_formats(
     Raises:
         InputError: the run or its dataset can't be used, or a package is missing.
     """
-    sample = choose_images(read_members(run)[0], data)
+    root = None if data is None else Path(data)
+    sample = choose_images(read_members(run)[0], root)
     if not sample.is_real:
         raise InputError(f"The dataset of {run} is not here. Name it with --data.")
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         sources = {RUN: run}
         for name, (kind, precision) in FILES.items():
             folder = Path(scratch) / f"{kind}_{precision}"
-            export_run(run, folder, kind, precision, data)
+            export_run(run, folder, kind, precision, root)
             sources[name] = find_model_file(folder)
         sources[RUNTIME] = sources["ONNX"]
 

@@ -20,7 +20,7 @@ def write_benchmark(
 
     Args:
         output: folder to make.
-        tables: by name: `train`, `infer`, `scaling`, `layers` or `data`.
+        tables: by name: `train`, `infer`, `formats`, `scaling`, `layers` or `data`.
         machine: see `ovseg.benchmark.measure.describe_machine`.
         overwrite: replace an earlier benchmark.
 
@@ -153,4 +153,25 @@ def _draw_data(table: pd.DataFrame) -> Figure:
 
 
 # Name of a table -> how it is drawn; others are tables of peers.
-FIGURES = {"scaling": _draw_scaling, "layers": _draw_layers, "data": _draw_data}
+def _draw_formats(table: pd.DataFrame) -> Figure:
+    """Bars of seconds a picture with their spread, of Dice, and of size, a row a file."""
+    figure = Figure(figsize=(11, 1.2 + 0.4 * len(table)), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, sharey=True)
+    median = table["median s"]
+    spread = [median - table["least s"], table["most s"] - median]
+    left.barh(table.index, median, xerr=spread, color="tab:blue", capsize=3)
+    left.set(xlabel="seconds a picture (median, least and most)")
+    middle.barh(table.index, table["Dice"], color="tab:green")
+    middle.set(xlabel="mean Dice on validation images")
+    right.barh(table.index, table["file MB"], color="tab:gray")
+    right.set(xlabel="size of the file, MB")
+    left.invert_yaxis()
+    return figure
+
+
+FIGURES = {
+    "formats": _draw_formats,
+    "scaling": _draw_scaling,
+    "layers": _draw_layers,
+    "data": _draw_data,
+}

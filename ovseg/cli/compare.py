@@ -80,6 +80,8 @@ def compare_baseline(
     Args:
         output: folder to make
         config: configuration file, or name of a shipped configuration
+        run: run whose exported files `infer` compares, instead of the peers: time, memory, size
+            and Dice on validation images
         data: dataset folder, if it is not the configuration's
         arch_args: KEY=VALUE, such as num_layers=6
         lr: learning rate, if it is not the configuration's
@@ -103,6 +105,7 @@ def benchmark(
     *,
     output: Path,
     config: str = "unet",
+    run: Path | None = None,
     arch_args: list[str] | None = None,
     peers: list[str] | None = None,
     data: str | None = None,
@@ -143,6 +146,7 @@ def benchmark(
         what=what,
         output=output,
         config=find_config(config),
+        run=run,
         arch_args=arch_args or [],
         peers=peers,
         data=data,

@@ -3,10 +3,12 @@
 import importlib.util
 import json
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import pytest
 import yaml
 
+from ovseg.benchmark import formats
 from ovseg.benchmark.command import benchmark
 from ovseg.core.errors import InputError
 
@@ -25,6 +27,14 @@ def config(tmp_path):
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def trained_run(make_run, tmp_path_factory) -> Path:
+    """A tiny run with its configuration."""
+    run = make_run(tmp_path_factory.mktemp("run"))
+    (run / "config.yaml").write_text(yaml.safe_dump(CONTENT), encoding="utf-8")
+    return run
 
 
 @pytest.fixture
@@ -87,3 +97,35 @@ def test_scaling_that_a_peer_cannot_do_is_an_error_before_anything_is_measured(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: ModuleSpec(name, None))
     message = "--scaling cannot measure tensorflow at image size 128: .* multiple of 256"
     refuse("infer", message, peers=["tensorflow"], scaling=True)
+
+
+def test_files_of_a_run_are_measured(trained_run, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    monkeypatch.setattr(formats, "FILES", {"ONNX": ("onnx", "float32")})
+    options = {"run": trained_run, "repeats": 2, "threads": 1, "device": "cpu"}
+    text = benchmark("infer", tmp_path / "out", Path("unused"), [], **options)
+    assert (tmp_path / "out" / "formats.png").is_file()
+    content = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    rows = {row["file"]: row for row in content["formats"]["rows"]}
+    assert list(rows) == ["the run, torch", "ONNX", "ONNX by ovseg.runtime"]
+    assert rows["ONNX"]["least Dice with the run"] == 1
+    assert rows["ONNX"]["Dice"] == rows["the run, torch"]["Dice"]
+    for name, row in rows.items():
+        assert name in text
+        assert 0 < row["least s"] <= row["median s"] <= row["most s"]
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ("train", {}, "--run is for `benchmark infer`, not for train"),
+        ("infer", {"peers": ["torch"]}, "--run has no --peers"),
+    ],
+)
+def test_run_goes_with_infer_alone(refuse, tmp_path, what, options, message):
+    refuse(what, message, run=tmp_path, **options)
+
+
+def test_run_without_a_configuration_is_refused(refuse, tmp_path):
+    refuse("infer", "is no run folder with a configuration", run=tmp_path)
