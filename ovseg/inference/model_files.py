@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from msgspec import Meta, Struct
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ovseg.core.checkpoints import ImageSize
@@ -199,7 +199,8 @@ def _write_safetensors(
         if description["precision"] == "float16" and tensor.ndim > 1:
             tensor = tensor.half()
         state[name] = tensor.contiguous()
-    save_file(state, path, {METADATA: json.dumps(description)})
+    # `save_file` would make a file that nobody else can read.
+    path.write_bytes(save(state, {METADATA: json.dumps(description)}))
 
 
 def _open_safetensors(path: Path) -> ModelFile:
