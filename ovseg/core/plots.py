@@ -64,7 +64,7 @@ def draw_boxes(groups: dict[str, np.ndarray], title: str, path: Path) -> None:
     for height, values in zip(heights, groups.values(), strict=True):
         jitter = rng.uniform(-0.2, 0.2, len(values))
         axes.scatter(values, height + jitter, s=10, alpha=0.6, color="tab:blue")
-    labels = [f"{as_label(name)} ({len(values)})" for name, values in groups.items()]
+    labels = [f"{plain_text(name)} ({len(values)})" for name, values in groups.items()]
     axes.set_yticks(heights, labels)
     axes.set(xlim=(-0.02, 1.02), title=title)
     axes.grid(axis="x", alpha=0.3)
@@ -83,7 +83,7 @@ def draw_confusion(counts: pd.DataFrame, path: Path) -> None:
         is_dark = share.iat[row, column] > 0.5
         color = "white" if is_dark else "black"
         axes.text(column, row, count or "", ha="center", va="center", color=color)
-    names = [as_label(name) for name in counts.index]
+    names = [plain_text(name) for name in counts.index]
     axes.set_xticks(range(size), names, rotation=40, ha="right")
     axes.set_yticks(range(size), names)
     axes.set(xlabel="predicted, by most pixels", ylabel="reference")
@@ -125,7 +125,7 @@ def draw_bars(counts: dict[str, int], title: str, unit: str, path: Path) -> None
     axes = figure.subplots()
     bars = axes.bar(list(counts), list(counts.values()), color="tab:blue")
     axes.bar_label(bars)
-    axes.set(ylabel=unit, title=as_label(title))
+    axes.set(ylabel=unit, title=plain_text(title))
     axes.margins(y=0.1)
     save_figure(figure, path)
 
@@ -179,7 +179,7 @@ def _scatter_parameter(axes: Axes, trials: pd.DataFrame, name: str) -> None:
     axes.set_xlabel(name)
 
 
-def as_label(name: str) -> str:
+def plain_text(name: str) -> str:
     """A name that Matplotlib draws as it is, not as a formula."""
     return printable(name).replace("$", r"\$")
 

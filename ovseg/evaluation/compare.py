@@ -14,7 +14,7 @@ from ovseg.core.console import format_interval, format_score, print_table
 from ovseg.core.errors import first_five
 from ovseg.core.files import atomic_dir, write_json, write_table
 from ovseg.core.pages import embed_file, write_page
-from ovseg.core.plots import as_label, save_figure
+from ovseg.core.plots import plain_text, save_figure
 from ovseg.core.statistics import mean_interval
 from ovseg.core.text import printable
 from ovseg.data.original import OriginalSplit
@@ -291,7 +291,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
         if row["ci95"] is not None:
             left.plot(row["ci95"], [height, height], color="#0072B2")
     names = [row["name"] for row in comparison.ranking]
-    labels = [as_label(name) for name in names]
+    labels = [plain_text(name) for name in names]
     left.set_yticks(range(len(names)), labels)
     left.invert_yaxis()
     left.margins(y=0.2)
