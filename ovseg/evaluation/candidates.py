@@ -295,11 +295,20 @@ def open_candidates(
 
 
 def _is_mask_folder(path: Path) -> bool:
-    """Whether what a user names is a folder with pictures in it, and no run."""
+    """Whether what a user names is a folder with pictures in it, and no run.
+
+    Raises:
+        InputError: a folder that is neither.
+    """
     run = RunFolder(path)
     if not path.is_dir() or run.checkpoints.is_dir() or run.ensemble.is_file():
         return False
-    return bool(list_pictures(path))
+    if list_pictures(path):
+        return True
+    raise InputError(
+        f"{path} is no run (it has no checkpoints/), and no mask lies in it. Name a run folder "
+        "such as runs/unet/version_0, or the folder that holds the masks themselves."
+    )
 
 
 def _check_alone(masks: Path, data: Path | None, runs: dict[str, Path]) -> None:
@@ -310,8 +319,8 @@ def _check_alone(masks: Path, data: Path | None, runs: dict[str, Path]) -> None:
         )
     if runs:
         raise InputError(
-            f"--masks {masks} has no pictures, which {first_five(runs)} would need (a run, or a "
-            "folder without pictures in it). Name the dataset with --data instead."
+            f"--masks {masks} has no pictures, which {first_five(runs)} needs as a run. Name "
+            "the dataset with --data instead."
         )
 
 

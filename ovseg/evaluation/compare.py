@@ -272,10 +272,10 @@ def describe_method(comparison: Comparison) -> str:
     correction = ""
     count = len(comparison.pairs)
     if count > 1:
-        correction = f", corrected for the {count} comparisons (Holm)"
+        correction = f", corrected for the {count} comparisons (Holm),"
     return (
         "Two are told apart where the interval of the mean difference leaves 0 out and p of "
-        f"Wilcoxon's signed-rank test{correction}, is below {SIGNIFICANT}. Intervals resample "
+        f"Wilcoxon's signed-rank test{correction} is below {SIGNIFICANT}. Intervals resample "
         f"{units}. Another training of the same configuration may score otherwise."
     )
 

@@ -6,6 +6,7 @@ import re
 import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -126,6 +127,19 @@ def test_malformed_checkpoint_is_an_error_that_names_the_place(
     torch.save(checkpoint, tmp_path / "bad.ckpt")
     with pytest.raises(InputError, match=re.escape(problem)):
         read_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_settings_are_read_without_the_weights(run, tmp_path):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint["state_dict"]["network.large"] = torch.ones(25_000_000)  # 100 MB
+    torch.save(checkpoint, tmp_path / "large.ckpt")
+    del checkpoint
+    process = psutil.Process()
+    before = process.memory_info().rss
+    large = read_checkpoint(tmp_path / "large.ckpt")
+    assert large["hyper_parameters"]["arch"] == "flexible_unet"
+    assert process.memory_info().rss - before < 20_000_000
+    assert (large["state_dict"]["network.large"] == 1).all()
 
 
 def test_tensor_among_the_hyper_parameters_is_refused(run, tmp_path):

@@ -196,7 +196,8 @@ def test_mistakes_are_one_sentence(run, phantom_root, tmp_path, save_png, run_co
         ([run], [], "1 run to compare, expected two or more"),
         ([run, masks], [], "So none is left to compare. Name each mask as its image"),
         ([masks, references], [], "Add --data DATASET, or --masks FOLDER"),
-        ([run, masks], ["--masks", references], "has no pictures, which run would need"),
+        ([run, masks], ["--masks", references], "has no pictures, which run needs as a run"),
+        ([run, phantom_root], [], "is no run (it has no checkpoints/), and no mask lies in it"),
         ([masks, run], ["--masks", references, "--data", phantom_root], "Leave one out"),
     ):
         command = ["compare", "--runs", *runs, "--output", tmp_path / "out", *more]

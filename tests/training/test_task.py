@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, Trainer
 
 from ovseg.core.errors import InputError
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.training.task import SegmentationTask
+from ovseg.training.task import SegmentationTask, load_task
 
 NETWORK = {
     "base_filters": 2,
@@ -176,6 +176,20 @@ def test_settings_that_make_no_sense_are_errors():
         SegmentationTask(arch_args=NETWORK, encoder_lr_factor=-1)
     with pytest.raises(InputError, match="scheduler cosine does not take restarts"):
         SegmentationTask(arch_args=NETWORK, scheduler="cosine", scheduler_args={"restarts": 2})
+
+
+def test_weights_of_another_network_are_named_the_first_five(make_run, tmp_path):
+    path = make_run(tmp_path) / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    tensors = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {f"network.x{name}": value for name, value in tensors.items()}
+    torch.save(checkpoint, path)
+    with pytest.raises(InputError) as error:
+        load_task(path)
+    text = str(error.value)
+    assert text.startswith(f"{path} holds other weights than its network has: network.")
+    assert text.count("is missing") == 5
+    assert f"and {2 * len(tensors) - 5} more." in text
 
 
 DDP = """
