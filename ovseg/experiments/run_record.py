@@ -17,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from ovseg import __version__
 from ovseg.core.checkpoints import epochs_done, find_checkpoint, read_checkpoint
+from ovseg.core.configs import shorten_configs
 from ovseg.core.errors import InputError
 from ovseg.core.files import file_digest, write_json
 from ovseg.core.processes import processor_name
@@ -69,7 +70,7 @@ def write_record(
     digests = {split: data.digest(split) for split in SPLITS if data.tree.has_images(split)}
     process = psutil.Process()
     record = {
-        "command": shlex.join(["ovseg", "train", *arguments]),
+        "command": shlex.join(["ovseg", "train", *shorten_configs(arguments)]),
         "folder": os.getcwd(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "resumed_from": _absolute(config.ckpt_path),
