@@ -24,6 +24,8 @@ GUIDES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
 # The changelog also names commands and files that are gone.
 PAGES = [*GUIDES, REPOSITORY / "CHANGELOG.md"]
 SECTIONS = ("model.", "data.", "trainer.", "early_stopping.", "best_checkpoint.", "ema.")
+# Of files called `model`, which are no keys of a configuration.
+MODEL_SUFFIXES = (".bin", ".json", ".onnx", ".safetensors", ".xml")
 FOLDERS = ("ovseg/", "tests/", "scripts/", "configs/", "docs/", ".ci/")
 
 
@@ -99,7 +101,7 @@ def list_keys(page: Path) -> list[str]:
     for code in list_code(page):
         name = code.removeprefix("--")
         key = re.split(r"[ :=]", name)[0]
-        if key.startswith(SECTIONS) and Path(key).suffix not in (".json", ".onnx"):
+        if key.startswith(SECTIONS) and Path(key).suffix not in MODEL_SUFFIXES:
             keys.append(key)
     for _, arguments in list_commands(page):
         keys += [word[2:] for word in arguments if word.startswith("--") and "." in word]
