@@ -164,7 +164,7 @@ def open_openvino(path: Path) -> tuple[Engine, dict[str, str]]:
     metadata = {}
     if model.has_rt_info(OPENVINO_METADATA):
         for name, value in model.get_rt_info(OPENVINO_METADATA).value.items():
-            metadata[name] = value.value
+            metadata[name] = value
     return run, metadata
 
 

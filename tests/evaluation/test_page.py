@@ -129,7 +129,7 @@ def test_every_image_is_in_the_table_with_its_numbers(folder, shown):
     assert len(rows) == len(table)
     for cells, row in zip(rows, table.to_dict("records"), strict=True):
         expected = []
-        for name in COLUMNS:
+        for name in [name for name in COLUMNS if name in table]:
             is_text = name in ("stem", "category", "failure")
             expected.append(row[name] if is_text else places(row[name], 1 if name == "hd95" else 3))
         assert cells == expected

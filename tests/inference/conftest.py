@@ -13,6 +13,7 @@ from torch import nn
 
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.data.prepare.phantoms import make_phantom
+from ovseg.inference.export import export_run
 from ovseg.inference.labels import Postprocessing, to_dict
 from ovseg.models import build_model
 
@@ -69,6 +70,26 @@ def write_postprocessing() -> Callable[[Path, Postprocessing], None]:
         (run / "postprocessing.json").write_text(json.dumps(content))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def exported(run, tmp_path_factory, write_postprocessing) -> Path:
+    """A copy of `run` with post-processing, exported as ONNX. Not to be changed."""
+    pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
+    pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
+    folder = shutil.copytree(run, tmp_path_factory.mktemp("exported") / "run")
+    chosen = Postprocessing(
+        flips=("horizontal",), threshold=0.4, keep_largest=True, fill_holes=True, min_area=0.01
+    )
+    write_postprocessing(folder, chosen)
+    export_run(folder)
+    return folder
+
+
+@pytest.fixture
+def own_run(run, tmp_path) -> Path:
+    """A copy of `run`, to write into."""
+    return shutil.copytree(run, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def infer(run, tmp_path) -> Callable[..., tuple[int, list[str]]]:
 
 
 def test_dicom_is_predicted_as_the_picture_in_it(run, folder, cine):
-    predictor = Predictor.from_run(run, "cpu")
+    predictor = Predictor.load(run, "cpu")
     found = predictor.predict(folder / "one")
     assert np.array_equal(found.probs, predictor.predict(cine[0]).probs)
 
@@ -60,7 +60,7 @@ def test_every_frame_of_a_cine_gets_the_mask_of_its_picture(
     run, infer, folder, tmp_path, cine, read_png, capsys
 ):
     assert infer(folder, batch_size=3) == (7, [])
-    predictions = Predictor.from_run(run, "cpu").predict(cine)
+    predictions = Predictor.load(run, "cpu").predict(cine)
     for number, prediction in enumerate(predictions, start=1):
         mask = read_png(tmp_path / "out" / f"film_{number:04d}.png")
         assert np.array_equal(mask, prediction.labels * 255)

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from ovseg.inference import agreement as agreement_module
 from ovseg.inference import export
 from ovseg.inference.engines import open_onnx
 from ovseg.inference.export import export_run
-from ovseg.inference.labels import Postprocessing
 from ovseg.inference.model_files import FORMATS, open_model
 from ovseg.inference.predictor import Predictor
 
@@ -23,24 +21,19 @@ onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 
 
-@pytest.fixture
-def own_run(run, tmp_path) -> Path:
-    """A copy of `run`, to write into."""
-    return shutil.copytree(run, tmp_path / "run")
-
-
 @pytest.mark.parametrize("format", ["onnx", "openvino", "safetensors"])
-def test_export_and_infer_give_the_same_masks(
-    format, own_run, tmp_path, phantom_root, run_command, write_postprocessing, read_png
+def test_infer_gives_the_masks_of_the_run(
+    format, exported, tmp_path, phantom_root, run_command, read_png
 ):
-    if format == "openvino":
+    folder = exported / "export"
+    if format != "onnx":
         pytest.importorskip("openvino", reason="needs the extra [openvino]")
-    chosen = Postprocessing(flips=("horizontal",), threshold=0.4, keep_largest=True)
-    write_postprocessing(own_run, chosen)
+        folder = tmp_path / "export"
+        options = ["--format", format, "--output", folder]
+        assert run_command("export", "--run", exported, *options) == 0
     images = phantom_root / "test" / "images"
-    file = own_run / "export" / FORMATS[format].file_name
-    assert run_command("export", "--run", own_run, "--format", format) == 0
-    for run, output in ((own_run, "of_run"), (file, "of_file"), (file.parent, "of_folder")):
+    file = folder / FORMATS[format].file_name
+    for run, output in ((exported, "of_run"), (file, "of_file"), (folder, "of_folder")):
         options = ["--run", run, "--images", images, "--output", tmp_path / output]
         assert run_command("infer", *options) == 0
     for path in images.iterdir():
@@ -51,24 +44,30 @@ def test_export_and_infer_give_the_same_masks(
 
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32), (33, 75)])
-def test_onnx_takes_any_batch_and_size_and_gives_probabilities(own_run, size):
-    export_run(own_run)
-    engine, _ = open_onnx(own_run / "export" / "model.onnx")
-    network = Predictor.load(own_run, "cpu").members[0].network
+def test_onnx_takes_any_batch_and_size_and_gives_probabilities(exported, size):
+    engine, _ = open_onnx(exported / "export" / "model.onnx")
+    network = Predictor.load(exported, "cpu").members[0].network
     image = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(engine(image), network(image).sigmoid(), atol=1e-5, rtol=0)
 
 
-def test_metadata_of_the_file_repeat_the_description(own_run):
-    description = export_run(own_run)
-    model = onnx.load(own_run / "export" / "model.onnx")
+def test_metadata_of_the_file_repeat_the_description(exported):
+    description = json.loads((exported / "export" / "model.json").read_text())
+    model = onnx.load(exported / "export" / "model.onnx")
     kept = {entry.key: entry.value for entry in model.metadata_props}
     agreement = description.pop("agreement")
     assert agreement["difference"] <= 1e-4
     assert agreement["dice_between_masks"] == 1
     assert agreement["images"] == "3 images of valid"
     assert json.loads(kept["ovseg"]) == description
+
+
+def test_onnx_file_takes_no_other_engine(exported, images, tmp_path, run_command, capsys):
+    file = exported / "export" / "model.onnx"
+    options = ["--run", file, "--images", images, "--output", tmp_path / "out"]
+    assert run_command("infer", *options, "--engine", "openvino") == 2
+    assert "Leave --engine out, or name the run" in capsys.readouterr().err
 
 
 def test_description_has_scores_of_this_checkpoint_alone(own_run, run_command):
@@ -128,7 +127,7 @@ def test_int8_without_the_dataset_is_refused(own_run, tmp_path, monkeypatch):
     monkeypatch.setattr(agreement_module, "find_dataset", _find_nothing)
     with pytest.raises(InputError, match="int8 is calibrated on validation images.*--data"):
         export_run(own_run, precision="int8")
-    description = export_run(own_run)
+    description = export_run(own_run, format="safetensors")
     assert description["agreement"]["images"].startswith("phantoms 0 to 7")
 
 
@@ -151,10 +150,10 @@ def test_both_precisions_exclude_each_other(own_run, run_command, capsys):
 
 
 def test_earlier_export_is_replaced_only_with_overwrite(own_run):
-    export_run(own_run)
+    export_run(own_run, format="safetensors")
     with pytest.raises(InputError, match="--overwrite"):
-        export_run(own_run)
-    export_run(own_run, overwrite=True)
+        export_run(own_run, format="safetensors")
+    export_run(own_run, format="safetensors", overwrite=True)
 
 
 def test_lone_checkpoint_needs_an_output(own_run, tmp_path):
@@ -164,8 +163,8 @@ def test_lone_checkpoint_needs_an_output(own_run, tmp_path):
     with pytest.raises(InputError, match="net.ckpt is not a run folder.*Add --output FOLDER"):
         export_run(lone)
     assert [path.name for path in (tmp_path / "models").rglob("*")] == ["ovary", "net.ckpt"]
-    export_run(lone, tmp_path / "exported")
-    export_run(own_run / "checkpoints" / "last.ckpt")
+    export_run(lone, tmp_path / "exported", "safetensors")
+    export_run(own_run / "checkpoints" / "last.ckpt", format="safetensors")
     assert (own_run / "export" / "model.json").is_file()
 
 
@@ -185,7 +184,7 @@ def test_file_that_differs_is_not_kept(own_run, monkeypatch, error):
 
     monkeypatch.setattr(export, "open_model", open_wrong)
     with pytest.raises(InputError, match=r"is \S+ off torch's probabilities.*expected 0.0001"):
-        export_run(own_run)
+        export_run(own_run, format="safetensors")
     assert not (own_run / "export").exists()
 
 

@@ -14,20 +14,20 @@ from ovseg.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
+def weights(run, tmp_path_factory):
     """A folder of safetensors. Not to be changed."""
-    folder = tmp_path_factory.mktemp("exported") / "model"
+    folder = tmp_path_factory.mktemp("weights") / "model"
     export_run(run, folder, "safetensors")
     return folder
 
 
 @pytest.fixture
-def rewrite(exported, tmp_path):
+def rewrite(weights, tmp_path):
     """A function that writes the file with other tensors or another description."""
 
     def write(state=None, description=None):
         path = tmp_path / "model.safetensors"
-        tensors = load_file(exported / "model.safetensors")
+        tensors = load_file(weights / "model.safetensors")
         metadata = {}
         if description is not None:
             metadata = {"ovseg": description}
@@ -37,14 +37,14 @@ def rewrite(exported, tmp_path):
     return write
 
 
-def describe(exported, **changes):
-    description = json.loads((exported / "model.json").read_text())
+def describe(weights, **changes):
+    description = json.loads((weights / "model.json").read_text())
     return json.dumps({**description, **changes})
 
 
-def test_file_alone_is_enough(exported, run, tmp_path, images):
+def test_file_alone_is_enough(weights, run, tmp_path, images):
     path = tmp_path / "copy.safetensors"
-    shutil.copy(exported / "model.safetensors", path)
+    shutil.copy(weights / "model.safetensors", path)
     expected = Predictor.load(run, "cpu").predict(images / "a.png")
     found = Predictor.load(path, "cpu").predict(images / "a.png")
     assert (found.probs == expected.probs).all()
@@ -59,8 +59,8 @@ def test_file_alone_is_enough(exported, run, tmp_path, images):
         ({"postprocessing": {"unknown": 1}}, "unknown"),
     ],
 )
-def test_description_is_checked(exported, rewrite, change, problem):
-    path = rewrite(description=describe(exported, **change))
+def test_description_is_checked(weights, rewrite, change, problem):
+    path = rewrite(description=describe(weights, **change))
     with pytest.raises(InputError, match=f"not of ovseg export .*{problem}.*ovseg export"):
         open_model(path)
 
@@ -71,14 +71,14 @@ def test_file_without_a_description_is_refused(rewrite, description):
         open_model(rewrite(description=description))
 
 
-def test_other_weights_are_refused(exported, rewrite):
-    path = rewrite({"surplus": torch.zeros(2)}, describe(exported))
+def test_other_weights_are_refused(weights, rewrite):
+    path = rewrite({"surplus": torch.zeros(2)}, describe(weights))
     with pytest.raises(InputError, match=r"(?s)holds other weights.*surplus"):
         open_model(path)
 
 
-def test_network_of_a_class_of_its_own_needs_trust(exported, rewrite):
-    path = rewrite(description=describe(exported, network={"arch": "os.system", "arch_args": {}}))
+def test_network_of_a_class_of_its_own_needs_trust(weights, rewrite):
+    path = rewrite(description=describe(weights, network={"arch": "os.system", "arch_args": {}}))
     with pytest.raises(InputError, match="trust_config"):
         open_model(path)
 
@@ -92,8 +92,8 @@ def test_damaged_file_is_one_line(tmp_path, name, content):
         open_model(path)
 
 
-def test_folder_of_several_files_is_refused(exported, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "several")
+def test_folder_of_several_files_is_refused(weights, tmp_path):
+    folder = shutil.copytree(weights, tmp_path / "several")
     shutil.copy(folder / "model.safetensors", folder / "model.onnx")
     with pytest.raises(InputError, match="holds 2 of model.onnx, model.xml"):
         open_model(folder)

@@ -45,26 +45,12 @@ def test_areas_of_two_by_three():
     np.testing.assert_allclose(runtime.area_weights(3, 2), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "postprocessing",
-    [
-        Postprocessing(),
-        Postprocessing(
-            flips=("horizontal", "vertical"),
-            threshold=0.4,
-            keep_largest=True,
-            fill_holes=True,
-            min_area=0.01,
-        ),
-    ],
-)
-def test_masks_are_those_of_the_predictor(
-    own_run, write_postprocessing, run_command, images, postprocessing
-):
-    write_postprocessing(own_run, postprocessing)
-    assert run_command("export", "--run", own_run) == 0
-    model = runtime.Model(own_run / "export" / "model.onnx")
-    predictor = Predictor.load(own_run)
+@pytest.mark.parametrize("with_postprocessing", [False, True])
+def test_masks_are_those_of_the_predictor(exported, images, with_postprocessing):
+    model = runtime.Model(exported / "export" / "model.onnx")
+    if not with_postprocessing:
+        model.postprocessing = Postprocessing()
+    predictor = Predictor.load(exported, postprocessing=with_postprocessing)
     for path in sorted(images.iterdir()):
         expected = predictor.predict(path)
         found = model.predict(path)
@@ -72,9 +58,8 @@ def test_masks_are_those_of_the_predictor(
         assert (found.labels != expected.labels).mean() < 0.01
 
 
-def test_it_starts_without_torch(own_run, run_command, images, tmp_path):
+def test_it_starts_without_torch(exported, images, tmp_path):
     """Only numpy, ONNX Runtime and Pillow are imported."""
-    assert run_command("export", "--run", own_run) == 0
     code = (
         "import sys; from ovseg import runtime; "
         "code = runtime.main(sys.argv[1:]); "
@@ -82,7 +67,7 @@ def test_it_starts_without_torch(own_run, run_command, images, tmp_path):
         "print([name for name in known if name in sys.modules]); "
         "sys.exit(code)"
     )
-    model = own_run / "export" / "model.onnx"
+    model = exported / "export" / "model.onnx"
     options = ["--model", model, "--images", images, "--output", tmp_path / "masks"]
     result = subprocess.run(
         [sys.executable, "-c", code, *options], capture_output=True, text=True, cwd=REPOSITORY
@@ -100,13 +85,12 @@ def test_it_starts_without_torch(own_run, run_command, images, tmp_path):
         assert set(np.unique(np.array(mask))) <= {0, 255}
 
 
-def test_unreadable_picture_is_named_and_the_rest_written(own_run, run_command, tmp_path, capsys):
-    assert run_command("export", "--run", own_run) == 0
+def test_unreadable_picture_is_named_and_the_rest_written(exported, tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()
     (folder / "broken.png").write_bytes(b"no picture")
     cv2.imwrite(str(folder / "good.png"), np.zeros((20, 30, 3), np.uint8))
-    model = own_run / "export" / "model.onnx"
+    model = exported / "export" / "model.onnx"
     options = ["--model", model, "--images", folder, "--output", tmp_path / "masks"]
     assert runtime.main([str(option) for option in options]) == 1
     assert "broken.png cannot be read" in capsys.readouterr().err
@@ -123,8 +107,7 @@ def test_what_is_no_model_is_refused(tmp_path, content):
         runtime.Model(tmp_path / "absent.onnx")
 
 
-def test_array_of_another_kind_is_refused(own_run, run_command):
-    assert run_command("export", "--run", own_run) == 0
-    model = runtime.Model(own_run / "export" / "model.onnx")
+def test_array_of_another_kind_is_refused(exported):
+    model = runtime.Model(exported / "export" / "model.onnx")
     with pytest.raises(InputError, match=r"float64 of shape \(4, 4\), expected uint8"):
         model.predict(np.zeros((4, 4)))
