@@ -80,8 +80,6 @@ def compare_baseline(
     Args:
         output: folder to make
         config: configuration file, or name of a shipped configuration
-        run: run whose exported files `infer` compares, instead of the peers: time, memory, size
-            and Dice on validation images
         data: dataset folder, if it is not the configuration's
         arch_args: KEY=VALUE, such as num_layers=6
         lr: learning rate, if it is not the configuration's
@@ -126,6 +124,8 @@ def benchmark(
         what: train, infer, layers (of the network, one by one) or data (the loader)
         output: folder to make
         config: configuration file, or name of a shipped configuration
+        run: run whose exported files `infer` compares, instead of the peers: time, memory, size
+            and Dice on validation images
         arch_args: KEY=VALUE, such as num_layers=6
         peers: of tensorflow torch ovseg compile graphs onnxruntime openvino smp monai
         data: dataset folder for `data`, if it is not the configuration's

@@ -226,9 +226,9 @@ def describe_flags(flags: dict[str, Any]) -> str:
         f"{flags['flagged']} of {flags['images']} images ({flags['flagged_share']:.0%}) have a "
         f"confidence of {flags['confidence']:g} or less and are flagged"
     )
-    bad = f"with a Dice below {flags['failure_dice']:g}"
+    bad = f"with a Dice below {flags['failure_dice']:g}, for which flags were chosen,"
     if flags["recall"] is None:
-        return f"{text}; there are no images {bad}."
+        return f"{text}; there are no images {bad.rstrip(',')}."
     return (
         f"{text}, among them {flags['flagged_failures']} of the {flags['failures']} {bad} "
         f"({flags['recall']:.0%})."

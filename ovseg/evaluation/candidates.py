@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -222,6 +222,7 @@ class CandidateSet:
         groups: stem -> group of images that are not independent; empty where none are known.
         references: what the reference is, in words.
         left_out: stems of images of the reference that are not compared.
+        leakage: whether near-duplicates are in two splits of the dataset.
     """
 
     by_name: dict[str, Candidate]
@@ -229,6 +230,7 @@ class CandidateSet:
     groups: dict[str, int | str]
     references: str
     left_out: list[str]
+    leakage: bool
 
 
 def open_candidates(
@@ -261,6 +263,7 @@ def open_candidates(
 
     evaluations: dict[str, Evaluation] = {}
     groups: dict[str, int | str] = {}
+    leakage = False
     if masks is not None:
         _check_alone(masks, data, runs)
         originals = _read_references(masks, threshold)
@@ -277,12 +280,17 @@ def open_candidates(
                 "Folders of masks alone don't tell what to compare with. Add --data DATASET, or "
                 "--masks FOLDER of reference masks."
             )
-        originals = _read_split(evaluations, root, split, threshold)
+        originals, leakage = _read_split(evaluations, root, split, threshold)
         groups = image_groups(root)
         references = f"{split} of {root}"
 
     listed = {name: list_images(path) for name, path in folders.items()}
-    left_out = _find_missing(folders, listed, originals, common)
+    known: dict[str, Collection[str]] = dict(listed)
+    lacks = dict.fromkeys(listed, "have no mask in")
+    for name, evaluation in evaluations.items():
+        known[name] = evaluation.originals.pairs
+        lacks[name] = f"are not in the {split} images of"
+    left_out = _find_missing(paths, known, lacks, originals, common)
     pairs = {stem: pair for stem, pair in originals.pairs.items() if stem not in left_out}
     originals = replace(originals, pairs=pairs)
     candidates: dict[str, Candidate] = {}
@@ -291,7 +299,7 @@ def open_candidates(
             candidates[name] = MaskCandidate(path, listed[name], originals, threshold)
         else:
             candidates[name] = RunCandidate(evaluations[name])
-    return CandidateSet(candidates, originals, groups, references, left_out)
+    return CandidateSet(candidates, originals, groups, references, left_out, leakage)
 
 
 def _is_mask_folder(path: Path) -> bool:
@@ -319,8 +327,8 @@ def _check_alone(masks: Path, data: Path | None, runs: dict[str, Path]) -> None:
         )
     if runs:
         raise InputError(
-            f"--masks {masks} has no pictures, which {first_five(runs)} needs as a run. Name "
-            "the dataset with --data instead."
+            f"{first_five(runs)}: a run needs pictures, and --masks {masks} holds masks alone. "
+            "Name the dataset with --data instead."
         )
 
 
@@ -338,27 +346,34 @@ def _read_references(folder: Path, threshold: int) -> OriginalSplit:
 
 def _read_split(
     evaluations: dict[str, Evaluation], root: Path, split: str, threshold: int
-) -> OriginalSplit:
-    """The images of a split: those of the first run, or where there is none of the dataset."""
-    for evaluation in evaluations.values():
-        return evaluation.originals
+) -> tuple[OriginalSplit, bool]:
+    """The images of a split, of all runs or of the dataset, and whether the dataset has leakage."""
+    if evaluations:
+        pairs = {}
+        for evaluation in evaluations.values():
+            pairs.update(evaluation.originals.pairs)
+        first = next(iter(evaluations.values()))
+        leakage = any(each.datamodule.leakage for each in evaluations.values())
+        return replace(first.originals, pairs=pairs), leakage
     module = OvarianTumorDataModule(str(root), mask_threshold=threshold)
     module.verify([split])
     pairs = {pair.stem: pair for pair in module.pairs(split)}
-    return OriginalSplit(pairs, prepared_items(root), threshold)
+    return OriginalSplit(pairs, prepared_items(root), threshold), module.leakage
 
 
 def _find_missing(
-    folders: dict[str, Path],
-    listed: dict[str, dict[str, Path]],
+    paths: dict[str, Path],
+    known: dict[str, Collection[str]],
+    lacks: dict[str, str],
     originals: OriginalSplit,
     common: bool,
 ) -> list[str]:
-    """Stems of images that a folder has no mask of.
+    """Stems of images that a folder has no mask of, or that are not in a run's split.
 
     Args:
-        folders: name -> folder of masks.
-        listed: name -> its masks by stem.
+        paths: name -> folder of masks or run.
+        known: name -> stems of its masks or images.
+        lacks: name -> what is said of an image that it does not have.
         originals: all images.
         common: whether they may be left out.
 
@@ -368,21 +383,21 @@ def _find_missing(
     count = len(originals.pairs)
     problems = []
     missing = set()
-    for name, paths in listed.items():
-        of_folder = [stem for stem in originals.pairs if stem not in paths]
-        missing.update(of_folder)
-        if of_folder:
-            text = f"{len(of_folder)} of {count} images have no mask in {folders[name]}: "
-            problems.append(f"{text}{first_five(of_folder)}.")
+    for name, stems in known.items():
+        lacking = [stem for stem in originals.pairs if stem not in stems]
+        missing.update(lacking)
+        if lacking:
+            text = f"{len(lacking)} of {count} images {lacks[name]} {paths[name]}: "
+            problems.append(f"{text}{first_five(lacking)}.")
     if len(missing) == count:
-        named = [next(iter(paths.values())).name for paths in listed.values()]
+        named = [next(iter(stems)) for stems in known.values() if stems]
         raise InputError(
-            f"{' '.join(problems)} So none is left to compare. Name each mask as its image: the "
-            f"folders hold masks such as {first_five(named)}."
+            f"{' '.join(problems)} So none is left to compare. Name each mask as its image, and "
+            f"runs of the same split; there are images or masks such as {first_five(named)}."
         )
     if missing and not common:
         raise InputError(
-            f"{' '.join(problems)} Add the masks, or compare the other {count - len(missing)} "
+            f"{' '.join(problems)} Add them, or compare the other {count - len(missing)} "
             "images alone with --common."
         )
     return [stem for stem in originals.pairs if stem in missing]

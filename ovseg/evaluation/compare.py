@@ -30,6 +30,10 @@ from ovseg.evaluation.summary import pooled_iou, summarise_values
 
 PAGE = Path(__file__).parent / "compare.html.j2"
 SIGNIFICANT = 0.05  # p below which two candidates are told apart, after Holm's correction
+LEAKAGE = (
+    "Leakage: near-duplicates of images that are compared are in another split of the dataset, so "
+    "the scores of runs that were trained on it are too high."
+)
 CASES = 8  # images of the page on which two candidates differ most
 
 
@@ -81,8 +85,8 @@ def compare_runs(
 
     Returns:
         What `comparison.json` holds: `candidates`, the path of each; `references`; `images`, their
-        number; `left_out`, stems; `notes`, lines; of `Comparison` all but the table; and `method`,
-        on what the verdicts rest.
+        number; `left_out`, stems; `leakage`, whether near-duplicates are in two splits; `notes`,
+        lines; of `Comparison` all but the table; and `method`, on what the verdicts rest.
 
     Raises:
         InputError: fewer than two candidates, or what a run, folder, dataset or output lacks.
@@ -101,7 +105,9 @@ def compare_runs(
             "references": opened.references,
             "images": len(comparison.table),
             "left_out": opened.left_out,
+            "leakage": opened.leakage,
             "notes": [
+                *([LEAKAGE] if opened.leakage else []),
                 *_describe_left_out(opened.left_out, len(comparison.table)),
                 *(line for each in opened.by_name.values() for line in each.notes),
             ],
@@ -147,7 +153,7 @@ def _describe_left_out(stems: Sequence[str], compared: int) -> list[str]:
     count = len(stems)
     return [
         f"Only the {compared} images that all have are compared: {count} of {compared + count} are "
-        f"left out, because a folder has no mask of them ({first_five(stems)})."
+        f"left out, because a folder or a run lacks them ({first_five(stems)})."
     ]
 
 
@@ -155,14 +161,16 @@ def compare_tables(tables: dict[str, pd.DataFrame], groups: dict[str, int | str]
     """Rank candidates by mean Dice at the original size, and say which can be told apart.
 
     Args:
-        tables: name -> a row an image, see `Candidate.score`; all of the same images.
+        tables: name -> a row an image, see `Candidate.score`; all of the same images. Where mask
+            and reference are both empty, which has no Dice, it counts as 1, so that a false alarm
+            of another candidate there has its weight.
         groups: stem -> group of images that are not independent; where one lacks, images are taken
             as independent.
     """
     first = next(iter(tables.values()))
     table = pd.DataFrame({STEM: first[STEM].to_numpy()})
     for name, scores in tables.items():
-        by_stem = scores.set_index(STEM)["dice_original"]
+        by_stem = scores.set_index(STEM)["dice_original"].fillna(1.0)
         table[name] = table[STEM].map(by_stem)
     of_row = table[STEM].map(groups)
     known = None if of_row.isna().any() else of_row
@@ -261,7 +269,7 @@ def describe_pair(pair: dict[str, Any]) -> str:
 
 def format_p(p: float) -> str:
     """`p = 0.032`, or `p < 0.001`."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def describe_method(comparison: Comparison) -> str:

@@ -26,6 +26,7 @@ from ovseg.evaluation.model_card import (
     read_configuration,
 )
 from ovseg.evaluation.robustness import draw_robustness
+from ovseg.evaluation.summary import FEW_UNITS
 from ovseg.inference.labels import lesion_of_classes
 from ovseg.inference.uncertainty import LAST_COLOR
 
@@ -146,6 +147,8 @@ def write_report(
 def find_worst(summary: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     """What fails most: the `kind` of most failures, and the `size` of lesion that fails most often.
 
+    Sizes of fewer than `FEW_UNITS` images are left out.
+
     Returns:
         A row of `failures` and a row of `subgroups` of the summary; None where nothing fails.
     """
@@ -153,7 +156,8 @@ def find_worst(summary: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     # Pictures without a lesion are counted in `failures`: those that are right have no Dice.
     sizes = []
     for row in summary["subgroups"]:
-        if row["by"] == "lesion" and row["name"] != "none" and row["failed"]:
+        is_size = row["by"] == "lesion" and row["name"] != "none"
+        if is_size and row["failed"] and row["images"] >= FEW_UNITS:
             sizes.append(row)
     return {
         "kind": max(kinds, key=lambda row: row["images"], default=None),

@@ -68,6 +68,8 @@ def evaluate(
         InputError: run, dataset, device or output can't be used.
     """
     choose("report", report, REPORTS)
+    if robustness < 0:
+        raise InputError(f"--robustness is {robustness}, expected 0 or more images.")
     run = Path(run)
     folder = Path(output) if output else RunFolder(run).evaluation(split)
     root = Path(data) if data else None

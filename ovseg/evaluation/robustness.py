@@ -156,10 +156,10 @@ def compress(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write and read as a JPEG of quality `level`."""
     options = [cv2.IMWRITE_JPEG_QUALITY, int(level)]
-    _, content = cv2.imencode(".jpg", image, options)
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     decoded = cv2.imdecode(content, cv2.IMREAD_COLOR)
     assert decoded is not None  # it was just encoded
-    return decoded, mask
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), mask
 
 
 def lower_resolution(

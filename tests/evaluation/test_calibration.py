@@ -139,11 +139,13 @@ def test_flags_are_counted():
     }
     assert describe_flags(found) == (
         "3 of 5 images (60%) have a confidence of 0.8 or less and are flagged, among them 2 of the "
-        "3 with a Dice below 0.7 (67%)."
+        "3 with a Dice below 0.7, for which flags were chosen, (67%)."
     )
 
 
 def test_flags_without_failures_have_no_recall():
     found = count_flags(np.array([0.9]), np.array([0.5]), threshold=0.6, bad=0.7)
     assert (found["flagged"], found["failures"], found["recall"]) == (1, 0, None)
-    assert describe_flags(found).endswith("are flagged; there are no images with a Dice below 0.7.")
+    assert describe_flags(found).endswith(
+        "are flagged; there are no images with a Dice below 0.7, for which flags were chosen."
+    )

@@ -114,7 +114,7 @@ def test_missing_masks_are_named_with_the_way_out(compare, folders):
     with pytest.raises(InputError) as error:
         compare()
     assert str(error.value) == (
-        f"1 of 3 images have no mask in {folders / 'theirs'}: b. Add the masks, or compare the "
+        f"1 of 3 images have no mask in {folders / 'theirs'}: b. Add them, or compare the "
         "other 2 images alone with --common."
     )
     assert not (folders / "out").exists()

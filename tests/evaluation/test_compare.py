@@ -77,7 +77,8 @@ def test_one_image_is_too_few():
 
 
 @pytest.mark.parametrize(
-    ("p", "text"), [(0.00099, "p < 0.001"), (0.0123, "p = 0.012"), (0.41, "p = 0.41"), (1, "p = 1")]
+    ("p", "text"),
+    [(0.00099, "p < 0.001"), (0.0123, "p = 0.012"), (0.04957, "p = 0.050"), (1, "p = 1.000")],
 )
 def test_p_is_written_as_papers_do(p, text):
     assert format_p(p) == text
@@ -114,11 +115,15 @@ def test_one_pair_needs_no_correction():
     assert "Holm" not in describe_method(comparison)
 
 
-def test_image_without_a_score_is_left_out_of_the_pair():
-    tables = {"one": table_of([np.nan, 0.5, 0.6]), "two": table_of([0.1, 0.4, 0.6])}
-    (pair,) = compare_tables(tables, {}).pairs
-    assert pair["images"] == 2
-    assert pair["difference"] == pytest.approx(0.05)
+def test_false_alarms_count_where_the_reference_is_empty():
+    """Without a lesion and a prediction there is no Dice; a false alarm there has 0."""
+    tables = {"one": table_of([np.nan, 0.5, 0.6]), "two": table_of([0.0, 0.7, 0.6])}
+    comparison = compare_tables(tables, {})
+    (pair,) = comparison.pairs
+    assert pair["images"] == 3
+    assert pair["better"] == "one"
+    assert pair["difference"] == pytest.approx((1.0 - 0.2) / 3)
+    assert [row["mean"] for row in comparison.ranking] == pytest.approx([0.7, 1.3 / 3])
 
 
 # The command, on phantoms
@@ -127,6 +132,23 @@ def test_image_without_a_score_is_left_out_of_the_pair():
 @pytest.fixture
 def run(make_run, tmp_path):
     return make_run(tmp_path / "run")
+
+
+def test_runs_with_other_images_are_compared_on_the_common_ones(
+    make_run, run, phantom_root, tmp_path, run_command, capsys
+):
+    stem = next((phantom_root / "test" / "images").iterdir()).stem
+    other = make_run(tmp_path / "other", exclude=[stem])
+    command = ["compare", "--runs", run, other, "--output", tmp_path / "out", "--device", "cpu"]
+    assert run_command(*command) == 2
+    message = f"1 of 3 images are not in the test images of {other}: {stem}. Add them, or compare"
+    assert message in capsys.readouterr().err
+    for runs in ([run, other], [other, run]):
+        command[2:4] = runs
+        assert run_command(*command, "--common", "--overwrite") == 0
+        content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+        assert (content["images"], content["left_out"]) == (2, [stem])
+        assert content["leakage"] is False
 
 
 def test_masks_of_infer_are_the_run(run, phantom_root, tmp_path, run_command, capsys):

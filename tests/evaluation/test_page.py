@@ -310,7 +310,10 @@ def test_flags_and_temperature_are_sentences_of_the_page(
     flags = summary["flags"]
     assert flags["failures"] == 3
     assert f"Here {flags['flagged']} of 3 images ({flags['flagged_share']:.0%}) have a" in text
-    assert f"{flags['flagged_failures']} of the 3 with a Dice below 1" in text
+    assert (
+        f"{flags['flagged_failures']} of the 3 with a Dice below 1, for which flags were chosen,"
+        in text
+    )
     error = summary["calibration"]["error"]
     raw = summary["calibration"]["raw"]["error"]
     temperature = summary["postprocessing"]["temperature"]

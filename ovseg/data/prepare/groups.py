@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.text import printable
 from ovseg.data.prepare.duplicates import NearDuplicate
 from ovseg.data.prepare.folders import CLASS_FOLDERS, folder_role
 from ovseg.data.prepare.sources import SPLIT_NAMES, Source, path_in
@@ -25,11 +26,21 @@ def read_groups(path: Path, sources: Sequence[Source]) -> list[Source]:
         The images with their `patient`.
 
     Raises:
-        InputError: see `read_table`; it does not name each image once.
+        InputError: see `read_table`; an image has no row, or several.
     """
-    rows = read_table(path, "patient", sources)
     stems = [source.stem for source in sources]
-    check_listed([stem for stem, _ in rows], stems, str(path), remedy="leave out --groups")
+    present = set(stems)
+    rows = read_table(path, "patient", sources)
+    # A table of a whole clinic, or of images that were left out, names more than there are.
+    others = [stem for stem, _ in rows if stem not in present]
+    if others:
+        names = first_five(others)
+        print(
+            f"Rows of {printable(path)} without an image here, not used: {len(others)} ({names})."
+        )
+    rows = [row for row in rows if row[0] in present]
+    remedy = "with a row for each image, or leave out --groups"
+    check_listed([stem for stem, _ in rows], stems, str(path), remedy)
     patient_of = dict(rows)
     return [replace(source, patient=patient_of[source.stem]) for source in sources]
 
