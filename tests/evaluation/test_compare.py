@@ -45,7 +45,7 @@ def test_candidates_of_the_same_quality_are_not_distinguishable(generator):
     assert not pair["distinguishable"]
     assert "are not distinguishable on these images" in pair["verdict"]
     low, high = pair["ci95"]
-    assert f"(95 % interval {low:.3f} to {high:.3f}, p = {pair['p']:.2g})" in pair["verdict"]
+    assert f"(95 % interval {low:.3f} to {high:.3f}, p = {pair['p']:.3f})" in pair["verdict"]
     assert comparison.intervals == "images"
 
 
@@ -218,7 +218,7 @@ def test_mistakes_are_one_sentence(run, phantom_root, tmp_path, save_png, run_co
         ([run], [], "1 run to compare, expected two or more"),
         ([run, masks], [], "So none is left to compare. Name each mask as its image"),
         ([masks, references], [], "Add --data DATASET, or --masks FOLDER"),
-        ([run, masks], ["--masks", references], "has no pictures, which run needs as a run"),
+        ([run, masks], ["--masks", references], "run: a run needs pictures, and --masks"),
         ([run, phantom_root], [], "is no run (it has no checkpoints/), and no mask lies in it"),
         ([masks, run], ["--masks", references, "--data", phantom_root], "Leave one out"),
     ):

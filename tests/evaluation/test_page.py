@@ -207,7 +207,8 @@ def test_worst_are_the_most_frequent_kind_and_the_size_that_fails_most_often():
         ],
         "subgroups": [
             {"by": "lesion", "name": "none", "images": 1, "failed": 1},
-            {"by": "lesion", "name": "small", "images": 4, "failed": 2},
+            {"by": "lesion", "name": "small", "images": 5, "failed": 2},
+            {"by": "lesion", "name": "tiny", "images": 1, "failed": 1},
             {"by": "lesion", "name": "large", "images": 90, "failed": 5},
             {"by": "doppler", "name": "Doppler", "images": 1, "failed": 1},
         ],

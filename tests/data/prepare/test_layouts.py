@@ -467,7 +467,6 @@ def test_names_in_a_table_match_in_composed_letters(root, prepare, tmp_path):
     ("line", "message"),
     [
         ("", r"miss images \(1: case3\)"),
-        ("case3,p1\ncase99,p1", r"stems that have no image \(1: case99\)"),
         ("case3", "1 lines without image or patient: case3"),
     ],
 )
@@ -478,6 +477,16 @@ def test_table_of_other_images_is_an_error(root, prepare, tmp_path, line, messag
     table.write_text("\n".join([*lines, line]))
     with pytest.raises(InputError, match=message):
         prepare(groups=str(table))
+
+
+def test_rows_of_images_that_are_not_here_are_counted(root, prepare, tmp_path, capsys):
+    draw_pairs(root)
+    table = tmp_path / "patients.csv"
+    lines = [f"case{number},p{number % 4}" for number in range(COUNT)]
+    table.write_text("\n".join([*lines, "case99,p1"]))
+    manifest = prepare(groups=str(table))
+    assert column(manifest, "patient")["case3"] == "p3"
+    assert "without an image here, not used: 1 (case99)." in capsys.readouterr().out
 
 
 def test_patients_of_folders_are_never_divided(root, prepare):
