@@ -5,13 +5,15 @@
     prediction.labels  # uint8 (H, W), 1 where there is lesion
 
 From a terminal: `python -m ovseg.runtime --model model.onnx --images scan.png --output masks`.
-In a small container: `pip install numpy pillow onnxruntime`, then `pip install --no-deps ovseg`.
+In a small container: `pip install numpy pillow onnxruntime`, and `pip install --no-deps .` in a
+clone.
 """
 
 import argparse
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,10 @@ class Model:
         except Exception as error:
             raise InputError(f"{path} is no model of ONNX ({error}).") from None
         self.description = _read_description(self.session, path)
-        self.postprocessing = Postprocessing(**self.description["postprocessing"])
+        try:
+            self.postprocessing = Postprocessing(**self.description["postprocessing"])
+        except TypeError as error:
+            raise InputError(f"The post-processing in {path} is not known here: {error}.") from None
         self.size = self.description["image_size"]
         self.fit = self.description["fit"]
 
@@ -112,7 +117,10 @@ class Model:
 def _read_description(session: Any, path: str | Path) -> dict[str, Any]:
     """What `ovseg export` keeps in the file's metadata."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA, "{}")
-    description = json.loads(text)
+    try:
+        description = json.loads(text)
+    except ValueError:
+        description = {}
     missing = [key for key in ("image_size", "fit", "postprocessing") if key not in description]
     if missing:
         raise InputError(
@@ -226,18 +234,44 @@ def _sum_weights(old: int, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a mask `<stem>.png` for each picture; the exit code is 1 where one can't be read."""
-    parser = argparse.ArgumentParser(prog="python -m ovseg.runtime", description=__doc__)
+    """Write a mask `<stem>.png` for each picture.
+
+    Returns:
+        The exit code: 1 where a picture can't be read, 2 for a mistake in the options.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m ovseg.runtime",
+        description="Write a mask for each picture, by a model.onnx of ovseg export.",
+    )
     parser.add_argument("--model", required=True, type=Path, help="model.onnx of ovseg export")
     parser.add_argument("--images", required=True, type=Path, nargs="+", help="pictures, folders")
     parser.add_argument("--output", required=True, type=Path, help="folder of the masks")
     options = parser.parse_args(arguments)
+    try:
+        return _write_masks(options.model, options.images, options.output)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
-    model = Model(options.model)
+
+def _write_masks(model_file: Path, images: Sequence[Path], output: Path) -> int:
+    """See `main`.
+
+    Raises:
+        InputError: there is no picture, two would have one mask, or the model can't be used.
+        OSError: the output can't be written.
+    """
     pictures: list[Path] = []
-    for path in options.images:
+    for path in images:
         pictures += list_pictures(path) if path.is_dir() else [path]
-    options.output.mkdir(parents=True, exist_ok=True)
+    if not pictures:
+        raise InputError(f"There is no picture in {first_five(images)}.")
+    names = Counter(path.stem for path in pictures)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise InputError(f"Several pictures would have one mask: {first_five(twice)}. Rename them.")
+    model = Model(model_file)
+    output.mkdir(parents=True, exist_ok=True)
     failures = 0
     for path in pictures:
         try:
@@ -249,8 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         values = prediction.labels
         if len(prediction.probs) == 1:
             values = values * np.uint8(255)
-        Image.fromarray(values).save(options.output / f"{path.stem}.png")
-    print(f"{len(pictures) - failures} masks written to {options.output}")
+        Image.fromarray(values).save(output / f"{path.stem}.png")
+    print(f"{len(pictures) - failures} masks written to {output}")
     return 1 if failures else 0
 
 

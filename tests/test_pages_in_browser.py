@@ -162,7 +162,7 @@ def test_toggles_work_by_keyboard(open_page):
 
 def test_case_opens_and_closes_by_keyboard(open_page):
     page = open_page("report")
-    page.get_by_role("checkbox", name="probability of lesion").focus()
+    page.get_by_role("checkbox", name="uncertainty").focus()
     page.keyboard.press("Tab")
     opener = page.locator(".case button").first
     assert opener.evaluate("one => one === document.activeElement")

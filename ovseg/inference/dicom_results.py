@@ -10,7 +10,6 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from ovseg.core.checkpoints import checkpoint_digest
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_table
 from ovseg.core.registry import choose
@@ -43,7 +42,7 @@ def _import_dicom_seg() -> ModuleType:
 
 
 def write_dicom_results(
-    pictures: Sequence[InferPicture], folder: Path, categories: Sequence[str], files: Sequence[Path]
+    pictures: Sequence[InferPicture], folder: Path, categories: Sequence[str], digest: str
 ) -> list[str]:
     """Write `areas.csv` and the DICOM-SEG of the DICOM pictures among others; without any, nothing.
 
@@ -51,7 +50,7 @@ def write_dicom_results(
         pictures: all of `infer`; those whose mask was not written are left out.
         folder: of the masks.
         categories: names of the ids 1, 2, ... in the masks; empty for one lesion.
-        files: of the model that predicted the masks.
+        digest: SHA-256 of the checkpoint that predicted the masks.
 
     Returns:
         A message for each file that gets no DICOM-SEG.
@@ -66,8 +65,7 @@ def write_dicom_results(
     _write_areas(written, folder)
     if written[0].seg is None:
         return []
-    model = checkpoint_digest(*files)
-    return _import_dicom_seg().write_segs(written, folder, categories, model)
+    return _import_dicom_seg().write_segs(written, folder, categories, digest)
 
 
 def _write_areas(pictures: Sequence[InferPicture], folder: Path) -> None:

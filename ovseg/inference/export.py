@@ -1,5 +1,6 @@
 """A trained run as files for other programs, each compared with torch before it is kept."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,20 @@ def _read_training(run: RunFolder) -> dict[str, Any]:
     if not record:
         return {}
     return {
-        "command": record["command"],
+        "command": _without_folders(record["command"]),
         "started": record["started"],
         "data_sha256": record["data"]["sha256"],
         "versions": record["versions"],
     }
+
+
+def _without_folders(command: str) -> str:
+    """A command line in which paths are file names: a folder may name a person or a hospital."""
+    words = []
+    for word in shlex.split(command):
+        option, equals, value = word.rpartition("=")
+        words.append(f"{option}{equals}{Path(value).name}" if "/" in value else word)
+    return shlex.join(words)
 
 
 def _read_scores(run: RunFolder, digest: str) -> dict[str, Any] | None:

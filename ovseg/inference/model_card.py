@@ -64,7 +64,7 @@ def _describe_scores(found: dict[str, Any] | None) -> str:
         rows.append(("pooled IoU", f"{pooled:.3f}", "", ""))
 
     of = f"{found['images']} images of the split test, at their original sizes; intervals resample "
-    of += found["intervals"] + "."
+    of += {"groups": "groups of near-duplicates.", "images": "images."}[found["intervals"]]
     if found["leakage"]:
         of += " **Near-duplicates of test images were in training.**"
     kinds = []
@@ -84,7 +84,7 @@ def _describe_file(model: Path, description: dict[str, Any]) -> str:
     agreement = description["agreement"]
     network = description["network"]
     size = description["image_size"]
-    megabytes = model.stat().st_size / 2**20
+    megabytes = model.stat().st_size / 1e6
     fit = description["fit"]
     difference = (
         f"at most {agreement['difference']:.1e} in a probability, Dice between two masks at least "

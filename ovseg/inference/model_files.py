@@ -213,7 +213,10 @@ def _open_safetensors(path: Path) -> ModelFile:
 
     def build(description: dict[str, Any]) -> nn.Module:
         entry = description["network"]
-        network = build_model(entry["arch"], **entry.get("arch_args", {}))
+        arguments = entry.get("arch_args", {})
+        if arguments.get("encoder_weights"):
+            arguments = {**arguments, "encoder_weights": None}  # nothing is downloaded for a file
+        network = build_model(entry["arch"], **arguments)
         try:
             network.load_state_dict(state)
         except RuntimeError as error:

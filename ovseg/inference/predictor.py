@@ -573,7 +573,7 @@ def infer_folder(
                     f"{failures[0]}"
                 )
             failures += write_dicom_results(
-                pictures, folder, predictor.categories, _files_of(run or BOX)
+                pictures, folder, predictor.categories, _digest_of(predictor, run) if segs else ""
             )
             rows = table.finish(pictures)
         except WriteError as error:
@@ -606,6 +606,13 @@ def _describe_work(
     return content_digest(content)
 
 
+def _digest_of(predictor: Predictor, run: Path | None) -> str:
+    """SHA-256 of the checkpoint that a predictor has its weights from."""
+    if predictor.description is not None:
+        return predictor.description["checkpoint_sha256"]
+    return checkpoint_digest(*_files_of(run or BOX))
+
+
 def _files_of(run: Path) -> list[Path]:
     """The checkpoints of a run, or an exported file."""
     if is_model(run):
@@ -629,7 +636,10 @@ def _describe_flags(
     """How many pictures are flagged and where, or how to let them be flagged."""
     threshold = postprocessing.flag_confidence
     if threshold is None and is_model(run):
-        return "No picture is flagged: the model has no confidence to flag by."
+        return (
+            "No picture is flagged: the model has no confidence to flag by, or "
+            "--no_postprocessing left it out."
+        )
     if threshold is None:
         return (
             "No picture is flagged, since no confidence to flag by is used. ovseg postprocess "

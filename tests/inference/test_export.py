@@ -191,3 +191,20 @@ def test_file_that_differs_is_not_kept(own_run, monkeypatch, error):
 def test_ensemble_is_exported_member_by_member(ensemble):
     with pytest.raises(InputError, match="is an ensemble of 2. Export its members one by one"):
         export_run(ensemble)
+
+
+def test_record_leaves_its_folders_behind(own_run):
+    command = "ovseg train --config /home/anna/x.yaml --data.root=/mnt/hospital/scans --seed 1"
+    record = {
+        "command": command,
+        "started": "2026-11-29T15:08:00+0000",
+        "data": {"root": "/mnt/hospital/scans", "sha256": {"train": "0" * 64}},
+        "versions": {"torch": "2.14.1"},
+    }
+    (own_run / "run.json").write_text(json.dumps(record))
+    training = export_run(own_run, format="safetensors")["training"]
+    assert training["command"] == "ovseg train --config x.yaml --data.root=scans --seed 1"
+    content = (own_run / "export" / "README.md").read_text()
+    assert "scans --seed 1" in content
+    assert "hospital" not in content
+    assert "anna" not in (own_run / "export" / "model.json").read_text()

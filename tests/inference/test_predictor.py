@@ -489,11 +489,11 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(
     predict = predictor_module.Predictor.predict
     predicted = []
 
-    def stop_at_the_third(self, pictures, batch_size):
+    def stop_at_the_third(self, pictures, *options):
         predicted.append(pictures)
         if len(predicted) == 3:
             raise KeyboardInterrupt
-        return predict(self, pictures, batch_size)
+        return predict(self, pictures, *options)
 
     monkeypatch.setattr(predictor_module.Predictor, "predict", stop_at_the_third)
     assert run_command(*command) == 130
@@ -581,10 +581,11 @@ def test_folders_in_a_folder_are_named_where_they_are_not_asked_for(
 
 
 def test_files_that_are_no_pictures_are_counted(run, images, tmp_path, capsys):
-    (images / "notes.txt").touch()
-    (images / "cine.mp4").touch()
-    infer_folder(run, images, tmp_path / "out", device="cpu")
-    assert f"{images}: 2 files were left out: 1 .mp4, 1 .txt." in capsys.readouterr().err
+    folder = shutil.copytree(images, tmp_path / "images")
+    (folder / "notes.txt").touch()
+    (folder / "cine.mp4").touch()
+    infer_folder(run, folder, tmp_path / "out", device="cpu")
+    assert f"{folder}: 2 files were left out: 1 .mp4, 1 .txt." in capsys.readouterr().err
 
 
 def test_two_pictures_of_one_mask_are_an_error(run, nested, tmp_path):

@@ -111,3 +111,30 @@ def test_array_of_another_kind_is_refused(exported):
     model = runtime.Model(exported / "export" / "model.onnx")
     with pytest.raises(InputError, match=r"float64 of shape \(4, 4\), expected uint8"):
         model.predict(np.zeros((4, 4)))
+
+
+def test_mistakes_are_one_line(exported, images, tmp_path, capsys):
+    model = exported / "export" / "model.onnx"
+    output = tmp_path / "masks"
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    cases = [
+        ([tmp_path / "no.onnx", images, output], "There is no file"),
+        ([model, tmp_path / "empty", output], "There is no picture in"),
+        ([model, images, tmp_path / "file"], "File exists"),
+    ]
+    for (file, pictures, folder), message in cases:
+        options = ["--model", file, "--images", pictures, "--output", folder]
+        assert runtime.main([str(option) for option in options]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+def test_pictures_of_one_stem_are_refused(exported, images, tmp_path, capsys):
+    options = ["--model", exported / "export" / "model.onnx", "--output", tmp_path / "masks"]
+    options += ["--images", images / "a.png", images]
+    assert runtime.main([str(option) for option in options]) == 2
+    assert "Several pictures would have one mask: a. Rename them." in capsys.readouterr().err
+    assert not (tmp_path / "masks").exists()

@@ -156,7 +156,7 @@ def test_onnx_file_gives_the_logits_of_torch(arch, tmp_path):
     network = build_model(arch, **SETTINGS[arch][0]).eval()
     images = make_pixels(3, 3, 64, 96)
     export_onnx(network, images, tmp_path / "network.onnx")
-    engine = open_onnx(tmp_path / "network.onnx")
+    engine = open_onnx(tmp_path / "network.onnx")[0]
     for count in (1, 2, 3):
         with torch.no_grad():
             expected = network(images[:count])

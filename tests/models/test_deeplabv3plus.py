@@ -17,7 +17,7 @@ def test_exported_file_takes_any_batch_size(tmp_path):
     network = DeepLabV3Plus().eval()
     images = torch.randint(0, 256, (3, 3, 32, 48), dtype=torch.uint8)
     export_onnx(network, images, tmp_path / "network.onnx")
-    engine = open_onnx(tmp_path / "network.onnx")
+    engine = open_onnx(tmp_path / "network.onnx")[0]
     for count in (1, 3):
         with torch.no_grad():
             expected = network(images[:count])

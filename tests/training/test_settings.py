@@ -171,7 +171,7 @@ def test_unreadable_file_is_told(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.yaml").touch()
-    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     with pytest.raises(InputError, match=r"Cannot read .*a\.yaml: Permission denied"):
         read_settings(["--config", str(tmp_path / "a.yaml")], KNOWN)
 
