@@ -3,8 +3,9 @@
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,11 @@ class Agreement:
     dice_of_file: float
     seconds: float
     seconds_of_file: float
+
+    def without_times(self) -> dict[str, Any]:
+        """What another comparison on the same machine finds again."""
+        times = ("seconds", "seconds_of_file")
+        return {name: value for name, value in asdict(self).items() if name not in times}
 
 
 def choose_images(member: Member, root: Path | None, count: int = IMAGES) -> Sample:

@@ -57,7 +57,8 @@ def export_run(
         overwrite: replace an earlier export.
 
     Returns:
-        The content of `model.json`.
+        The content of `model.json`, and in `agreement` also the times, which no second export
+        would repeat.
 
     Raises:
         InputError: run, format or output can't be used, the run is an ensemble, a package is
@@ -97,9 +98,10 @@ def export_run(
         )
         agreement = compare(network, opened, predictor.postprocessing, sample)
         _refuse_difference(agreement, precision)
-        description["agreement"] = asdict(agreement)
+        description["agreement"] = agreement.without_times()
         write_json(folder / DESCRIPTION_FILE, description)
         write_card(folder / CARD_FILE, path, description, text)
+    description["agreement"] = asdict(agreement)
     return description
 
 
