@@ -10,7 +10,6 @@ clone.
 """
 
 import argparse
-import itertools
 import json
 import sys
 from collections import Counter
@@ -26,7 +25,7 @@ from PIL import Image
 from ovseg.core.errors import InputError, first_five
 from ovseg.data.boxes import cut, fit_box
 from ovseg.data.pictures import list_pictures, open_picture
-from ovseg.inference.labels import FLIPS, Postprocessing
+from ovseg.inference.labels import Postprocessing, flip_axes
 
 CUBIC = -0.75  # OpenCV's parameter of cubic interpolation
 METADATA = "ovseg"  # the key of the description in the file
@@ -103,14 +102,11 @@ class Model:
 
     def _average_flips(self, batch: np.ndarray) -> np.ndarray:
         """Probabilities, float32 (N, classes, S, S), of squares, uint8 (N, 3, S, S)."""
-        flips = self.postprocessing.flips
         results = []
-        for count in range(len(flips) + 1):
-            for names in itertools.combinations(flips, count):
-                axes = tuple(FLIPS[name] for name in names)
-                pixels = np.ascontiguousarray(np.flip(batch, axes))
-                probs = self.session.run(None, {"image": pixels})[0]
-                results.append(np.flip(probs, axes))
+        for axes in flip_axes(self.postprocessing.flips):
+            pixels = np.ascontiguousarray(np.flip(batch, axes))
+            probs = self.session.run(None, {"image": pixels})[0]
+            results.append(np.flip(probs, axes))
         return np.mean(results, axis=0)
 
 

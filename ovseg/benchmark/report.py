@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ovseg.benchmark.measure import OTHERS
@@ -84,13 +85,18 @@ def _describe(machine: dict[str, Any]) -> str:
     return "\n".join(lines + details)
 
 
+def _draw_seconds(axes: Axes, table: pd.DataFrame) -> None:
+    """Bars of median seconds with their spread, a row each."""
+    median = table["median s"]
+    spread = [median - table["least s"], table["most s"] - median]
+    axes.barh(table.index, median, xerr=spread, color="tab:blue", capsize=3)
+
+
 def _draw_peers(table: pd.DataFrame) -> Figure:
     """Bars of seconds with their spread, and of memory."""
     figure = Figure(figsize=(9, 1.2 + 0.4 * len(table)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    median = table["median s"]
-    spread = [median - table["least s"], table["most s"] - median]
-    left.barh(table.index, median, xerr=spread, color="tab:blue", capsize=3)
+    _draw_seconds(left, table)
     left.set(xlabel="seconds a step (median, least and most)")
     right.barh(table.index, table["peak MiB"], color="tab:gray")
     right.set(xlabel="peak memory, MiB")
@@ -152,14 +158,11 @@ def _draw_data(table: pd.DataFrame) -> Figure:
     return figure
 
 
-# Name of a table -> how it is drawn; others are tables of peers.
 def _draw_formats(table: pd.DataFrame) -> Figure:
     """Bars of seconds a picture with their spread, of Dice, and of size, a row a file."""
     figure = Figure(figsize=(11, 1.2 + 0.4 * len(table)), layout="constrained")
     left, middle, right = figure.subplots(1, 3, sharey=True)
-    median = table["median s"]
-    spread = [median - table["least s"], table["most s"] - median]
-    left.barh(table.index, median, xerr=spread, color="tab:blue", capsize=3)
+    _draw_seconds(left, table)
     left.set(xlabel="seconds a picture (median, least and most)")
     middle.barh(table.index, table["Dice"], color="tab:green")
     middle.set(xlabel="mean Dice on validation images")
@@ -169,6 +172,7 @@ def _draw_formats(table: pd.DataFrame) -> Figure:
     return figure
 
 
+# Name of a table -> how it is drawn; others are tables of peers.
 FIGURES = {
     "formats": _draw_formats,
     "scaling": _draw_scaling,

@@ -86,12 +86,21 @@ def _build_compiled(network: torch.nn.Module, image: Tensor) -> Engine:
     return run
 
 
-def _build_onnxruntime(network: torch.nn.Module, image: Tensor) -> Engine:
-    _import_onnxruntime()  # before the exporter, whose missing package would be named instead
+def _export_and_open(
+    network: torch.nn.Module,
+    image: Tensor,
+    open_file: Callable[[Path], tuple[Engine, dict[str, str]]],
+) -> Engine:
+    """An engine that reads ONNX, of a file that is removed at once."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         export_onnx(network, image, path)
-        return open_onnx(path)[0]
+        return open_file(path)[0]
+
+
+def _build_onnxruntime(network: torch.nn.Module, image: Tensor) -> Engine:
+    _import_onnxruntime()  # before the exporter, whose missing package would be named instead
+    return _export_and_open(network, image, open_onnx)
 
 
 def open_onnx(path: Path) -> tuple[Engine, dict[str, str]]:
@@ -129,10 +138,7 @@ def _import_onnxruntime() -> ModuleType:
 
 def _build_openvino(network: torch.nn.Module, image: Tensor) -> Engine:
     _import_openvino()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        export_onnx(network, image, path)
-        return open_openvino(path)[0]
+    return _export_and_open(network, image, open_openvino)
 
 
 def open_openvino(path: Path) -> tuple[Engine, dict[str, str]]:

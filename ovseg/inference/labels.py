@@ -4,6 +4,7 @@ Labels: flips, a threshold, and rules for components. Reports: a temperature, th
 that below which a picture is flagged. `ovseg postprocess` chooses them on the validation split.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,19 @@ from ovseg.core.registry import choose
 
 FLIPS = {"horizontal": -1, "vertical": -2}  # the axis of (N, channels, H, W) that is reversed
 TEMPERATURES = (0.2, 5.0)  # the lowest and the highest
+
+
+def flip_axes(flips: Sequence[str]) -> list[tuple[int, ...]]:
+    """The axes that each view of a picture reverses: none, then one flip, then two at once.
+
+    Args:
+        flips: names of `FLIPS`.
+    """
+    views = []
+    for count in range(len(flips) + 1):
+        for names in itertools.combinations(flips, count):
+            views.append(tuple(FLIPS[name] for name in names))
+    return views
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 `ovseg postprocess` chooses it on the validation split and writes it as `postprocessing.json`.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch.nn import functional
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.core.schema import read_json
-from ovseg.inference.labels import FLIPS, Postprocessing
+from ovseg.inference.labels import Postprocessing, flip_axes
 
 
 class PostprocessingEntry(Struct, forbid_unknown_fields=True):
@@ -70,11 +69,8 @@ def flip_logits(
         once.
     """
     logits = [network(image)]
-    for count in range(1, len(flips) + 1):
-        for names in itertools.combinations(flips, count):
-            axes = [FLIPS[name] for name in names]
-            flipped = network(image.flip(axes))
-            logits.append(flipped.flip(axes))
+    for axes in flip_axes(flips)[1:]:
+        logits.append(network(image.flip(axes)).flip(axes))
     return logits
 
 

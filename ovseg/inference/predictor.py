@@ -121,6 +121,11 @@ class Prediction:
                 contours.append(contour[:, 0])
         return contours
 
+    @property
+    def grey(self) -> np.ndarray:
+        """The mask as a picture, uint8 (H, W): ids of categories as they are, a lesion as 255."""
+        return self.labels if self.categories else self.labels * np.uint8(255)
+
     def overlay(self, picture: Picture) -> np.ndarray:
         """Draw the labels over the picture: an outline and a transparent tint.
 
@@ -731,7 +736,7 @@ def _write_files(
             write_image(folder / picture.uncertainty, drawn)
         if picture.probabilities is not None:
             _write_probs(folder / picture.probabilities, prediction)
-        _write_mask(folder / picture.mask, prediction)
+        write_image(folder / picture.mask, prediction.grey)
     except WriteError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and cause.errno in REFUSED_NAMES:
@@ -759,14 +764,6 @@ def _read_images(
         except InputError as error:
             problems.append(str(error))
     return images, problems
-
-
-def _write_mask(path: Path, prediction: Prediction) -> None:
-    """Write ids of categories as they are, and a lesion as 255."""
-    labels = prediction.labels
-    if not prediction.categories:
-        labels = labels * np.uint8(255)
-    write_image(path, labels)
 
 
 def _write_probs(path: Path, prediction: Prediction) -> None:

@@ -155,19 +155,12 @@ def make_answer(
         confidence=confidence,
         flag=postprocessing.is_flagged(confidence),
         contours=[contour.tolist() for contour in prediction.contours],
-        mask=_encode(_grey_mask(prediction)) if wanted.mask else None,
+        mask=_encode(prediction.grey) if wanted.mask else None,
         probabilities=_encode(_grey_probs(prediction)) if wanted.probabilities else None,
         picture=_encode(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)) if wanted.picture else None,
         model=model,
     )
     return answer.model_dump_json().encode()
-
-
-def _grey_mask(prediction: Prediction) -> np.ndarray:
-    """Ids of categories as they are, and a lesion as 255, uint8 (H, W)."""
-    if prediction.categories:
-        return prediction.labels
-    return prediction.labels * np.uint8(255)
 
 
 def _grey_probs(prediction: Prediction) -> np.ndarray:
