@@ -99,6 +99,13 @@ def save_dicom(path: Path, dataset: Dataset) -> Path:
     return path
 
 
+def encode_dicom(dataset: Dataset) -> bytes:
+    """The content of a file of `save_dicom`."""
+    content = io.BytesIO()
+    dataset.save_as(content, enforce_file_format=True)
+    return content.getvalue()
+
+
 def compress(dataset: Dataset, syntax: str, table: bool = True) -> Dataset:
     """Compress a file of `make_dicom` in place: RLE, JPEG-LS, JPEG 2000 or JPEG of quality 95.
 

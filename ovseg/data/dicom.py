@@ -1,17 +1,20 @@
 """Read DICOM files: pictures and cines of ultrasound, and the size of their pixels.
 
-Only what pictures need is read of a header, and no text of it gets into a message: a header names
+Functions take the path of a file and, where it is in memory, its content; the path is then only its
+name in messages. Only what pictures need is read of a header, and no text of it gets into a message: a header names
 the patient.
 """
 
+import io
 import math
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from pydicom import config, dcmread
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import data_element_generator
 from pydicom.pixels import (
     apply_color_lut,
     apply_modality_lut,
@@ -77,26 +80,35 @@ KEYWORDS = (
 TWO_DIMENSIONS = 1
 CENTIMETRES = 3
 
+PREAMBLE_BYTES = 132  # 128 of any content, and DICM
+META_GROUP = 0x0002
+TRANSFER_SYNTAX = 0x00020010
+
 # Of unusual values pydicom warns with the value, which may name the patient.
 config.settings.reading_validation_mode = config.IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 
-def count_frames(path: Path) -> int:
+def count_frames(path: Path, content: bytes | None = None) -> int:
     """How many frames a DICOM file has.
 
     Raises:
         InputError: it is no image that can be read, or has too many frames. The last frame is
             decoded for it, so that a file that is cut off is refused as a whole.
     """
-    header = _read_header(path)
+    header = _read_header(path, content)
     frames = _frames_of(header)
     if frames > 1:
-        _decode(path, header, frames - 1)
+        _decode(path, content, header, frames - 1)
     return frames
 
 
-def read_frame(path: Path, frame: int | None = None) -> np.ndarray:
+def read_frame(
+    path: Path,
+    frame: int | None = None,
+    content: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """One frame of a DICOM file as RGB, uint8 (H, W, 3), as viewers show it.
 
     Grey frames are shown with the first window or lookup table of the file. Without one, values of
@@ -105,27 +117,29 @@ def read_frame(path: Path, frame: int | None = None) -> np.ndarray:
     Args:
         path: of the file.
         frame: from 0; None for the only one.
+        content: of the file, where it is in memory.
+        max_pixels: how many pixels a frame may have.
 
     Raises:
         InputError: it is no image that can be read, it has several frames and none is named, or
             the frame is damaged.
     """
-    header = _read_header(path)
+    header = _read_header(path, content, max_pixels)
     frames = _frames_of(header)
     if frame is None and frames > 1:
         raise InputError(
             f"{path} has {frames} frames, expected 1. `ovseg infer` takes them all; in Python "
             "read one with ovseg.data.pictures.read_image(path, frame)."
         )
-    return _decode(path, header, frame or 0)
+    return _decode(path, content, header, frame or 0)
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(path: Path, content: bytes | None = None) -> Calibration:
     """What a readable DICOM file says about the size of its pixels.
 
     A header whose values can't be understood says nothing.
     """
-    header = _read_header(path)
+    header = _read_header(path, content)
     try:
         items = header.get("SequenceOfUltrasoundRegions") or []
         regions = [_read_region(item) for item in items]
@@ -163,17 +177,19 @@ def _make_size(height: float, width: float) -> PixelSize | None:
     return None
 
 
-def _read_header(path: Path) -> Dataset:
+def _read_header(path: Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS) -> Dataset:
     """The `KEYWORDS` of a file's header, checked."""
     try:
-        syntax = read_file_meta_info(path).get("TransferSyntaxUID")
-        # It would be unpacked as a whole, which may be any size.
-        if syntax == DeflatedExplicitVRLittleEndian:
-            raise InputError(
-                f"{path} is compressed as a whole ({syntax.name}), which is not read. Export it "
-                "without compression or with JPEG."
-            )
-        header = dcmread(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
+            syntax = _read_syntax(file)
+            # It would be unpacked as a whole, which may be any size.
+            if syntax == DeflatedExplicitVRLittleEndian:
+                raise InputError(
+                    f"{path} is compressed as a whole ({syntax.name}), which is not read. Export "
+                    "it without compression or with JPEG."
+                )
+            file.seek(0)
+            header = dcmread(file, stop_before_pixels=True, specific_tags=list(KEYWORDS))
         for element in (*header.file_meta, *header):  # each is parsed only now
             element.value  # noqa: B018
     except InputError:
@@ -186,8 +202,23 @@ def _read_header(path: Path) -> Dataset:
         kind = _name_uid(header.file_meta.get("MediaStorageSOPClassUID"))
         raise InputError(f"{path} is DICOM without a picture ({kind}). Remove it.")
     _check_syntax(path, header)
-    _check_pixels(path, header)
+    _check_pixels(path, header, max_pixels)
     return header
+
+
+def _read_syntax(file: BinaryIO) -> UID:
+    """The transfer syntax of a file's meta information; empty where it names none."""
+    file.seek(PREAMBLE_BYTES)
+    meta = data_element_generator(
+        file,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, vr, length: tag >> 16 != META_GROUP,
+    )
+    for element in meta:
+        if element.tag == TRANSFER_SYNTAX:
+            return UID(bytes(element.value).decode("ascii").rstrip("\0 "))
+    return UID("")
 
 
 def _check_syntax(path: Path, header: Dataset) -> None:
@@ -216,13 +247,13 @@ def _check_syntax(path: Path, header: Dataset) -> None:
         )
 
 
-def _check_pixels(path: Path, header: Dataset) -> None:
+def _check_pixels(path: Path, header: Dataset, max_pixels: int) -> None:
     """Refuse what is known before the pixels are decoded."""
     rows = header.Rows
     columns = header.Columns
-    if not _is_count(rows) or not _is_count(columns) or rows * columns > MAX_PIXELS:
+    if not _is_count(rows) or not _is_count(columns) or rows * columns > max_pixels:
         raise InputError(
-            f"{path} has {rows} rows and {columns} columns, expected 1 to {MAX_PIXELS:,} pixels."
+            f"{path} has {rows} rows and {columns} columns, expected 1 to {max_pixels:,} pixels."
         )
     frames = _frames_of(header)
     if frames > MAX_FRAMES:
@@ -263,10 +294,11 @@ def _name_uid(uid: UID | None) -> str:
     return UID(uid).name
 
 
-def _decode(path: Path, header: Dataset, frame: int) -> np.ndarray:
+def _decode(path: Path, content: bytes | None, header: Dataset, frame: int) -> np.ndarray:
     """A frame as RGB, uint8 (H, W, 3)."""
     try:
-        pixels = pixel_array(path, index=frame, decoding_plugin=_choose_plugin(header))
+        source = path if content is None else io.BytesIO(content)
+        pixels = pixel_array(source, index=frame, decoding_plugin=_choose_plugin(header))
         return _to_rgb(pixels, header)
     # Every decoder raises errors of its own for damaged pixels, and of any kind.
     except Exception:

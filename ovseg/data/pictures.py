@@ -30,7 +30,8 @@ FORMATS = {
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # DICOM is recognised by its content. A file of such a name that is no DICOM is not passed over.
 DICOM_SUFFIXES = (".dcm", ".dicom")
-DICOM_START = b"DICM"  # after 128 bytes of any content
+DICOM_START = b"DICM"
+DICOM_START_AT = 128  # after as many bytes of any content
 # Formats that keep every value; of WEBP, JPEG 2000 and AVIF Pillow does not say which kind a file
 # is.
 LOSSLESS = ("PNG", "BMP", "TIFF", "GIF", "PPM")
@@ -81,9 +82,14 @@ def is_dicom(path: Path) -> bool:
         return False
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == DICOM_START
+            return is_dicom_content(file.read(DICOM_START_AT + len(DICOM_START)))
     except OSError:  # it is reported when it is read
         return False
+
+
+def is_dicom_content(content: bytes) -> bool:
+    """Whether the content of a file begins as DICOM files do."""
+    return content.startswith(DICOM_START, DICOM_START_AT)
 
 
 def stem_of(path: Path) -> str:

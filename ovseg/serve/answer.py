@@ -13,6 +13,7 @@ from ovseg.core.checkpoints import checkpoint_digest, read_members
 from ovseg.core.runs import RunFolder
 from ovseg.inference.labels import Postprocessing
 from ovseg.inference.predictor import Prediction, Predictor
+from ovseg.serve.decode import Picture
 
 
 class ModelDescription(BaseModel):
@@ -42,6 +43,14 @@ class Answer(BaseModel):
     height: int = Field(description="Of the picture, pixels.")
     area: int = Field(description="Pixels of lesion.")
     area_percent: float = Field(description="Share of the picture's pixels, 0..100.")
+    area_mm2: float | None = Field(
+        description="Square millimetres of lesion; null where the size of a pixel is unknown."
+    )
+    calibration: str = Field(
+        description="Where the size of a pixel is from: region or PixelSpacing of a DICOM file; or "
+        "`unknown:` and why."
+    )
+    frames: int = Field(description="How many frames the file has; other than 1 only in DICOM.")
     category_areas: dict[str, int] = Field(
         description="Pixels of each category; empty where the model has none."
     )
@@ -72,8 +81,9 @@ class Answer(BaseModel):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which pictures an answer holds; see `Answer`."""
+    """What to answer of a file: its frame, from 1, and which pictures; see `Answer`."""
 
+    frame: int = 1
     mask: bool = False
     probabilities: bool = False
     picture: bool = False
@@ -126,7 +136,7 @@ def _name_run(run: Path) -> str:
 
 
 def make_answer(
-    image: np.ndarray,
+    sent: Picture,
     prediction: Prediction,
     postprocessing: Postprocessing,
     model: ModelDescription,
@@ -135,8 +145,8 @@ def make_answer(
     """An `Answer` as JSON.
 
     Args:
-        image: RGB, uint8 (H, W, 3).
-        prediction: of the image.
+        sent: the picture.
+        prediction: of its image.
         postprocessing: of the predictor.
         model: that predicted it.
         wanted: which pictures the answer holds.
@@ -146,18 +156,23 @@ def make_answer(
     category_areas = {}
     for category, name in enumerate(prediction.categories, 1):
         category_areas[name] = int(np.count_nonzero(labels == category))
+    size, calibration = sent.find_pixel_size(labels > 0)
+    area_mm2 = None if size is None else prediction.area * size.height * size.width
     answer = Answer(
         width=labels.shape[1],
         height=labels.shape[0],
         area=prediction.area,
         area_percent=100 * prediction.area / labels.size,
+        area_mm2=area_mm2,
+        calibration=calibration,
+        frames=sent.frames,
         category_areas=category_areas,
         confidence=confidence,
         flag=postprocessing.is_flagged(confidence),
         contours=[contour.tolist() for contour in prediction.contours],
         mask=_encode(prediction.grey) if wanted.mask else None,
         probabilities=_encode(_grey_probs(prediction)) if wanted.probabilities else None,
-        picture=_encode(cv2.cvtColor(image, cv2.COLOR_RGB2BGR)) if wanted.picture else None,
+        picture=_encode(cv2.cvtColor(sent.image, cv2.COLOR_RGB2BGR)) if wanted.picture else None,
         model=model,
     )
     return answer.model_dump_json().encode()

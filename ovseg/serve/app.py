@@ -6,9 +6,9 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
@@ -25,6 +25,7 @@ LOG = logging.getLogger("ovseg.serve")
 TEMPLATES = Path(__file__).parent
 # What a client that has gone away would have been answered; no standard has a number for it.
 CLIENT_GONE = 499
+Frame = Annotated[int, Query(ge=1, description="Of a cine (DICOM), from 1.")]
 
 
 class Problem(BaseModel):
@@ -64,7 +65,7 @@ FORM = {
                             "type": "string",
                             "format": "binary",
                             "description": "The picture: JPEG, PNG, BMP, TIFF, WEBP, JPEG 2000, "
-                            "GIF or PPM of 8 bits a channel.",
+                            "GIF or PPM of 8 bits a channel, or DICOM.",
                         }
                     },
                 }
@@ -92,11 +93,15 @@ def build_app(worker: Worker, uploads: Uploads) -> FastAPI:
 
     @app.post("/predict", response_model=Answer, responses=PROBLEMS, openapi_extra=FORM)
     async def predict(
-        request: Request, mask: bool = False, probabilities: bool = False, picture: bool = False
+        request: Request,
+        frame: Frame = 1,
+        mask: bool = False,
+        probabilities: bool = False,
+        picture: bool = False,
     ) -> Response:
-        """Outline the lesion in a picture."""
+        """Outline the lesion in a picture, or in a frame of a cine (DICOM)."""
         worker.check_place()  # before all of it is sent in vain
-        wanted = Wanted(mask, probabilities, picture)
+        wanted = Wanted(frame, mask, probabilities, picture)
         with uploads.count() as count:
             content = await uploads.read(request, count)
             answer = await worker.answer(content, wanted, request)

@@ -20,13 +20,14 @@ async function handle(file, item, batch) {
   item.textContent = `${file.name}: in work ...`;
   tell(`${file.name} is in work.`);
   try {
-    const picture = await read(await ask(file), file.name);
+    const picture = await read(await ask(file, 1), file, 1);
     const button = document.createElement("button");
     button.type = "button";
+    picture.button = button;
     button.textContent = `${file.name}: ${describeArea(picture.ownMask)}`;
-    button.addEventListener("click", () => show(picture, button));
+    button.addEventListener("click", () => show(picture));
     item.replaceChildren(button);
-    if (!batch.isShown) show(picture, button);
+    if (!batch.isShown) show(picture);
     batch.isShown = true;
     tell(`${file.name} is done: ${describeArea(picture.ownMask)}.`);
   } catch (error) {
@@ -36,12 +37,32 @@ async function handle(file, item, batch) {
   }
 }
 
+// Another frame of a cine takes the place of the one in the viewer.
+function changeFrame(frame) {
+  const picture = shown;
+  element("frame").disabled = true;
+  sending = sending.then(async () => {
+    tell(`Frame ${frame} of ${picture.file.name} is in work.`);
+    try {
+      const { threshold, button } = picture;
+      const other = await read(await ask(picture.file, frame), picture.file, frame);
+      Object.assign(picture, other, { threshold, button });
+      button.textContent = `${picture.name}: ${describeArea(picture.ownMask)}`;
+      tell(`${picture.name} is done: ${describeArea(picture.ownMask)}.`);
+    } catch (error) {
+      tell(`Frame ${frame} of ${picture.file.name}: ${error.message}`);
+    }
+    element("frame").disabled = false;
+    if (shown === picture) show(picture);
+  });
+}
+
 function tell(text) {
   element("status").textContent = text;
 }
 
 // The server's answer; an Error with a sentence for the user if there is none.
-async function ask(file) {
+async function ask(file, frame) {
   if (file.size > settings.maxBytes) {
     throw new Error(`It has more than ${settings.maxBytes / 1e6} MB, the most that is taken.`);
   }
@@ -49,7 +70,7 @@ async function ask(file) {
   form.append("file", file, "picture"); // the server needs no name
   let response;
   try {
-    response = await fetch("predict?mask=true&probabilities=true&picture=true", {
+    response = await fetch(`predict?frame=${frame}&mask=true&probabilities=true&picture=true`, {
       method: "POST",
       body: form,
     });
@@ -64,14 +85,16 @@ async function ask(file) {
 }
 
 // An answer with its pictures decoded: masks and probabilities as one byte a pixel.
-async function read(answer, name) {
+async function read(answer, file, frame) {
   const mask = await decode(answer.mask);
   const probabilities = await decode(answer.probabilities);
   const ownMask = firstChannel(mask, answer);
   if (!hasCategories) ownMask.forEach((value, index) => { ownMask[index] = value ? 1 : 0; });
   return {
     answer,
-    name,
+    file,
+    frame,
+    name: answer.frames > 1 ? `${file.name}, frame ${frame}` : file.name,
     ownMask,
     probabilities: firstChannel(probabilities, answer),
     image: await decode(answer.picture),
@@ -95,16 +118,23 @@ function firstChannel(image, { width, height }) {
   return values;
 }
 
-function show(picture, button) {
+function show(picture) {
   shown = picture;
-  for (const other of document.querySelectorAll("#list button")) {
-    other.setAttribute("aria-current", other === button);
+  for (const button of document.querySelectorAll("#list button")) {
+    button.setAttribute("aria-current", button === picture.button);
   }
   const { answer } = picture;
   canvas.width = answer.width;
   canvas.height = answer.height;
   element("viewer").hidden = false;
   element("name").textContent = picture.name;
+  element("frame-part").hidden = answer.frames === 1;
+  element("frames").textContent = answer.frames;
+  element("frame").max = answer.frames;
+  element("frame").value = picture.frame;
+  element("calibration").textContent = answer.area_mm2 === null
+    ? answer.calibration
+    : `from the file (${answer.calibration})`;
   element("size").textContent = `${answer.width} x ${answer.height} pixels`;
   element("confidence").textContent = answer.confidence.toFixed(2);
   element("flag").hidden = answer.flag !== true;
@@ -142,13 +172,20 @@ function describeArea(mask) {
   return found.join(", ");
 }
 
+function millimetres(area) {
+  const digits = { minimumFractionDigits: 1, maximumFractionDigits: 1 };
+  return `${area.toLocaleString("en", digits)} mm²`;
+}
+
 function draw() {
   const opacity = Number(element("opacity").value);
   element("opacity-value").textContent = `${opacity} %`;
   const mask = currentMask(shown);
   paint(canvas, shown, mask, opacity / 100);
   canvas.setAttribute("aria-label", `${shown.name} with the outline: ${describeArea(mask)}`);
-  element("area").textContent = describeArea(mask);
+  const { area_mm2: area } = shown.answer;
+  const isMeasured = area !== null && isOwn(shown);
+  element("area").textContent = describeArea(mask) + (isMeasured ? `, ${millimetres(area)}` : "");
   element("alarm").hidden = mask.some(id => id > 0);
   if (!hasCategories) describeThreshold();
 }
@@ -224,7 +261,9 @@ function drawOutline(context, mask, width, height) {
 function save(content, kind) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(content);
-  link.download = `${shown.name.replace(/\.[^.]*$/, "")}_${kind}.png`;
+  const stem = shown.file.name.replace(/\.[^.]*$/, "");
+  const frame = shown.answer.frames > 1 ? `_${String(shown.frame).padStart(4, "0")}` : "";
+  link.download = `${stem}${frame}_${kind}.png`;
   link.click();
   URL.revokeObjectURL(link.href);
 }
@@ -260,6 +299,10 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   });
 }
 element("opacity").addEventListener("input", draw);
+element("frame").addEventListener("change", event => {
+  const frame = Math.round(Number(event.target.value));
+  changeFrame(Math.min(Math.max(frame, 1), shown.answer.frames));
+});
 element("threshold").addEventListener("input", event => {
   shown.threshold = Number(event.target.value);
   draw();

@@ -13,17 +13,15 @@ from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 from ovseg.core.errors import InputError
-from ovseg.data.pictures import decode_image
 from ovseg.inference.predictor import Prediction, Predictor
 from ovseg.serve.answer import ModelDescription, Wanted, make_answer
+from ovseg.serve.decode import decode_picture
 
 Result = TypeVar("Result")
 
 # Decoded pictures in memory: one is being decoded, one predicted, one written as an answer.
 IN_WORK = 3
 THREADS = 2  # that decode pictures and write answers, beside the one of the network
-# 4096 x 4096, more than any ultrasound machine saves. It takes about 0.5 GB to predict.
-MAX_PIXELS = 2**24
 # For the answer, from the end of the upload on; then 504.
 ANSWER_SECONDS = 120.0
 
@@ -69,7 +67,7 @@ class Worker:
 
         Args:
             content: of its file.
-            wanted: see `ovseg.serve.answer.make_answer`.
+            wanted: which frame, and what to answer.
             request: whose client waits; when it goes away, its picture is dropped.
 
         Returns:
@@ -96,16 +94,16 @@ class Worker:
         loop = asyncio.get_running_loop()
         async with self._in_work:
             try:
-                image = await loop.run_in_executor(
-                    self._pool, decode_image, content, "The picture", MAX_PIXELS
+                picture = await loop.run_in_executor(
+                    self._pool, decode_picture, content, wanted.frame
                 )
             except InputError as error:
                 raise HTTPException(400, str(error)) from None
-            prediction = await loop.run_in_executor(self._network, self._predict, image)
+            prediction = await loop.run_in_executor(self._network, self._predict, picture.image)
             return await loop.run_in_executor(
                 self._pool,
                 make_answer,
-                image,
+                picture,
                 prediction,
                 self.predictor.postprocessing,
                 self.model,

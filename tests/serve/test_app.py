@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dicom_files import encode_dicom, make_dicom, make_region
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.inference.postprocessing import Postprocessing
 from ovseg.inference.predictor import Predictor
-from ovseg.serve import upload, worker
+from ovseg.serve import decode, upload, worker
 from ovseg.serve.answer import describe_model
 from serving import BrightNetwork, draw_square, encode, make_predictor
 
 ALL = "?mask=true&probabilities=true&picture=true"
 
 
-def decode(text: str) -> np.ndarray:
+def decode_png(text: str) -> np.ndarray:
     """A PNG in base64 as it is stored."""
     with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
         assert picture.format == "PNG"
@@ -56,10 +57,10 @@ def test_mask_probabilities_and_picture_are_png(running):
     mask = np.zeros((32, 32), np.uint8)
     mask[4:9, 10:16] = 255
     mask[20, 20] = 255
-    assert np.array_equal(decode(answer["mask"]), mask)
-    probs = decode(answer["probabilities"])
+    assert np.array_equal(decode_png(answer["mask"]), mask)
+    probs = decode_png(answer["probabilities"])
     assert (probs[5, 12], probs[20, 20], probs[0, 0]) == (255, 130, 0)
-    assert np.array_equal(decode(answer["picture"]), image)
+    assert np.array_equal(decode_png(answer["picture"]), image)
 
 
 def test_answer_is_that_of_the_predictor_at_the_picture_own_size(running, bright):
@@ -69,10 +70,10 @@ def test_answer_is_that_of_the_predictor_at_the_picture_own_size(running, bright
     assert 0 < prediction.labels.sum() < 50 * 41
 
     answer = running.post(encode(image), ALL).json()
-    assert np.array_equal(decode(answer["mask"]), prediction.labels * 255)
+    assert np.array_equal(decode_png(answer["mask"]), prediction.labels * 255)
     assert answer["area"] == prediction.labels.sum()
     rounded = np.round(prediction.probs * 255)
-    assert np.array_equal(decode(answer["probabilities"]), rounded)
+    assert np.array_equal(decode_png(answer["probabilities"]), rounded)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "JPEG2000", "PPM", "WEBP"])
@@ -115,7 +116,7 @@ def test_categories_have_areas_and_ids(make_running, colored):
     assert answer["category_areas"] == {"cyst": 64, "teratoma": 5}
     assert answer["area"] == 69
     assert answer["model"]["threshold"] is None
-    mask = decode(answer["mask"])
+    mask = decode_png(answer["mask"])
     assert (mask[0, 0], mask[10, 0], mask[20, 0]) == (1, 2, 0)
 
 
@@ -157,6 +158,53 @@ def test_upload_stays_in_memory(make_running, bright, monkeypatch):
     assert running.server.uploads.held == 0
 
 
+# DICOM
+
+
+def test_area_of_dicom_is_in_square_millimetres(running):
+    # A pixel is 0.5 mm high and 2 mm wide: 30 of them are 30 mm^2.
+    region = make_region((0, 31, 0, 31), (0.05, 0.2))
+    dataset = make_dicom(draw_square(), SequenceOfUltrasoundRegions=[region])
+    answer = running.post(encode_dicom(dataset)).json()
+    assert (answer["area"], answer["area_mm2"]) == (30, pytest.approx(30))
+    assert (answer["calibration"], answer["frames"]) == ("region", 1)
+
+
+def test_picture_without_a_scale_has_no_area_in_square_millimetres(running):
+    answer = running.post(encode(draw_square())).json()
+    assert answer["area_mm2"] is None
+    assert answer["calibration"] == "unknown: only a DICOM file tells the size of its pixels"
+    answer = running.post(encode_dicom(make_dicom(draw_square()))).json()
+    assert (answer["area_mm2"], answer["calibration"]) == (
+        None,
+        "unknown: the file is not calibrated",
+    )
+
+
+def test_frame_of_a_cine_is_chosen(running):
+    black = np.zeros_like(draw_square())
+    content = encode_dicom(make_dicom(np.stack([black, draw_square(), black])))
+    assert running.post(content).json()["area"] == 0
+    answer = running.post(content, "?frame=2").json()
+    assert (answer["area"], answer["frames"]) == (30, 3)
+    check_refusal(running.post(content, "?frame=4"), 400, "no frame 4; its last one is 3")
+    check_refusal(running.post(content, "?frame=0"), 422, "frame: ")
+    check_refusal(running.post(encode(black), "?frame=2"), 400, "no frame 2; its last one is 1")
+
+
+def test_damaged_dicom_is_refused_without_its_header(running):
+    content = encode_dicom(make_dicom(np.stack([draw_square()] * 2)))
+    response = running.post(content[:-500])
+    check_refusal(response, 400, "The picture: frame 2 of 2 cannot be decoded")
+    assert "MARKED" not in response.text
+
+
+def test_dicom_of_too_many_pixels(running, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    content = encode_dicom(make_dicom(draw_square()))
+    check_refusal(running.post(content), 400, "32 rows and 32 columns, expected 1 to 1,000 pixels")
+
+
 # Refusals
 
 
@@ -183,7 +231,7 @@ def test_unreadable_picture(running, content, part):
 
 
 def test_picture_of_too_many_pixels(running, monkeypatch):
-    monkeypatch.setattr(worker, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
     check_refusal(running.post(encode(draw_square())), 400, "more than 1,000 pixels")
 
 

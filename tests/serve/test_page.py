@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dicom_files import encode_dicom, make_dicom, make_region
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference.predictor import Predictor
 from serving import draw_square, encode, listen
@@ -106,6 +107,33 @@ def test_phantom_is_segmented_as_by_the_predictor(browser, run):
         name, probs = visit.save("probabilities")
         assert name == "phantom_probabilities.png"
         assert np.array_equal(probs, np.round(prediction.probs * 255))
+        visit.check()
+
+
+def test_frames_of_a_cine_are_chosen_and_measured(browser, cleaned):
+    black = np.zeros_like(draw_square())
+    region = make_region((0, 31, 0, 31), (0.05, 0.2))
+    frames = np.stack([black, draw_square()])
+    cine = make_dicom(frames, SequenceOfUltrasoundRegions=[region])
+    with listen(cleaned) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(cine=encode_dicom(cine))
+        assert visit.text("#name") == "cine.png, frame 1"
+        assert visit.text("#area") == "no lesion"
+        visit.page.fill("#frame", "2")
+        visit.page.keyboard.press("Tab")
+        sync_api.expect(visit.page.locator("#name")).to_have_text("cine.png, frame 2")
+        assert visit.text("#area") == "30 pixels (2.9 % of the picture), 30.0 mm²"
+        assert visit.text("#calibration") == "from the file (region)"
+        name, mask = visit.save("mask")
+        assert name == "cine_0002_mask.png"
+        assert np.array_equal(mask > 0, draw_square()[..., 0] > 0)
+
+        visit.move("#threshold", "ArrowLeft", 20)
+        assert "mm²" not in visit.text("#area")
+        visit.page.fill("#frame", "9")
+        visit.page.keyboard.press("Tab")
+        sync_api.expect(visit.page.locator("#status")).to_contain_text("frame 2 is done")
         visit.check()
 
 
