@@ -1,8 +1,8 @@
 """Read DICOM files: pictures and cines of ultrasound, and the size of their pixels.
 
 Functions take the path of a file and, where it is in memory, its content; the path is then only its
-name in messages. Only what pictures need is read of a header, and no text of it gets into a message: a header names
-the patient.
+name in messages. Only what pictures need is read of a header, and no text of it gets into a
+message: a header names the patient.
 """
 
 import io
@@ -217,7 +217,7 @@ def _read_syntax(file: BinaryIO) -> UID:
     )
     for element in meta:
         if element.tag == TRANSFER_SYNTAX:
-            return UID(bytes(element.value).decode("ascii").rstrip("\0 "))
+            return UID((element.value or b"").decode("ascii").rstrip("\0 "))
     return UID("")
 
 
