@@ -70,6 +70,8 @@ from ovseg.models import build_model
 
 # A picture: the path of a file, an image of Pillow, or an array, see `load_picture`.
 Picture = np.ndarray | Image.Image | str | Path
+# Why a picture gets no mask: the mask that it should have, and a message.
+Problem = tuple[Path, str]
 
 BOX = Path(__file__).parents[1] / "weights"  # the model that comes with ovseg
 
@@ -483,7 +485,7 @@ def _predict_found(
     for batch in in_batches(pictures, batch_size):
         images, problems = _read_images(batch)
         if problems:
-            raise InputError(problems[0])
+            raise InputError(problems[0][1])
         predictions = predict([image for _, image in images])
         for picture, prediction in zip(batch, predictions, strict=True):
             yield replace(prediction, path=picture.path, frame=picture.frame)
@@ -589,8 +591,11 @@ def check_batch_size(batch_size: int) -> None:
 
 @dataclass(frozen=True)
 class InferOptions:
-    """How `infer_folder` predicts, see there."""
+    """How each process of `infer_folder` predicts, see there."""
 
+    run: Path | None
+    engine: str
+    postprocessing: bool
     batch_size: int
     uncertainty: bool
     tiles: float | None
@@ -712,17 +717,17 @@ def infer_folder(
         done = len(pictures) - predictor.pictures
         if done:
             print(f"Continuing: {done} of {len(pictures)} masks were written before.")
-        failures: list[str] = []
-        options = InferOptions(batch_size, uncertainty, tiles)
+        problems: dict[Path, str] = {}
+        options = InferOptions(run, engine, postprocessing, batch_size, uncertainty, tiles)
         if devices == 1:
             inferring = _infer_batches(predictor, missing, table, options)
         else:
-            loading = (run, engine, postprocessing)
-            inferring = _share_batches(names_of_devices, loading, missing, table, options)
+            inferring = _share_batches(names_of_devices, missing, table, options)
         try:
             with closing(inferring) as batches_done:
-                for problems in progress_bar(batches_done, "Predicting", len(missing)):
-                    failures += problems
+                for found in progress_bar(batches_done, "Predicting", len(missing)):
+                    problems.update(found)
+            failures = [problems[picture.mask] for picture in pictures if picture.mask in problems]
             if not any(map(table.has, pictures)):
                 names_of_sources = first_five(sources)
                 raise InputError(
@@ -818,15 +823,15 @@ def _infer_batches(
     batches: Sequence[Sequence[InferPicture]],
     table: PredictionTable | RowSender,
     options: InferOptions,
-) -> Generator[list[str]]:
+) -> Generator[list[Problem]]:
     """Predict batches of pictures and write what is made of them into the folder of the table.
 
     Yields:
-        Of each batch, when it is written, a message for each picture that failed.
+        Of each batch, when it is written, the pictures that failed.
     """
     with ThreadPoolExecutor(THREADS) as pool:
 
-        def begin_to_write() -> Iterator[tuple[list[str], list[Future[str | None]]]]:
+        def begin_to_write() -> Iterator[tuple[list[Problem], list[Future[Problem | None]]]]:
             for images, problems in compute_ahead(pool, _read_images, batches):
                 pixels = [image for _, image in images]
                 predictions = predictor.predict(
@@ -854,19 +859,14 @@ def _infer_batches(
 
 def _share_batches(
     devices: Sequence[str],
-    loading: tuple[Path | None, str, bool],
     batches: Sequence[Sequence[InferPicture]],
     table: PredictionTable,
     options: InferOptions,
-) -> Generator[list[str]]:
+) -> Generator[list[Problem]]:
     """`_infer_batches` in a process for each device, which takes every n-th batch.
 
-    Args:
-        devices: of the processes.
-        loading: run, engine and postprocessing, see `Predictor.load`.
-        batches: of pictures.
-        table: gets the rows.
-        options: see `InferOptions`.
+    The processes share the threads of this one. A batch stays whole, because in another batch a
+    probability can differ in its last digit.
     """
     count = min(len(devices), len(batches))
     threads = max(1, torch.get_num_threads() // max(1, count))
@@ -874,7 +874,7 @@ def _share_batches(
     for number, device in enumerate(devices[:count]):
         share = batches[number::count]
         name = f"Process {number + 1} of {count} ({device})"
-        calls[name] = (device, threads, loading, share, table.folder, options)
+        calls[name] = (device, threads, share, table.folder, options)
     with processes_that_send(_infer_share, calls) as messages:
         for message in messages:
             if isinstance(message, list):
@@ -884,21 +884,19 @@ def _share_batches(
 
 
 def _infer_share(
-    send: Callable[[list[str] | Row], None],
+    send: Callable[[list[Problem] | Row], None],
     device: str,
     threads: int,
-    loading: tuple[Path | None, str, bool],
     batches: Sequence[Sequence[InferPicture]],
     folder: Path,
     options: InferOptions,
 ) -> None:
-    """What a process of `_share_batches` does: it sends rows, and the failures of each batch."""
+    """What a process of `_share_batches` does: it sends rows, and the problems of each batch."""
     keep_freed_memory()
     torch.set_num_threads(threads)
-    run, engine, postprocessing = loading
-    predictor = Predictor.load(run, device, postprocessing, engine)
-    for failures in _infer_batches(predictor, batches, RowSender(folder, send), options):
-        send(failures)
+    predictor = Predictor.load(options.run, device, options.postprocessing, options.engine)
+    for problems in _infer_batches(predictor, batches, RowSender(folder, send), options):
+        send(problems)
 
 
 def _describe_row(
@@ -924,7 +922,7 @@ def _write_files(
     image: np.ndarray,
     prediction: Prediction,
     postprocessing: Postprocessing,
-) -> str | None:
+) -> Problem | None:
     """Write what is made of a picture, and its row into the table.
 
     Returns:
@@ -946,7 +944,8 @@ def _write_files(
             for path in picture.files:
                 with suppress(OSError):
                     (folder / path).unlink(missing_ok=True)
-            return f"{picture.path}: no file {picture.mask} can be made: {system_reason(cause)}."
+            reason = system_reason(cause)
+            return picture.mask, f"{picture.path}: no file {picture.mask} can be made: {reason}."
         raise
     table.add(_describe_row(picture, prediction, postprocessing))
     return None
@@ -954,18 +953,18 @@ def _write_files(
 
 def _read_images(
     pictures: Sequence[InferPicture],
-) -> tuple[list[tuple[InferPicture, np.ndarray]], list[str]]:
-    """The pictures that can be read, and a message for each of the others."""
+) -> tuple[list[tuple[InferPicture, np.ndarray]], list[Problem]]:
+    """The pictures that can be read, and what is wrong with the others."""
     images = []
     problems = []
     for picture in pictures:
         if picture.problem:
-            problems.append(picture.problem)
+            problems.append((picture.mask, picture.problem))
             continue
         try:
             images.append((picture, read_image(picture.path, picture.frame)))
         except InputError as error:
-            problems.append(str(error))
+            problems.append((picture.mask, str(error)))
     return images, problems
 
 

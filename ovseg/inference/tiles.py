@@ -1,7 +1,8 @@
 """Predict a large picture in tiles that overlap, at its own resolution.
 
 A tile is as large as the network's square, so that a pixel of the picture is a pixel of the
-network's input.
+network's input. MONAI's `sliding_window_inference` blends in the same way, but is a large package
+for this, works on tensors of one size, and keeps a map of weights as large as the picture.
 """
 
 import math
