@@ -255,7 +255,7 @@ def test_python_examples_run_as_written(page, make_run, save_png, tmp_path, monk
         pytest.skip("no example in Python on this page")
     make_run(tmp_path / "runs" / "demo" / "version_0")
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    for name in ("image", "a", "b"):
+    for name in ("image", "a", "b", "my_images/c"):
         save_png(tmp_path / f"{name}.png", image)
     monkeypatch.chdir(tmp_path)
 

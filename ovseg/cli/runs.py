@@ -91,10 +91,12 @@ def infer(
     uncertainty: bool = False,
     format: str = "png",
     frame_step: int = 1,
+    tiles: float | None = None,
     batch_size: int = 4,
     engine: str = "torch",
     postprocessing: bool = True,
     device: str = "auto",
+    devices: int = 1,
     overwrite: bool = False,
 ) -> int:
     """Segment pictures: one mask each, at the picture's own size.
@@ -113,10 +115,13 @@ def infer(
         uncertainty: also write maps of where flips or members of an ensemble disagree
         format: png, or dicomseg to write a DICOM-SEG of each DICOM picture too
         frame_step: of a cine in DICOM, segment every n-th frame
+        tiles: segment pictures that are larger than the network's square in tiles of its size at
+            their own resolution, which overlap by this share of their side, such as 0.25
         batch_size: pictures at a time
         engine: torch, compile, onnxruntime, openvino, or auto for the fastest
         postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
+        devices: share the pictures among as many processes: each on a GPU of its own, or on the CPU
         overwrite: replace earlier output
     """
     keep_freed_memory()
@@ -137,6 +142,8 @@ def infer(
         recursive=recursive,
         format=format,
         frame_step=frame_step,
+        tiles=tiles,
+        devices=devices,
     )
     names = output / "categories.json"
     kind = f"category ids, named in {names.name}" if names.exists() else "0 and 255"

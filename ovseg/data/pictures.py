@@ -112,8 +112,15 @@ def list_visible(folder: Path) -> list[tuple[Path, bool]]:
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.name.startswith(".") and entry.name.lower() not in CLUTTER:
-                visible.append((Path(folder) / entry.name, entry.is_dir()))
+                visible.append((Path(folder) / entry.name, _is_folder(entry)))
     return visible
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself, which is reported when it is read
+        return False
 
 
 def describe_left_out(folder: Path, with_folders: bool = True, dicom: bool = False) -> str:

@@ -86,9 +86,11 @@ def find_pictures(
     seen: set[Path] = set()
     for source in sources:
         for path, folder in _list_source(Path(source), recursive):
-            if path.resolve() in seen:  # named twice
+            # A link is a picture of its own name, and may lead nowhere.
+            place = path.parent.resolve() / path.name
+            if place in seen:  # named twice
                 continue
-            seen.add(path.resolve())
+            seen.add(place)
             for stem, frame, problem in _list_frames(path, frame_step):
                 mask = folder / f"{stem}.png"
                 beside = OVERLAYS / folder / fit_file_name(f"{stem}_uncertainty", ".png")

@@ -4,15 +4,19 @@
     prediction = predictor.predict("scan.png")
     prediction.labels  # uint8 (H, W), 1 where there is lesion
     prediction.overlay("scan.png")  # uint8 (H, W, 3), to be shown
+    for prediction in predictor.predict("scans"):  # of a folder, one after the other
+        print(prediction.path, prediction.area)
 
 `infer_folder` does the same for files and folders of pictures and writes files.
 """
 
 import errno
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -29,8 +33,8 @@ from ovseg.core.checkpoints import (
     read_checkpoint,
     read_members,
 )
-from ovseg.core.console import THREADS, compute_ahead, progress_bar
-from ovseg.core.device import choose_device
+from ovseg.core.console import THREADS, compute_ahead, one_late, progress_bar
+from ovseg.core.device import choose_device, name_devices
 from ovseg.core.drawing import PALETTE, PRED, legend, paint
 from ovseg.core.errors import InputError, WriteError, first_five, system_reason
 from ovseg.core.files import (
@@ -40,6 +44,8 @@ from ovseg.core.files import (
     write_image,
     write_json,
 )
+from ovseg.core.memory import keep_freed_memory
+from ovseg.core.processes import processes_that_send
 from ovseg.core.runs import RunFolder
 from ovseg.core.text import printable
 from ovseg.data.geometry import place, restore
@@ -52,7 +58,8 @@ from ovseg.inference.labels import Postprocessing, expected_dice, lesion_of_clas
 from ovseg.inference.model_files import FromProbabilities, find_model_file, is_model, open_model
 from ovseg.inference.pictures import InferPicture, find_pictures
 from ovseg.inference.postprocessing import flip_logits, mean_logits, read_postprocessing, to_probs
-from ovseg.inference.table import FLAGS, TABLE, PredictionTable, Row
+from ovseg.inference.table import FLAGS, TABLE, PredictionTable, Row, RowSender
+from ovseg.inference.tiles import ProbsAndVariance, check_overlap, in_batches, predict_in_tiles
 from ovseg.inference.uncertainty import (
     deviation_of_members,
     draw_uncertainty,
@@ -63,8 +70,8 @@ from ovseg.models import build_model
 
 # A picture: the path of a file, an image of Pillow, or an array, see `load_picture`.
 Picture = np.ndarray | Image.Image | str | Path
-# Of one picture: probabilities, float32 (classes, H, W), and their variance over views, (H, W).
-ProbsAndVariance = tuple[np.ndarray, np.ndarray | None]
+# Why a picture gets no mask: the mask that it should have, and a message.
+Problem = tuple[Path, str]
 
 BOX = Path(__file__).parents[1] / "weights"  # the model that comes with ovseg
 
@@ -87,12 +94,16 @@ class Prediction:
         categories: names of the ids 1, 2, ...; empty where the network has one class.
         uncertainty: standard deviation of the probability of lesion over flips and members of an
             ensemble, without temperature, float32 (H, W) in 0..0.5; None if it was not asked for.
+        path: of the picture, where a folder was predicted; else None.
+        frame: of that picture, if it is DICOM, from 0; else None.
     """
 
     labels: np.ndarray
     probs: np.ndarray
     categories: Sequence[str] = ()
     uncertainty: np.ndarray | None = None
+    path: Path | None = None
+    frame: int | None = None
 
     @property
     def confidence(self) -> float:
@@ -317,59 +328,129 @@ class Predictor:
             members.append(member)
         return cls(members, first.categories, chosen or Postprocessing(), engine)
 
-    # A str and an array are iterables too, but stand for one picture each.
     @overload
-    def predict(  # type: ignore[overload-overlap]
-        self, images: Picture, batch_size: int = 4, uncertainty: bool = False
+    def predict(
+        self,
+        images: Image.Image,
+        batch_size: int = 4,
+        uncertainty: bool = False,
+        tiles: float | None = None,
     ) -> Prediction: ...
 
+    # The type does not tell a folder from a picture, nor a stack of pictures from one.
     @overload
     def predict(
-        self, images: Iterable[Picture], batch_size: int = 4, uncertainty: bool = False
+        self,
+        images: str | Path | np.ndarray,
+        batch_size: int = 4,
+        uncertainty: bool = False,
+        tiles: float | None = None,
+    ) -> Any: ...
+
+    # A sequence is an iterable too, but gives a list.
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        images: Sequence[Picture],
+        batch_size: int = 4,
+        uncertainty: bool = False,
+        tiles: float | None = None,
     ) -> list[Prediction]: ...
 
+    @overload
     def predict(
-        self, images: Picture | Iterable[Picture], batch_size: int = 4, uncertainty: bool = False
-    ) -> Prediction | list[Prediction]:
-        """Segment one picture or several, as `ovseg infer` does.
+        self,
+        images: Iterable[Picture],
+        batch_size: int = 4,
+        uncertainty: bool = False,
+        tiles: float | None = None,
+    ) -> Iterator[Prediction]: ...
+
+    def predict(
+        self,
+        images: Picture | Iterable[Picture],
+        batch_size: int = 4,
+        uncertainty: bool = False,
+        tiles: float | None = None,
+    ) -> Prediction | list[Prediction] | Iterator[Prediction]:
+        """Segment one picture or any number of them, as `ovseg infer` does.
 
         Each class's probabilities are interpolated to the picture's size, and labels are made from
         them there.
 
         Args:
-            images: one picture, or an iterable of pictures, see `load_picture`; sizes may differ.
-            batch_size: how many pictures of an iterable the networks take at a time.
+            images: one picture, see `load_picture`; several of them, whose sizes may differ; or the
+                path of a folder, whose pictures are taken in natural order, and of a DICOM file in
+                it each frame.
+            batch_size: how many of several pictures, or of the tiles of one, the networks take at a
+                time.
             uncertainty: also measure where flips and members disagree. A single network without
                 flips predicts each picture's mirror image too, for this alone.
+            tiles: predict pictures that are larger than a network's square in tiles of its size,
+                which overlap by this share of their side, 0..0.75; None places every picture in the
+                square as a whole. docs/inference.md says when tiles help.
 
         Returns:
-            A `Prediction` of one picture; a list of them of an iterable.
+            Of one picture a `Prediction`. Of a list, a tuple or a stack of arrays, uint8
+            (N, H, W, channels), a list of them. Of a folder, a generator or any other iterable an
+            iterator, which reads pictures when they are needed and keeps at most two batches of
+            them: there may be any number of pictures.
 
         Raises:
-            InputError: a picture can't be read, or an array has another shape or dtype.
+            InputError: a picture can't be read, an array has another shape or dtype, a folder holds
+                no picture, or an argument is out of range. An iterator raises it when it comes to
+                the picture, and ends.
         """
+        check_batch_size(batch_size)
+        check_overlap(tiles)
+        predict = partial(
+            self._predict_batch, batch_size=batch_size, uncertainty=uncertainty, tiles=tiles
+        )
+        if isinstance(images, str | Path) and Path(images).is_dir():
+            found = find_pictures(
+                [Path(images)],
+                recursive=False,
+                overlays=False,
+                probabilities=False,
+                uncertainty=False,
+            )
+            return _predict_found(predict, found, batch_size)
         if isinstance(images, str | Path | Image.Image):
-            return self._predict_batch([load_picture(images)], uncertainty)[0]
+            return predict([load_picture(images)])[0]
         # An array of four dimensions is a stack of pictures.
         if isinstance(images, np.ndarray) and images.ndim < 4:
-            return self._predict_batch([load_picture(images)], uncertainty)[0]
-
-        check_batch_size(batch_size)
-        pictures = list(images)
-        predictions = []
-        for start in range(0, len(pictures), batch_size):
-            batch = [load_picture(picture) for picture in pictures[start : start + batch_size]]
-            predictions += self._predict_batch(batch, uncertainty)
+            return predict([load_picture(images)])[0]
+        if not isinstance(images, Iterable):
+            raise InputError(_describe_type(images))
+        predictions = _predict_in_batches(predict, images, batch_size)
+        if isinstance(images, Sequence | np.ndarray):
+            return list(predictions)
         return predictions
 
-    def _predict_batch(self, images: Sequence[np.ndarray], uncertainty: bool) -> list[Prediction]:
+    def _predict_batch(
+        self,
+        images: Sequence[np.ndarray],
+        batch_size: int,
+        uncertainty: bool,
+        tiles: float | None,
+    ) -> list[Prediction]:
         """Predict RGB pictures, uint8 (H, W, 3), that go through the networks together."""
         flips = self.postprocessing.flips
         variance_flips = map_flips(flips, len(self.members)) if uncertainty else None
-        of_members = [
-            member.predict_probs(images, self.engine, flips, self.pictures, variance_flips)
-            for member in self.members
-        ]
+        of_members = []
+        for member in self.members:
+            predict = partial(
+                member.predict_probs,
+                engine=self.engine,
+                flips=flips,
+                pictures=self.pictures,
+                variance_flips=variance_flips,
+            )
+            if tiles is None:
+                of_members.append(predict(images))
+            else:
+                side = member.image_size
+                of_members.append(predict_in_tiles(predict, images, side, tiles, batch_size))
         predictions = []
         for index in range(len(images)):
             members = [found[index] for found in of_members]
@@ -383,6 +464,31 @@ class Predictor:
                 deviation = deviation_of_members(lesions, variances)
             predictions.append(Prediction(labels, reported, self.categories, deviation))
         return predictions
+
+
+def _predict_in_batches(
+    predict: Callable[[list[np.ndarray]], list[Prediction]],
+    pictures: Iterable[Picture],
+    batch_size: int,
+) -> Iterator[Prediction]:
+    """The predictions of any number of pictures, which are read when they are needed."""
+    for batch in in_batches(map(load_picture, pictures), batch_size):
+        yield from predict(batch)
+
+
+def _predict_found(
+    predict: Callable[[list[np.ndarray]], list[Prediction]],
+    pictures: Sequence[InferPicture],
+    batch_size: int,
+) -> Iterator[Prediction]:
+    """The predictions of the pictures of a folder."""
+    for batch in in_batches(pictures, batch_size):
+        images, problems = _read_images(batch)
+        if problems:
+            raise InputError(problems[0][1])
+        predictions = predict([image for _, image in images])
+        for picture, prediction in zip(batch, predictions, strict=True):
+            yield replace(prediction, path=picture.path, frame=picture.frame)
 
 
 def load_network(path: Path) -> torch.nn.Module:
@@ -421,6 +527,8 @@ def load_picture(picture: Picture) -> np.ndarray:
         check_eight_bits(picture, "The picture")
         return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
 
+    if not isinstance(picture, np.ndarray):
+        raise InputError(_describe_type(picture))
     pixels = _as_bytes(picture)
     channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
     if pixels.ndim not in (2, 3) or pixels.size == 0 or channels not in (1, 3, 4):
@@ -431,6 +539,13 @@ def load_picture(picture: Picture) -> np.ndarray:
     if channels == 1:
         return np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
     return pixels[..., :3]
+
+
+def _describe_type(picture: object) -> str:
+    return (
+        f"A picture is of the type {type(picture).__name__}, expected a path, an image of Pillow "
+        "or an array of numpy."
+    )
 
 
 def _as_bytes(picture: np.ndarray) -> np.ndarray:
@@ -474,6 +589,18 @@ def check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size is {batch_size}, expected at least 1.")
 
 
+@dataclass(frozen=True)
+class InferOptions:
+    """How each process of `infer_folder` predicts, see there."""
+
+    run: Path | None
+    engine: str
+    postprocessing: bool
+    batch_size: int
+    uncertainty: bool
+    tiles: float | None
+
+
 def infer_folder(
     run: Path | None,
     images: Path | Sequence[Path],
@@ -489,6 +616,8 @@ def infer_folder(
     uncertainty: bool = False,
     format: str = "png",
     frame_step: int = 1,
+    tiles: float | None = None,
+    devices: int = 1,
 ) -> tuple[int, list[str]]:
     """Write a mask `<stem>.png` at the picture's own size for every picture.
 
@@ -518,6 +647,9 @@ def infer_folder(
             (see `Prediction.uncertainty` and `Predictor.predict`).
         format: `png`, or `dicomseg` to write a DICOM-SEG of each DICOM picture too.
         frame_step: of a DICOM file with several frames, predict every n-th.
+        tiles: see `Predictor.predict`.
+        devices: how many processes share the pictures, each on a device of its own, or on the CPU;
+            what is written does not depend on it.
 
     Returns:
         How many masks were written, and a message for every picture that could not be read, whose
@@ -526,6 +658,7 @@ def infer_folder(
     Raises:
         InputError: run, images or output can't be used, or no picture can be read.
         WriteError: the disk is full, or the output can't be written for another reason.
+        ChildProcessError: one of several processes was killed.
     """
     sources = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
     check_format(format, frame_step)
@@ -535,11 +668,20 @@ def infer_folder(
     )
     check_batch_size(batch_size)
     check_engine(engine)
+    check_overlap(tiles)
+    names_of_devices = name_devices(device, devices)
+    if devices > 1 and engine == "auto":
+        raise InputError(
+            "--engine auto times engines while nothing else computes, which --devices excludes. "
+            "Name the engine."
+        )
     check_output_dir(output, overwrite, MARKER)  # before the network is loaded
     if recursive:
         _refuse_output_in(sources, output)
 
-    predictor = Predictor.load(run, device, postprocessing, engine)
+    # Of several, each process loads it again on its own device.
+    own_device = device if devices == 1 else "cpu"
+    predictor = Predictor.load(run, own_device, postprocessing, engine)
     if predictor.postprocessing.changes:
         print(f"Post-processing of the run: {predictor.postprocessing}")
     flips = predictor.postprocessing.flips
@@ -548,12 +690,18 @@ def infer_folder(
             "The run has one network and no flips: the uncertainty compares the prediction of "
             "each picture with that of its mirror image."
         )
+    if tiles is not None:
+        print(
+            "--tiles: a network that was trained on whole pictures has never seen a part of one; "
+            "compare some of the masks with those without --tiles.",
+            file=sys.stderr,
+        )
     folders = dict.fromkeys(picture.path.parent for picture in pictures)
     for fit in {member.fit for member in predictor.members}:
         for folder in folders:
             refuse_borders(folder, fit)
 
-    settings = [device, engine, batch_size, overlays, probabilities, uncertainty, format]
+    settings = [device, engine, batch_size, overlays, probabilities, uncertainty, format, tiles]
     work = _describe_work(run, predictor.postprocessing, pictures, settings)
     with atomic_dir(output, overwrite, MARKER, inputs=(run or BOX, *sources), work=work) as folder:
         (folder / MARKER).touch()
@@ -569,9 +717,18 @@ def infer_folder(
         done = len(pictures) - predictor.pictures
         if done:
             print(f"Continuing: {done} of {len(pictures)} masks were written before.")
+        problems: dict[Path, str] = {}
+        options = InferOptions(run, engine, postprocessing, batch_size, uncertainty, tiles)
+        if devices == 1:
+            inferring = _infer_batches(predictor, missing, table, options)
+        else:
+            inferring = _share_batches(names_of_devices, missing, table, options)
         try:
-            count, failures = _infer_pictures(predictor, missing, table, batch_size, uncertainty)
-            if count + done == 0:
+            with closing(inferring) as batches_done:
+                for found in progress_bar(batches_done, "Predicting", len(missing)):
+                    problems.update(found)
+            failures = [problems[picture.mask] for picture in pictures if picture.mask in problems]
+            if not any(map(table.has, pictures)):
                 names_of_sources = first_five(sources)
                 raise InputError(
                     f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
@@ -584,8 +741,11 @@ def infer_folder(
         except WriteError as error:
             message = f"{error} The same command continues with the masks that are written."
             raise WriteError(message) from error
+        except ChildProcessError as error:
+            message = f"{error}. The same command continues with the masks that are written"
+            raise ChildProcessError(message) from None
     print(printable(_describe_flags(rows, predictor.postprocessing, run or BOX, output)))
-    return count + done, failures
+    return len(rows), failures
 
 
 def _describe_work(
@@ -658,44 +818,85 @@ def _describe_flags(
     return f"{message} less): look at {first_five(flagged)}. {Path(output) / TABLE} lists all."
 
 
-def _infer_pictures(
+def _infer_batches(
     predictor: Predictor,
     batches: Sequence[Sequence[InferPicture]],
-    table: PredictionTable,
-    batch_size: int,
-    uncertainty: bool,
-) -> tuple[int, list[str]]:
+    table: PredictionTable | RowSender,
+    options: InferOptions,
+) -> Generator[list[Problem]]:
     """Predict batches of pictures and write what is made of them into the folder of the table.
 
-    Returns:
-        See `infer_folder`.
+    Yields:
+        Of each batch, when it is written, the pictures that failed.
     """
-    failures: list[str] = []
-    written: list[Future[str | None]] = []
-    count = 0
-    postprocessing = predictor.postprocessing
-
-    def finish(writing: Sequence[Future[str | None]]) -> int:
-        """Wait for files to be written; return how many pictures are done."""
-        problems = [future.result() for future in writing]
-        refused = [problem for problem in problems if problem is not None]
-        failures.extend(refused)
-        return len(problems) - len(refused)
-
     with ThreadPoolExecutor(THREADS) as pool:
-        read = compute_ahead(pool, _read_images, batches)
-        for images, problems in progress_bar(read, "Predicting", len(batches)):
-            failures += problems
-            pixels = [image for _, image in images]
-            predictions = predictor.predict(pixels, batch_size, uncertainty)
-            count += finish(written)  # of the batch before: at most two are in memory
-            written = []
-            for (picture, image), prediction in zip(images, predictions, strict=True):
-                written.append(
-                    pool.submit(_write_files, table, picture, image, prediction, postprocessing)
+
+        def begin_to_write() -> Iterator[tuple[list[Problem], list[Future[Problem | None]]]]:
+            for images, problems in compute_ahead(pool, _read_images, batches):
+                pixels = [image for _, image in images]
+                predictions = predictor.predict(
+                    pixels, options.batch_size, options.uncertainty, options.tiles
                 )
-        count += finish(written)
-    return count, failures
+                writing = []
+                for (picture, image), prediction in zip(images, predictions, strict=True):
+                    writing.append(
+                        pool.submit(
+                            _write_files,
+                            table,
+                            picture,
+                            image,
+                            prediction,
+                            predictor.postprocessing,
+                        )
+                    )
+                yield problems, writing
+
+        # While the next batch is predicted, this one is written: at most two are in memory.
+        for problems, writing in one_late(begin_to_write()):
+            refusals = [future.result() for future in writing]
+            yield [*problems, *(refusal for refusal in refusals if refusal is not None)]
+
+
+def _share_batches(
+    devices: Sequence[str],
+    batches: Sequence[Sequence[InferPicture]],
+    table: PredictionTable,
+    options: InferOptions,
+) -> Generator[list[Problem]]:
+    """`_infer_batches` in a process for each device, which takes every n-th batch.
+
+    The processes share the threads of this one. A batch stays whole, because in another batch a
+    probability can differ in its last digit.
+    """
+    count = min(len(devices), len(batches))
+    threads = max(1, torch.get_num_threads() // max(1, count))
+    calls = {}
+    for number, device in enumerate(devices[:count]):
+        share = batches[number::count]
+        name = f"Process {number + 1} of {count} ({device})"
+        calls[name] = (device, threads, share, table.folder, options)
+    with processes_that_send(_infer_share, calls) as messages:
+        for message in messages:
+            if isinstance(message, list):
+                yield message
+            else:
+                table.add(message)
+
+
+def _infer_share(
+    send: Callable[[list[Problem] | Row], None],
+    device: str,
+    threads: int,
+    batches: Sequence[Sequence[InferPicture]],
+    folder: Path,
+    options: InferOptions,
+) -> None:
+    """What a process of `_share_batches` does: it sends rows, and the problems of each batch."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    predictor = Predictor.load(options.run, device, options.postprocessing, options.engine)
+    for problems in _infer_batches(predictor, batches, RowSender(folder, send), options):
+        send(problems)
 
 
 def _describe_row(
@@ -716,12 +917,12 @@ def _describe_row(
 
 
 def _write_files(
-    table: PredictionTable,
+    table: PredictionTable | RowSender,
     picture: InferPicture,
     image: np.ndarray,
     prediction: Prediction,
     postprocessing: Postprocessing,
-) -> str | None:
+) -> Problem | None:
     """Write what is made of a picture, and its row into the table.
 
     Returns:
@@ -743,7 +944,8 @@ def _write_files(
             for path in picture.files:
                 with suppress(OSError):
                     (folder / path).unlink(missing_ok=True)
-            return f"{picture.path}: no file {picture.mask} can be made: {system_reason(cause)}."
+            reason = system_reason(cause)
+            return picture.mask, f"{picture.path}: no file {picture.mask} can be made: {reason}."
         raise
     table.add(_describe_row(picture, prediction, postprocessing))
     return None
@@ -751,18 +953,18 @@ def _write_files(
 
 def _read_images(
     pictures: Sequence[InferPicture],
-) -> tuple[list[tuple[InferPicture, np.ndarray]], list[str]]:
-    """The pictures that can be read, and a message for each of the others."""
+) -> tuple[list[tuple[InferPicture, np.ndarray]], list[Problem]]:
+    """The pictures that can be read, and what is wrong with the others."""
     images = []
     problems = []
     for picture in pictures:
         if picture.problem:
-            problems.append(picture.problem)
+            problems.append((picture.mask, picture.problem))
             continue
         try:
             images.append((picture, read_image(picture.path, picture.frame)))
         except InputError as error:
-            problems.append(str(error))
+            problems.append((picture.mask, str(error)))
     return images, problems
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -110,3 +110,16 @@ class PredictionTable:
                 writer.writerow([table_cell(row[name]) for name in COLUMNS])
         self.journal.unlink(missing_ok=True)
         return rows
+
+
+class RowSender:
+    """What a process has in place of a `PredictionTable` that another one keeps.
+
+    Args:
+        folder: the unfinished folder.
+        send: sends a row to the process that keeps the table; threads may call it at once.
+    """
+
+    def __init__(self, folder: Path, send: Callable[[Row], None]):
+        self.folder = folder
+        self.add = send

@@ -2,12 +2,14 @@
 
 import csv
 import errno
+import itertools
 import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -73,22 +75,98 @@ def test_grey_array_is_predicted_as_three_equal_channels(predictor):
     assert np.array_equal(of_grey.probs, of_rgb.probs)
 
 
-def test_iterable_gives_a_list_in_its_order(predictor, pictures, images):
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_list_and_tuple_give_a_list_in_their_order(predictor, pictures, images, kind):
     mixed = [pictures[0], images / "a.png", str(images / "b.jpg"), pictures[1]]
-    from_generator = predictor.predict(picture for picture in mixed)
-    assert isinstance(from_generator, list)
-    for prediction, picture in zip(from_generator, mixed, strict=True):
+    together = predictor.predict(kind(mixed))
+    assert isinstance(together, list)
+    for prediction, picture in zip(together, mixed, strict=True):
         alone = predictor.predict(picture)
         assert np.allclose(prediction.probs, alone.probs, atol=1e-6)
 
 
-def test_stacked_pictures_are_an_iterable(predictor):
+def test_stacked_pictures_give_a_list(predictor):
     stack = np.stack([make_phantom(1, 64)[0], make_phantom(2, 64)[0]])
-    assert len(predictor.predict(stack)) == 2
+    predictions = predictor.predict(stack)
+    assert isinstance(predictions, list)
+    assert len(predictions) == 2
 
 
-def test_no_pictures_give_an_empty_list(predictor):
+def test_no_pictures_give_no_predictions(predictor):
     assert predictor.predict([]) == []
+    assert list(predictor.predict(iter([]))) == []
+
+
+def test_generator_gives_the_predictions_of_a_list(predictor, pictures):
+    lazily = predictor.predict((picture for picture in pictures), batch_size=2)
+    assert isinstance(lazily, Iterator)
+    for found, expected in zip(lazily, predictor.predict(pictures, 2), strict=True):
+        assert np.array_equal(found.probs, expected.probs)
+
+
+def test_any_other_iterable_is_read_lazily(predictor, pictures):
+    named = dict(enumerate(pictures))
+    assert len(list(predictor.predict(named.values()))) == 3
+
+
+def test_generator_of_a_thousand_pictures_keeps_two_batches_of_them(predictor):
+    living = weakref.WeakSet()
+    most = 0
+
+    class Picture(np.ndarray):
+        """An array that a set can hold."""
+
+        __hash__ = object.__hash__
+
+    def scan():
+        nonlocal most
+        for number in range(1000):
+            picture = np.full((16, 16, 3), number % 256, np.uint8).view(Picture)
+            living.add(picture)
+            most = max(most, len(living))
+            yield picture
+            del picture
+
+    predictions = predictor.predict(scan(), batch_size=8)
+    assert len(living) == 0  # nothing is read before it is asked for
+    next(predictions)
+    assert len(living) <= 9
+    assert sum(1 for _ in predictions) == 999
+    assert 8 <= most <= 2 * 8 + 1
+
+
+def test_generator_raises_at_the_picture_that_cannot_be_read(predictor, images):
+    paths = [images / "a.png", images / "b.jpg", images / "gone.png"]
+    predictions = predictor.predict(iter(paths), batch_size=2)
+    assert next(predictions).labels.shape == (64, 64)
+    assert next(predictions).labels.shape == (50, 64)
+    with pytest.raises(InputError, match=r"gone\.png cannot be read"):
+        next(predictions)
+
+
+def test_folder_gives_the_predictions_of_its_pictures_and_their_paths(predictor, images):
+    paths = [images / name for name in ("a.png", "b.jpg", "c.bmp", "d.tif")]
+    for folder in (images, str(images)):
+        predictions = predictor.predict(folder)
+        assert isinstance(predictions, Iterator)
+        expected = predictor.predict(paths)
+        for found, path, alone in zip(predictions, paths, expected, strict=True):
+            assert (found.path, found.frame) == (path, None)
+            assert np.array_equal(found.probs, alone.probs)
+
+
+def test_folder_raises_at_the_picture_that_cannot_be_read(predictor, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "in")
+    (folder / "e.png").touch()
+    predictions = predictor.predict(folder, batch_size=4)
+    assert sum(1 for _ in itertools.islice(predictions, 4)) == 4
+    with pytest.raises(InputError, match=r"e\.png cannot be read"):
+        next(predictions)
+
+
+def test_folder_without_pictures_is_an_error_at_once(predictor, tmp_path):
+    with pytest.raises(InputError, match="no picture"):
+        predictor.predict(tmp_path)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -126,6 +204,9 @@ def test_predictions_are_those_that_infer_writes(run, images, tmp_path, read_png
         (np.full((8, 8), np.nan), "has values from nan"),
         (Image.fromarray(np.zeros((8, 8), np.uint16)), "The picture has mode I;16"),
         (Image.fromarray(np.zeros((8, 8), np.float32)), "The picture has mode F"),
+        (None, "is of the type NoneType, expected a path, an image of Pillow or an array of numpy"),
+        ([None], "is of the type NoneType"),
+        (7, "is of the type int"),
     ],
 )
 def test_picture_of_another_kind_is_an_error(predictor, picture, message):
@@ -509,7 +590,14 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(
 
 def test_other_options_and_changed_pictures_start_anew(run, images, tmp_path, full_disk, capsys):
     folder = shutil.copytree(images, tmp_path / "in")
-    for change in ({"batch_size": 2}, {"overlays": True}, {"postprocessing": False}, {}):
+    changes = (
+        {"batch_size": 2},
+        {"overlays": True},
+        {"tiles": 0.25},
+        {"postprocessing": False},
+        {},
+    )
+    for change in changes:
         settings = {"device": "cpu", "batch_size": 1}
         full_disk(1)
         with pytest.raises(WriteError):
