@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from ovseg import __version__
 from ovseg.core.checkpoints import (
     checkpoint_digest,
+    fill_network,
     find_checkpoints,
     network_state,
     read_checkpoint,
@@ -390,10 +391,7 @@ def load_network(path: Path) -> torch.nn.Module:
     checkpoint = read_checkpoint(path)
     settings = checkpoint["hyper_parameters"]
     network = build_model(settings["arch"], **(settings.get("arch_args") or {}))
-    try:
-        network.load_state_dict(network_state(checkpoint))
-    except RuntimeError as error:
-        raise InputError(f"{path} holds other weights than its network has: {error}") from error
+    fill_network(network, network_state(checkpoint), path)
     return network
 
 
