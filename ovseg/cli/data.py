@@ -31,8 +31,9 @@ def prepare_data(
     """Make a dataset of squares, split without leakage, from a dataset of any usual layout.
 
     Args:
-        source: folder of the dataset
-        images: folder of images, in place of --source
+        source: folder of the dataset, or of its annotation files
+        images: folder of images, with --masks in place of --source, or with --source where
+            annotation files lie elsewhere
         masks: folder of their masks, with --images
         output: dataset folder to make
         layout: auto (by its content) or otu2d, cvat, ddti, coco, labelme, yolo, tn3k, busi, folders

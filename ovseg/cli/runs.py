@@ -89,7 +89,7 @@ def infer(
     overlays: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
-    format: str = "png",
+    format: list[str] | None = None,
     frame_step: int = 1,
     tiles: float | None = None,
     batch_size: int = 4,
@@ -113,7 +113,8 @@ def infer(
         overlays: also write the masks over the images
         probabilities: also write 16-bit probability maps
         uncertainty: also write maps of where flips or members of an ensemble disagree
-        format: png, or dicomseg to write a DICOM-SEG of each DICOM picture too
+        format: what to write beside png masks, one or several: npy, coco, labelme, labelstudio,
+            contours (JSON), dicomseg (of each DICOM picture)
         frame_step: of a cine in DICOM, segment every n-th frame
         tiles: segment pictures that are larger than the network's square in tiles of its size at
             their own resolution, which overlap by this share of their side, such as 0.25
@@ -140,7 +141,7 @@ def infer(
         device=device,
         overwrite=overwrite,
         recursive=recursive,
-        format=format,
+        formats=format or [],
         frame_step=frame_step,
         tiles=tiles,
         devices=devices,

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import file_digest
 from ovseg.core.limits import IMAGE_SIZES, MAX_CLASSES, MAX_MEMBERS
-from ovseg.core.runs import RunFolder
+from ovseg.core.runs import RunFolder, refuse_export
 from ovseg.core.schema import find_problem, is_plain, read_json
 from ovseg.core.trust import FLAG, is_trusted
 
@@ -129,9 +129,10 @@ def find_checkpoint(run: Path) -> Path:
     """The checkpoint of a run folder, see `RunFolder.find_checkpoint`, or the .ckpt itself.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or this is an exported file or its folder.
     """
     path = Path(run)
+    refuse_export(path)
     if path.is_file():
         return path
     return RunFolder(path).find_checkpoint()
@@ -293,6 +294,26 @@ def describe_misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.
             shape = tuple(given[name].shape)
             problems.append(f"{name} is {shape}, expected {tuple(tensor.shape)}")
     return first_five(problems)
+
+
+def fill_network(network: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load tensors of a file into a network, or a task; every one must be there with its shape.
+
+    Args:
+        network: it is changed in place.
+        state: by their names in the network.
+        path: of the file, for the message.
+
+    Raises:
+        InputError: tensors are missing, left over or of another shape.
+    """
+    problems = describe_misfits(network.state_dict(), state)
+    if problems:
+        raise InputError(
+            f"{path} holds other weights than its network has: {problems}. It is damaged, or was "
+            "written by another version. Use another file."
+        )
+    network.load_state_dict(state)
 
 
 def epochs_done(checkpoint: Mapping[str, Any]) -> int:

@@ -15,6 +15,8 @@ BEST = "best"
 LAST = "last"
 INTERRUPTED = "interrupted"
 CHECKPOINTS = (BEST, LAST, INTERRUPTED)  # in the order of preference
+DESCRIPTION_FILE = "model.json"  # beside the file of a network that `ovseg export` wrote
+EXPORTED = (".onnx", ".xml", ".safetensors")  # suffixes of such files
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ class RunFolder:
         return self.path / ("evaluation" if split == "test" else f"evaluation_{split}")
 
     def _refuse_file(self) -> None:
+        refuse_export(self.path)
         if self.path.is_file():
             raise InputError(
                 f"{self.path} is not a run folder, so it has no place for the result. "
@@ -200,6 +203,21 @@ class RunFolder:
         with suppress(OSError):
             self.path.parent.rmdir()
             self.path.parent.parent.rmdir()
+
+
+def refuse_export(path: Path) -> None:
+    """Raise InputError where a path is what `ovseg export` wrote."""
+    is_file = path.is_file()
+    if not (path / DESCRIPTION_FILE).is_file() and not (is_file and path.suffix in EXPORTED):
+        return
+    run = path.parent.parent if is_file else path.parent
+    advice = "Name the run that it was made of, such as runs/unet/version_0."
+    if RunFolder(run).has_checkpoint:
+        advice = f"Name the run that it was made of: {run}."
+    raise InputError(
+        f"{path} was written by ovseg export: it holds a network for infer and serve, without what "
+        f"a training knows, such as its dataset. {advice}"
+    )
 
 
 def _version_number(path: Path) -> int:

@@ -21,7 +21,7 @@ from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.files import check_writable, write_json
 from ovseg.core.registry import choose
-from ovseg.core.runs import RunFolder
+from ovseg.core.runs import RunFolder, refuse_export
 from ovseg.data.augment.pipelines import build_transform, flips_of
 from ovseg.evaluation.calibration import (
     TemperatureFit,
@@ -103,6 +103,7 @@ def search_postprocessing(
     for name, value in (("failure_dice", failure_dice), ("flag_recall", flag_recall)):
         if not 0 < value <= 1:
             raise InputError(f"--{name} is {value:g}, expected a number above 0, up to 1.")
+    refuse_export(Path(run))
     target = RunFolder(Path(run)).postprocessing
     if not target.parent.is_dir():
         raise InputError(

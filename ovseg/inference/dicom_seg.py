@@ -27,8 +27,8 @@ from pydicom.uid import UltrasoundImageStorage
 from ovseg import __version__
 from ovseg.core.errors import InputError, WriteError
 from ovseg.core.files import atomic_path
-from ovseg.inference.dicom_results import read_labels
 from ovseg.inference.pictures import InferPicture
+from ovseg.inference.results import read_labels
 
 # Without them a file can't be referred to.
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")

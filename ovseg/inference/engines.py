@@ -89,7 +89,7 @@ def _build_compiled(network: torch.nn.Module, image: Tensor) -> Engine:
 def _export_and_open(
     network: torch.nn.Module,
     image: Tensor,
-    open_file: Callable[[Path], tuple[Engine, dict[str, str]]],
+    open_file: Callable[[Path], tuple[Engine, dict[str, str], int]],
 ) -> Engine:
     """An engine that reads ONNX, of a file that is removed at once."""
     with tempfile.TemporaryDirectory() as folder:
@@ -103,11 +103,11 @@ def _build_onnxruntime(network: torch.nn.Module, image: Tensor) -> Engine:
     return _export_and_open(network, image, open_onnx)
 
 
-def open_onnx(path: Path) -> tuple[Engine, dict[str, str]]:
+def open_onnx(path: Path) -> tuple[Engine, dict[str, str], int]:
     """Open a file that `ovseg.inference.onnx.export_onnx` wrote in ONNX Runtime on the CPU.
 
     Returns:
-        The engine, and the file's metadata.
+        The engine, the file's metadata, and its number of classes.
 
     Raises:
         InputError: the package is missing, or the file is damaged.
@@ -125,7 +125,8 @@ def open_onnx(path: Path) -> tuple[Engine, dict[str, str]]:
         outputs = session.run(None, {"image": image.numpy()})
         return torch.from_numpy(outputs[0])
 
-    return run, session.get_modelmeta().custom_metadata_map
+    classes = session.get_outputs()[0].shape[1]
+    return run, session.get_modelmeta().custom_metadata_map, classes
 
 
 def _import_onnxruntime() -> ModuleType:
@@ -141,11 +142,12 @@ def _build_openvino(network: torch.nn.Module, image: Tensor) -> Engine:
     return _export_and_open(network, image, open_openvino)
 
 
-def open_openvino(path: Path) -> tuple[Engine, dict[str, str]]:
+def open_openvino(path: Path) -> tuple[Engine, dict[str, str], int]:
     """Open a file of OpenVINO (.xml) or ONNX in OpenVINO on the CPU.
 
     Returns:
-        The engine, and the metadata that `convert_to_openvino` kept in the file.
+        The engine, the metadata that `convert_to_openvino` kept in the file, and its number of
+        classes.
 
     Raises:
         InputError: the package is missing, or the file is damaged.
@@ -171,7 +173,7 @@ def open_openvino(path: Path) -> tuple[Engine, dict[str, str]]:
     if model.has_rt_info(OPENVINO_METADATA):
         for name, value in model.get_rt_info(OPENVINO_METADATA).value.items():
             metadata[name] = value
-    return run, metadata
+    return run, metadata, model.output(0).get_partial_shape()[1].get_max_length()
 
 
 def convert_to_openvino(onnx_path: Path, path: Path, metadata: dict[str, str]) -> None:

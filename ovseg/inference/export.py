@@ -13,14 +13,14 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, check_output_dir, write_json
 from ovseg.core.limits import MAX_CONFIG_BYTES
 from ovseg.core.registry import choose
-from ovseg.core.runs import RunFolder
+from ovseg.core.runs import DESCRIPTION_FILE, RunFolder
 from ovseg.core.schema import read_json, read_text
 from ovseg.data.geometry import place
 from ovseg.inference.agreement import Agreement, choose_images, compare
 from ovseg.inference.engine_choice import TOLERANCE, is_close
+from ovseg.inference.export_card import CARD_FILE, write_card
 from ovseg.inference.labels import to_dict
-from ovseg.inference.model_card import CARD_FILE, write_card
-from ovseg.inference.model_files import DESCRIPTION_FILE, FORMATS, OUTPUT, ModelFormat, open_model
+from ovseg.inference.model_files import FORMATS, OUTPUT, ModelFormat, open_model
 from ovseg.inference.predictor import LoadedNetwork, Predictor
 
 # Of a file of less than float32: the least Dice between its mask and torch's of an image ...

@@ -19,18 +19,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ovseg.core.checkpoints import ImageSize
+from ovseg.core.checkpoints import ImageSize, fill_network
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.limits import MAX_CLASSES
+from ovseg.core.registry import choose
+from ovseg.core.runs import DESCRIPTION_FILE
 from ovseg.core.schema import find_problem
+from ovseg.data.boxes import FITS
 from ovseg.inference.engines import Engine, convert_to_openvino, open_onnx, open_openvino
+from ovseg.inference.labels import Postprocessing
 from ovseg.inference.onnx import export_onnx
 from ovseg.inference.postprocessing import PostprocessingEntry, to_probs
 from ovseg.inference.quantise import quantise_onnx
 from ovseg.models import build_model
 from ovseg.models.same_padding import fix_same_padding
 
-DESCRIPTION_FILE = "model.json"
 METADATA = "ovseg"  # the key of the description in a file
 OUTPUT = "probabilities"
 PRECISIONS = ("float32", "float16", "int8")
@@ -60,10 +63,11 @@ class ModelFile:
 
     Attributes:
         text: of the description, JSON.
-        build: makes the network of the checked description; from plain pixels to logits.
+        build: makes the network of the checked description, from plain pixels to logits, and says
+            how many classes it has; raises InputError.
     """
 
-    def __init__(self, text: str, build: Callable[[dict[str, Any]], nn.Module]):
+    def __init__(self, text: str, build: Callable[[dict[str, Any]], tuple[nn.Module, int]]):
         self.text = text
         self.build = build
 
@@ -131,7 +135,29 @@ def open_model(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     problem = find_problem(description, ModelDescription)
     if problem:
         raise InputError(f"The metadata of {file} are not of ovseg export ({problem}). {remedy}")
-    return opened.build(description).eval(), description
+    try:
+        choose("fit", description["fit"], FITS)
+        Postprocessing(**description["postprocessing"])
+        network, classes = opened.build(description)
+    except InputError as error:
+        raise InputError(f"{file} can't be used: {error}") from error
+    _check_classes(file, classes, description["categories"])
+    return network.eval(), description
+
+
+def _check_classes(file: Path, classes: int, categories: Sequence[str]) -> None:
+    """Refuse a file whose network has another number of classes than its metadata name.
+
+    The background is one of several classes; a network of one class has a lesion alone.
+    """
+    expected = {len(categories)}
+    if len(categories) == 2:
+        expected.add(1)
+    if classes not in expected:
+        raise InputError(
+            f"The network of {file} has {classes} classes, but its metadata name "
+            f"{len(categories)}: {first_five(categories)}. Write it with ovseg export."
+        )
 
 
 def is_model(path: Path) -> bool:
@@ -172,8 +198,7 @@ def _write_onnx(
 
 
 def _open_onnx(path: Path) -> ModelFile:
-    engine, metadata = open_onnx(path)
-    return ModelFile(metadata.get(METADATA, ""), lambda description: FromProbabilities(engine))
+    return _of_engine(*open_onnx(path))
 
 
 def _write_openvino(
@@ -186,8 +211,12 @@ def _write_openvino(
 
 
 def _open_openvino(path: Path) -> ModelFile:
-    engine, metadata = open_openvino(path)
-    return ModelFile(metadata.get(METADATA, ""), lambda description: FromProbabilities(engine))
+    return _of_engine(*open_openvino(path))
+
+
+def _of_engine(engine: Engine, metadata: dict[str, str], classes: int) -> ModelFile:
+    network = FromProbabilities(engine)
+    return ModelFile(metadata.get(METADATA, ""), lambda description: (network, classes))
 
 
 def _write_safetensors(
@@ -211,18 +240,14 @@ def _open_safetensors(path: Path) -> ModelFile:
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path} is no file of safetensors ({error}).") from None
 
-    def build(description: dict[str, Any]) -> nn.Module:
+    def build(description: dict[str, Any]) -> tuple[nn.Module, int]:
         entry = description["network"]
         arguments = entry.get("arch_args", {})
         if arguments.get("encoder_weights"):
             arguments = {**arguments, "encoder_weights": None}  # nothing is downloaded for a file
         network = build_model(entry["arch"], **arguments)
-        try:
-            network.load_state_dict(state)
-        except RuntimeError as error:
-            message = f"{path} holds other weights than its network has: {error}"
-            raise InputError(message) from error
-        return network
+        fill_network(network, state, path)
+        return network, arguments.get("classes", 1)
 
     return ModelFile(text, build)
 

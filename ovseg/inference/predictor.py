@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageOps
@@ -28,6 +27,7 @@ from PIL import Image, ImageOps
 from ovseg import __version__
 from ovseg.core.checkpoints import (
     checkpoint_digest,
+    fill_network,
     find_checkpoints,
     network_state,
     read_checkpoint,
@@ -51,14 +51,15 @@ from ovseg.core.text import printable
 from ovseg.data.geometry import place, restore
 from ovseg.data.manifest import refuse_borders
 from ovseg.data.pictures import check_eight_bits, read_image
-from ovseg.inference.dicom_results import DICOMSEG, check_format, write_dicom_results
 from ovseg.inference.engine_choice import check_engine, choose_engine
 from ovseg.inference.engines import Engine, arrange_for_inference
 from ovseg.inference.labels import Postprocessing, expected_dice, lesion_of_classes, to_dict
 from ovseg.inference.model_files import FromProbabilities, find_model_file, is_model, open_model
+from ovseg.inference.outlines import outer_contours
 from ovseg.inference.pictures import InferPicture, find_pictures
 from ovseg.inference.postprocessing import flip_logits, mean_logits, read_postprocessing, to_probs
-from ovseg.inference.table import FLAGS, TABLE, PredictionTable, Row, RowSender
+from ovseg.inference.results import DICOMSEG, check_formats, check_pictures, write_results
+from ovseg.inference.table import FLAGS, TABLE, PredictionTable, Row, RowSender, measure_area
 from ovseg.inference.tiles import ProbsAndVariance, check_overlap, in_batches, predict_in_tiles
 from ovseg.inference.uncertainty import (
     deviation_of_members,
@@ -123,14 +124,7 @@ class Prediction:
             int32 (K, 2) each: column and row of the component's outermost pixels, in order;
             straight stretches are given by their ends. Holes have no outline.
         """
-        lesion = (self.labels > 0).astype(np.uint8)
-        found, hierarchy = cv2.findContours(lesion, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        contours = []
-        for index, contour in enumerate(found):
-            is_hole = hierarchy[0, index, 3] >= 0
-            if not is_hole:
-                contours.append(contour[:, 0])
-        return contours
+        return outer_contours(self.labels > 0)
 
     @property
     def grey(self) -> np.ndarray:
@@ -503,10 +497,7 @@ def load_network(path: Path) -> torch.nn.Module:
     checkpoint = read_checkpoint(path)
     settings = checkpoint["hyper_parameters"]
     network = build_model(settings["arch"], **(settings.get("arch_args") or {}))
-    try:
-        network.load_state_dict(network_state(checkpoint))
-    except RuntimeError as error:
-        raise InputError(f"{path} holds other weights than its network has: {error}") from error
+    fill_network(network, network_state(checkpoint), path)
     return network
 
 
@@ -614,7 +605,7 @@ def infer_folder(
     postprocessing: bool = True,
     recursive: bool = False,
     uncertainty: bool = False,
-    format: str = "png",
+    formats: Sequence[str] = (),
     frame_step: int = 1,
     tiles: float | None = None,
     devices: int = 1,
@@ -645,7 +636,7 @@ def infer_folder(
         recursive: also take the folders in folders; masks and all else keep their structure.
         uncertainty: also write `overlays/<stem>_uncertainty.png`, where flips and members disagree
             (see `Prediction.uncertainty` and `Predictor.predict`).
-        format: `png`, or `dicomseg` to write a DICOM-SEG of each DICOM picture too.
+        formats: names in `ovseg.inference.results.FORMATS`; masks are written in any case.
         frame_step: of a DICOM file with several frames, predict every n-th.
         tiles: see `Predictor.predict`.
         devices: how many processes share the pictures, each on a device of its own, or on the CPU;
@@ -661,11 +652,12 @@ def infer_folder(
         ChildProcessError: one of several processes was killed.
     """
     sources = [Path(images)] if isinstance(images, str | Path) else [Path(path) for path in images]
-    check_format(format, frame_step)
-    segs = format == DICOMSEG
+    check_formats(formats, frame_step)
+    segs = DICOMSEG in formats
     pictures = find_pictures(
         sources, recursive, overlays, probabilities, uncertainty, frame_step, segs
     )
+    check_pictures(formats, pictures)
     check_batch_size(batch_size)
     check_engine(engine)
     check_overlap(tiles)
@@ -701,7 +693,8 @@ def infer_folder(
         for folder in folders:
             refuse_borders(folder, fit)
 
-    settings = [device, engine, batch_size, overlays, probabilities, uncertainty, format, tiles]
+    settings = [device, engine, batch_size, overlays, probabilities, uncertainty, tiles]
+    settings += sorted(formats)
     work = _describe_work(run, predictor.postprocessing, pictures, settings)
     with atomic_dir(output, overwrite, MARKER, inputs=(run or BOX, *sources), work=work) as folder:
         (folder / MARKER).touch()
@@ -734,8 +727,9 @@ def infer_folder(
                     f"None of the {len(pictures)} pictures in {names_of_sources} can be read: "
                     f"{failures[0]}"
                 )
-            failures += write_dicom_results(
-                pictures, folder, predictor.categories, _digest_of(predictor, run) if segs else ""
+            digest = _digest_of(predictor, run) if segs else ""
+            failures += write_results(
+                table, pictures, formats, output, predictor.categories, digest
             )
             rows = table.finish(pictures)
         except WriteError as error:
@@ -811,7 +805,11 @@ def _describe_flags(
             f"--run {RunFolder.of(Path(run)).path} chooses one on validation images, where some "
             "fail; infer takes it from the run folder, without --no_postprocessing."
         )
-    flagged = [row["picture"] for row in rows if row["flag"] == FLAGS[True]]
+    flagged = []
+    for row in rows:
+        if row["flag"] == FLAGS[True]:
+            frame = f" (frame {row['frame']})" if row["frame"] else ""
+            flagged.append(f"{row['picture']}{frame}")
     message = f"{len(flagged)} of {len(rows)} pictures are flagged (confidence {threshold:g} or"
     if not flagged:
         return f"{message} less)."
@@ -906,6 +904,7 @@ def _describe_row(
     confidence = prediction.confidence
     return {
         "picture": str(picture.path),
+        "frame": None if picture.frame is None else picture.frame + 1,
         "mask": picture.mask.as_posix(),
         "area_pixels": prediction.area,
         "area_percent": round(100 * prediction.area / prediction.labels.size, 4),
@@ -913,6 +912,7 @@ def _describe_row(
         "confidence": round(confidence, 4),
         "flag": FLAGS[postprocessing.is_flagged(confidence)],
         "largest_probability": round(float(prediction.probs.max()), 4),
+        **measure_area(picture, prediction.labels > 0),
     }
 
 

@@ -2,14 +2,17 @@
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
+
 from ovseg.core.errors import WriteError, system_reason
 from ovseg.core.files import atomic_path
 from ovseg.core.text import table_cell
+from ovseg.data.pictures import import_dicom
 from ovseg.inference.pictures import InferPicture
 
 TABLE = "predictions.csv"
@@ -17,6 +20,7 @@ TABLE = "predictions.csv"
 JOURNAL = "predictions.jsonl"
 COLUMNS = (
     "picture",
+    "frame",
     "mask",
     "area_pixels",
     "area_percent",
@@ -24,10 +28,37 @@ COLUMNS = (
     "confidence",
     "flag",
     "largest_probability",
+    "area_mm2",
+    "pixel_height_mm",
+    "pixel_width_mm",
+    "calibration",
 )
 FLAGS = {True: "yes", False: "no", None: ""}  # None: no confidence to flag by was chosen
 
 Row = dict[str, Any]
+
+
+def measure_area(picture: InferPicture, lesion: np.ndarray) -> Row:
+    """The columns on the area of a lesion in mm^2; empty but for DICOM pictures.
+
+    They are the area, the height and width of a pixel, and where that size is from or why it is
+    unknown, see `Calibration.find_size`. Of the header only sizes get into them.
+
+    Args:
+        picture: of the lesion.
+        lesion: bool (H, W).
+    """
+    row: Row = dict.fromkeys(("area_mm2", "pixel_height_mm", "pixel_width_mm", "calibration"))
+    if picture.frame is None:
+        return row
+    calibration = import_dicom(picture.path).read_calibration(picture.path)
+    size, row["calibration"] = calibration.find_size(lesion)
+    if size is not None:
+        area = np.count_nonzero(lesion) * size.height * size.width
+        row["area_mm2"] = round(area, 2)
+        row["pixel_height_mm"] = size.height
+        row["pixel_width_mm"] = size.width
+    return row
 
 
 class PredictionTable:
@@ -69,6 +100,12 @@ class PredictionTable:
         """Whether a picture is done: its mask is in the folder, and its row is known."""
         return picture.mask.as_posix() in self.rows and (self.folder / picture.mask).is_file()
 
+    def done(self, pictures: Iterable[InferPicture]) -> Iterator[tuple[InferPicture, Row]]:
+        """Those of some pictures that are done, each with its row."""
+        for picture in pictures:
+            if self.has(picture):
+                yield picture, self.rows[picture.mask.as_posix()]
+
     def add(self, row: Row) -> None:
         """Keep a row; threads may call it at once.
 
@@ -99,7 +136,7 @@ class PredictionTable:
         Raises:
             WriteError: it can't be written.
         """
-        rows = [self.rows[picture.mask.as_posix()] for picture in pictures if self.has(picture)]
+        rows = [row for _, row in self.done(pictures)]
         with (
             atomic_path(self.folder / TABLE) as temporary,
             open(temporary, "w", encoding="utf-8", newline="") as file,

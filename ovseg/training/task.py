@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ovseg.core.checkpoints import describe_misfits, read_checkpoint
+from ovseg.core.checkpoints import fill_network, read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.core.registry import check_arguments
 from ovseg.metrics import OnlineScores, dice_coef, lesion_probs, monitor_mode
@@ -296,11 +296,5 @@ def load_task(path: Path) -> SegmentationTask:
     settings = checkpoint["hyper_parameters"]
     check_arguments(f"the task of {path}", SegmentationTask, settings)
     task = SegmentationTask(**settings)
-    problems = describe_misfits(task.state_dict(), checkpoint["state_dict"])
-    if problems:
-        raise InputError(
-            f"{path} holds other weights than its network has: {problems}. It is damaged, or was "
-            "written by another version. Use another checkpoint."
-        )
-    task.load_state_dict(checkpoint["state_dict"])
+    fill_network(task, checkpoint["state_dict"], path)
     return task

@@ -18,11 +18,13 @@ from ovseg.data.prepare.dataset import SPLITTERS
 from ovseg.evaluation.postprocessing_search import METRICS
 from ovseg.inference.engines import ENGINES
 from ovseg.inference.model_files import FORMATS as MODEL_FORMATS
+from ovseg.inference.results import FORMATS as RESULT_FORMATS
 from support import REPOSITORY
 
 # Options whose help lists the names of a table.
 TABLES = [
     ("infer", "engine", ENGINES),
+    ("infer", "format", RESULT_FORMATS),
     ("export", "format", MODEL_FORMATS),
     ("postprocess", "metric", METRICS),
     ("benchmark", "peers", PEERS),

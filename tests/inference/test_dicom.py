@@ -17,7 +17,7 @@ from dicom_files import IDENTIFYING, MARKS, compress, make_dicom, make_region, s
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.core.errors import InputError, WriteError
 from ovseg.data.prepare.phantoms import make_phantom
-from ovseg.inference import dicom_results
+from ovseg.inference import dicom_seg
 from ovseg.inference.postprocessing import Postprocessing
 from ovseg.inference.predictor import Predictor, infer_folder
 
@@ -112,8 +112,7 @@ def test_missing_package_is_a_failure_of_each_dicom_file(
 
 def test_areas_are_those_of_the_masks_in_square_millimetres(infer, folder, tmp_path, read_png):
     infer(folder)
-    table = pd.read_csv(tmp_path / "out" / "areas.csv", index_col="mask")
-    assert list(table.index) == [*[f"film_{number:04d}.png" for number in range(1, 6)], "one.png"]
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv", index_col="mask")
     pixels = (read_png(tmp_path / "out" / "one.png") > 0).sum()
     row = table.loc["one.png"]
     assert row["area_pixels"] == pixels > 0
@@ -122,18 +121,26 @@ def test_areas_are_those_of_the_masks_in_square_millimetres(infer, folder, tmp_p
     assert row["calibration"] == "region"
     assert np.isnan(table.loc["film_0001.png", "area_mm2"])
     assert table.loc["film_0001.png", "calibration"] == "unknown: the file is not calibrated"
+    columns = ["frame", "area_mm2", "pixel_height_mm", "pixel_width_mm", "calibration"]
+    assert table.loc["plain.png", columns].isna().all()
 
 
-def test_no_areas_without_dicom(infer, images, tmp_path):
-    infer(images)
-    assert not (tmp_path / "out" / "areas.csv").exists()
+def test_frames_of_a_cine_are_told_apart(
+    infer, own_run, folder, tmp_path, capsys, write_postprocessing
+):
+    write_postprocessing(own_run, Postprocessing(flag_confidence=1.0))  # flags all
+    infer(folder / "film.dcm", run=own_run, frame_step=4)
+    table = pd.read_csv(tmp_path / "out" / "predictions.csv")
+    assert list(table["frame"]) == [1, 5]
+    text = f"look at {folder}/film.dcm (frame 1), {folder}/film.dcm (frame 5)."
+    assert text in capsys.readouterr().out
 
 
 # DICOM-SEG
 
 
 def test_dicomseg_of_a_picture_holds_its_mask_bit_for_bit(run, infer, folder, tmp_path, read_png):
-    assert infer(folder, format="dicomseg") == (7, [])
+    assert infer(folder, formats=["dicomseg"]) == (7, [])
     mask = read_png(tmp_path / "out" / "one.png") > 0
     path = tmp_path / "out" / "dicomseg" / "one.dcm"
 
@@ -163,7 +170,7 @@ def test_dicomseg_of_a_picture_holds_its_mask_bit_for_bit(run, infer, folder, tm
 
 
 def test_dicomseg_of_a_cine_is_a_file_for_each_frame(infer, folder, tmp_path, read_png):
-    infer(folder / "film.dcm", format="dicomseg", frame_step=2)
+    infer(folder / "film.dcm", formats=["dicomseg"], frame_step=2)
     paths = sorted((tmp_path / "out" / "dicomseg").iterdir())
     assert [path.name for path in paths] == ["film_0001.dcm", "film_0003.dcm", "film_0005.dcm"]
     source = pydicom.dcmread(folder / "film.dcm", stop_before_pixels=True)
@@ -191,7 +198,7 @@ def test_dicomseg_of_a_cine_is_a_file_for_each_frame(infer, folder, tmp_path, re
 def test_cine_of_one_frame_gets_a_dicomseg(infer, tmp_path, cine):
     dataset = make_dicom(cine[0], NumberOfFrames=1, SOPClassUID=UltrasoundMultiFrameImageStorage)
     path = save_dicom(tmp_path / "one", dataset)
-    assert infer(path, format="dicomseg") == (1, [])
+    assert infer(path, formats=["dicomseg"]) == (1, [])
     seg = pydicom.dcmread(tmp_path / "out" / "dicomseg" / "one.dcm")
     assert seg.SourceImageSequence[0].ReferencedSOPClassUID == UltrasoundMultiFrameImageStorage
 
@@ -199,7 +206,7 @@ def test_cine_of_one_frame_gets_a_dicomseg(infer, tmp_path, cine):
 def test_dicomseg_of_categories_has_a_segment_for_each(
     infer, category_run, folder, tmp_path, read_png
 ):
-    infer(folder / "one", run=category_run, format="dicomseg")
+    infer(folder / "one", run=category_run, formats=["dicomseg"])
     seg = highdicom.seg.segread(tmp_path / "out" / "dicomseg" / "one.dcm")
     labels = [seg.get_segment_description(number).segment_label for number in (1, 2, 3, 4)]
     assert labels == ["cyst", "haze", "solid", "mixed"]
@@ -214,7 +221,7 @@ def test_empty_mask_is_a_dicomseg_too(infer, run, tmp_path, write_postprocessing
     strict = shutil.copytree(run, tmp_path / "strict")
     write_postprocessing(strict, Postprocessing(threshold=0.999))
     path = save_dicom(tmp_path / "black", make_dicom(np.zeros((64, 64, 3), np.uint8)))
-    infer(path, run=strict, format="dicomseg")
+    infer(path, run=strict, formats=["dicomseg"])
     seg = pydicom.dcmread(tmp_path / "out" / "dicomseg" / "black.dcm")
     assert seg.pixel_array.shape == (64, 64)
     assert not seg.pixel_array.any()
@@ -231,7 +238,7 @@ def test_empty_mask_is_a_dicomseg_too(infer, run, tmp_path, write_postprocessing
 def test_source_that_no_dicomseg_can_belong_to_is_a_failure(infer, tmp_path, cine, values, message):
     dataset = make_dicom(cine[0], **values)
     path = save_dicom(tmp_path / "one", dataset)
-    count, [failure] = infer(path, format="dicomseg")
+    count, [failure] = infer(path, formats=["dicomseg"])
     assert count == 1
     assert message in failure
 
@@ -239,8 +246,11 @@ def test_source_that_no_dicomseg_can_belong_to_is_a_failure(infer, tmp_path, cin
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "dicomseg"}, "--format dicomseg needs DICOM files, but none of the 4 pictures"),
-        ({"format": "nifti"}, "Unknown format 'nifti'. Choose one of: dicomseg, png"),
+        (
+            {"formats": ["dicomseg"]},
+            "dicomseg needs DICOM files, but none of the 4 pictures",
+        ),
+        ({"formats": ["png", "nifti"]}, "Unknown format 'nifti'. Choose one of: coco, contours"),
         ({"frame_step": 0}, "frame_step is 0, expected at least 1"),
     ],
 )
@@ -255,22 +265,22 @@ def test_missing_highdicom_is_an_error_before_work_starts(infer, folder, monkeyp
     monkeypatch.delattr("ovseg.inference.dicom_seg", raising=False)
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(InputError, match="needs highdicom: pip install 'ovseg.dicom.'"):
-        infer(folder, format="dicomseg")
+        infer(folder, formats=["dicomseg"])
 
 
-def test_interrupted_call_continues_and_writes_all_areas(
+def test_interrupted_call_continues_and_keeps_all_areas(
     infer, folder, tmp_path, monkeypatch, capsys
 ):
-    def fail(path, table):
-        raise WriteError("Cannot write areas.csv: No space left on device.")
+    def fail(*arguments):
+        raise WriteError("Cannot write one.dcm: No space left on device.")
 
-    monkeypatch.setattr(dicom_results, "write_table", fail)
-    with pytest.raises(WriteError, match="areas.csv"):
-        infer(folder, format="dicomseg")
+    monkeypatch.setattr(dicom_seg, "write_segs", fail)
+    with pytest.raises(WriteError, match="one.dcm"):
+        infer(folder, formats=["dicomseg"])
     monkeypatch.undo()
-    assert infer(folder, format="dicomseg") == (7, [])
+    assert infer(folder, formats=["dicomseg"]) == (7, [])
     assert "Continuing: 7 of 7 masks were written before." in capsys.readouterr().out
-    assert len(pd.read_csv(tmp_path / "out" / "areas.csv")) == 6
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["calibration"].notna().sum() == 6
     assert len(list((tmp_path / "out" / "dicomseg").iterdir())) == 6
 
 

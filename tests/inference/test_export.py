@@ -45,7 +45,7 @@ def test_infer_gives_the_masks_of_the_run(
 
 @pytest.mark.parametrize("size", [(32, 32), (48, 32), (33, 75)])
 def test_onnx_takes_any_batch_and_size_and_gives_probabilities(exported, size):
-    engine, _ = open_onnx(exported / "export" / "model.onnx")
+    engine, *_ = open_onnx(exported / "export" / "model.onnx")
     network = Predictor.load(exported, "cpu").members[0].network
     image = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8)
     with torch.inference_mode():

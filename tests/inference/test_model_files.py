@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ovseg.core.errors import InputError
+from ovseg.core.runs import EXPORTED
+from ovseg.inference.engines import convert_to_openvino
 from ovseg.inference.export import export_run
-from ovseg.inference.model_files import open_model
+from ovseg.inference.model_files import SUFFIXES, open_model
 from ovseg.inference.predictor import Predictor
 
 
@@ -77,6 +79,39 @@ def test_other_weights_are_refused(weights, rewrite):
         open_model(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"fit": "crop"}, "Unknown fit 'crop'"),
+        ({"network": {"arch": "unet9"}}, "Unknown arch 'unet9'"),
+        ({"network": {"arch": "flexible_unet", "arch_args": {"depth": 3}}}, "does not take depth"),
+        ({"postprocessing": {"threshold": 2.0}}, "threshold of post-processing is 2.0"),
+        ({"categories": ["background", "cyst", "solid", "mixed"]}, "has 1 classes, but .* name 4"),
+    ],
+)
+def test_description_that_can_not_be_used_names_the_file(weights, rewrite, change, problem):
+    path = rewrite(description=describe(weights, **change))
+    with pytest.raises(InputError, match=problem) as error:
+        open_model(path)
+    assert str(path) in str(error.value)
+
+
+def test_categories_of_a_network_of_one_class_are_refused_in_every_format(exported, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported / "export" / "model.onnx")
+    [entry] = [entry for entry in model.metadata_props if entry.key == "ovseg"]
+    changed = {**json.loads(entry.value), "categories": ["background", "cyst", "solid", "mixed"]}
+    entry.value = json.dumps(changed)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match="model.onnx has 1 classes, but .* name 4: background"):
+        Predictor.load(tmp_path / "model.onnx", "cpu")
+    pytest.importorskip("openvino", reason="needs the extra [openvino]")
+    metadata = {"ovseg": entry.value}
+    convert_to_openvino(tmp_path / "model.onnx", tmp_path / "model.xml", metadata)
+    with pytest.raises(InputError, match="model.xml has 1 classes, but .* name 4: background"):
+        Predictor.load(tmp_path / "model.xml", "cpu")
+
+
 def test_network_of_a_class_of_its_own_needs_trust(weights, rewrite):
     path = rewrite(description=describe(weights, network={"arch": "os.system", "arch_args": {}}))
     with pytest.raises(InputError, match="trust_config"):
@@ -100,3 +135,21 @@ def test_folder_of_several_files_is_refused(weights, tmp_path):
     shutil.copy(folder / "model.safetensors", folder / "model.onnx")
     with pytest.raises(InputError, match="holds 2 of model.onnx, model.xml"):
         open_model(folder)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "postprocess"])
+@pytest.mark.parametrize("place", ["export", "export/model.onnx"])
+def test_export_in_place_of_a_run_names_the_run(exported, run_command, capsys, command, place):
+    assert run_command(command, "--run", exported / place) == 2
+    error = capsys.readouterr().err
+    assert f"error: {exported / place} was written by ovseg export: it holds a network" in error
+    assert f"Name the run that it was made of: {exported}." in error
+
+
+def test_export_of_an_unknown_run_says_what_a_run_is(weights, run_command, capsys):
+    assert run_command("evaluate", "--run", weights, "--output", weights / "out") == 2
+    assert "made of, such as runs/unet/version_0." in capsys.readouterr().err
+
+
+def test_suffixes_of_exports_are_those_of_the_formats():
+    assert set(EXPORTED) == set(SUFFIXES)

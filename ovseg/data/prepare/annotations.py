@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +17,6 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.limits import MAX_TEXT_BYTES
 from ovseg.core.schema import read_text
 from ovseg.core.yaml_files import read_yaml
-from ovseg.data.pictures import SUFFIXES, has_suffix
 from ovseg.data.prepare.files import SourceFiles
 from ovseg.data.prepare.polygons import (
     Drawing,
@@ -46,6 +46,8 @@ NO_YOLO_LABELS = ("classes", "labels", "notes", "obj", "train", "val", "valid", 
 LARGEST_SHARE = 1.01  # of a picture: boxes are rounded
 
 
+# What precedes a picture of its local storage in files of Label Studio.
+LABEL_STUDIO_URL = "/data/local-files/?d="
 # What to export in place of boxes, by the suffix of the annotation file.
 OUTLINES = {
     ".json": "polygons: in COCO a `segmentation` of each annotation",
@@ -63,9 +65,10 @@ class Collection:
 
     def __init__(self, files: SourceFiles):
         self.root = files.root
-        self.found = Found(files.root)
-        self._pictures = [path for path in files.paths if has_suffix(path)]
-        self._stems = unique_stems(self.root, self._pictures)
+        self.picture_root = files.picture_root
+        self.found = Found(files.picture_root)
+        self._pictures = files.pictures
+        self._stems = unique_stems(self.picture_root, self._pictures)
         self._names = PictureNames(self._pictures)
         self._drawings: dict[Path, Drawing] = {}
         self._broken: set[Path] = set()
@@ -90,7 +93,7 @@ class Collection:
             return path.is_relative_to(beside.parent)
 
         def has_split(path: Path) -> bool:
-            return split_of_folders(self.root, path) == split
+            return split_of_folders(self.picture_root, path) == split
 
         for is_meant in (is_beside, has_split):
             if len(candidates) > 1:
@@ -137,7 +140,7 @@ class Collection:
 
         drawing = self._drawings.get(path)
         if drawing is None:
-            own_split = split_of_folders(self.root, path) or split
+            own_split = split_of_folders(self.picture_root, path) or split
             source = Source(
                 self._stems[path], path, (beside,), no_lesion, split=own_split, patient=patient
             )
@@ -173,7 +176,7 @@ class Collection:
             if path in self._drawings:
                 drawings.append(self._drawings[path])
             else:
-                split = split_of_folders(self.root, path)
+                split = split_of_folders(self.picture_root, path)
                 source = Source(self._stems[path], path, (), no_lesion, split=split)
                 self.found.without_labels.append(source)
         return make_sources(drawings, self.found, reading)
@@ -251,6 +254,8 @@ def _read_coco(path: Path, content: dict[str, Any], collection: Collection) -> N
         where = f"{path}: image {place}"
         image = take(record, "id", (int, str), where)
         name = take(record, "file_name", str, where)
+        if LABEL_STUDIO_URL in name:
+            name = unquote(name.partition(LABEL_STUDIO_URL)[2])
         known.add(image)
         if image in shapes_of or image in others_of:
             size = take_size(record, "height", "width", where)
@@ -592,8 +597,7 @@ def find_ddti(files: SourceFiles, reading: Reading) -> Found:
                 _read_ddti(path, tree, collection)
         except InputError as error:
             collection.found.read.add(path)
-            pictures = files.with_suffix(*SUFFIXES)
-            of_case = [each for each in pictures if each.stem.rpartition("_")[0] == path.stem]
+            of_case = [each for each in files.pictures if each.stem.rpartition("_")[0] == path.stem]
             collection.fail(str(error), *of_case)
     return collection.finish(reading)
 

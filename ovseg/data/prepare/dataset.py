@@ -161,8 +161,7 @@ def prepare_dataset(
     written.
 
     Args:
-        source: folder of a dataset, see `ovseg.data.prepare.layouts`; None where `reading` names
-            the folders of images and masks.
+        source: see `ovseg.data.prepare.layouts.find_dataset`.
         output: folder to make; it appears when it is complete. Called again with the same source
             and settings, this changes nothing and returns the manifest.
         size: side of the squares, pixels, 16..8192.

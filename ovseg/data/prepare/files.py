@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from ovseg.core.errors import InputError
 from ovseg.core.schema import parse_json, read_bytes, read_text
 from ovseg.data.pairs import natural_key
+from ovseg.data.pictures import has_suffix
 
 MAX_DEPTH = 6  # of folders in a dataset
 MAX_JSON = 500_000_000  # bytes
@@ -19,27 +20,24 @@ class SourceFiles:
 
     Args:
         root: the folder.
+        picture_root: the folder of its pictures, where it is another one.
     """
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, picture_root: Path | None = None):
         self.root = root
+        self.picture_root = picture_root or root
         self._parsed: dict[Path, Any] = {}
 
     @cached_property
     def paths(self) -> list[Path]:
         """All files in natural order, without hidden ones."""
-        found = []
-        folders = [(self.root, 0)]
-        while folders:
-            folder, depth = folders.pop()
-            for path in folder.iterdir():
-                if path.name.startswith(".") or path.name == "__MACOSX":
-                    continue
-                if path.is_file():
-                    found.append(path)
-                elif path.is_dir() and depth < MAX_DEPTH:
-                    folders.append((path, depth + 1))
-        return sorted(found, key=lambda path: natural_key(str(path)))
+        return _list_files(self.root)
+
+    @cached_property
+    def pictures(self) -> list[Path]:
+        """The pictures, as `paths`."""
+        paths = self.paths if self.picture_root == self.root else _list_files(self.picture_root)
+        return [path for path in paths if has_suffix(path)]
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """The files that have one of these suffixes."""
@@ -61,6 +59,22 @@ class SourceFiles:
         if keep:
             self._parsed[path] = content
         return content
+
+
+def _list_files(root: Path) -> list[Path]:
+    """All files in a folder and the folders in it in natural order, without hidden ones."""
+    found = []
+    folders = [(root, 0)]
+    while folders:
+        folder, depth = folders.pop()
+        for path in folder.iterdir():
+            if path.name.startswith(".") or path.name == "__MACOSX":
+                continue
+            if path.is_file():
+                found.append(path)
+            elif path.is_dir() and depth < MAX_DEPTH:
+                folders.append((path, depth + 1))
+    return sorted(found, key=lambda path: natural_key(str(path)))
 
 
 def read_json(path: Path) -> Any:

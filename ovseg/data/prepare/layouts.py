@@ -10,7 +10,6 @@ from typing import Any
 
 from ovseg.core.errors import InputError, join_problems
 from ovseg.core.registry import choose
-from ovseg.data.pictures import has_suffix
 from ovseg.data.prepare.annotations import (
     find_coco,
     find_cvat,
@@ -48,7 +47,7 @@ class Layout:
 
 
 MASK_OPTIONS = ("mask_suffix", "categories", "invert_masks")
-OUTLINE_OPTIONS = ("labels", "categories")
+OUTLINE_OPTIONS = ("images", "labels", "categories")
 LAYOUTS = {
     "otu2d": Layout("OTU_2d of MMOTU: images, and annotations in colours", find_otu2d, ()),
     "cvat": Layout("CVAT for images 1.1: annotations.xml", find_cvat, OUTLINE_OPTIONS),
@@ -78,7 +77,8 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
     """The images of a dataset, read by its layout.
 
     Args:
-        source: its folder; None where `reading` names the folders of images and masks.
+        source: its folder, or that of its annotation files where `reading` names that of its
+            images; None where `reading` names the folders of images and masks.
         layout: a name in `LAYOUTS`, or `auto`.
         reading: how labels are to be read.
 
@@ -90,9 +90,8 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
             one, or does not follow an option; the dataset is malformed.
     """
     choose("layout", layout, {"auto": None, **LAYOUTS})
-    named = (reading.images is not None, reading.masks is not None)
-    if any(named):
-        if not all(named) or source is not None:
+    if reading.masks is not None:
+        if reading.images is None or source is not None:
             raise InputError(
                 "Name a dataset with --source, or its two folders with --images and --masks."
             )
@@ -107,7 +106,9 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
             "masks or annotations."
         )
 
-    files = SourceFiles(unwrap(source))
+    if reading.images is not None and not reading.images.is_dir():
+        raise InputError(f"There is no folder {reading.images}. Check the path.")
+    files = SourceFiles(unwrap(source), reading.images)
     name = layout
     if layout == "auto":
         name = recognise(files, reading.mask_suffix)
@@ -115,6 +116,7 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
             raise InputError(f"{source} has no layout that is known. {_list_layouts(files)}")
     chosen = LAYOUTS[name]
     given = {
+        "images": reading.images is not None,
         "mask_suffix": reading.mask_suffix is not None,
         "labels": bool(reading.labels),
         "categories": reading.categories,
@@ -161,7 +163,7 @@ def recognise(files: SourceFiles, mask_suffix: str | None = None) -> str:
     root = files.root
     if is_otu2d(root):
         return "otu2d"
-    if not any(has_suffix(path) for path in files.paths):
+    if not files.pictures:
         return ""
 
     trees = _readable(files, ".xml")

@@ -102,7 +102,8 @@ class Reading:
     """How labels are to be read.
 
     Attributes:
-        images: folder of images, where it is named by itself.
+        images: folder of images, where it is named by itself, with `masks` or for annotation files
+            elsewhere.
         masks: folder of masks, where it is named by itself.
         mask_suffix: what follows an image's stem in the names of its masks; None finds it by rule.
         labels: names of the labels that are lesion; empty for all.
