@@ -73,12 +73,11 @@ def convert_baseline_config(path: Path) -> BaselineConfig:
         "train", "best_model_file", "import_baseline --weights FOLDER", "best_model.h5"
     )
     bgr = feeds_bgr(file)
-    rows = file.table()
     for section, keys in file.sections.items():
-        for key, text in keys.items():
+        for key in keys:
             if f"{section}.{key}" not in file.rows:
-                rows.append((f"{section}.{key}", text, _why_ignored(file, section, key)))
-    return BaselineConfig(experiment, rows, bgr, name)
+                file.note(section, key, _why_ignored(file, section, key))
+    return BaselineConfig(experiment, file.table(), bgr, name)
 
 
 def _convert(file: BaselineFile) -> dict[str, Any]:
@@ -106,7 +105,30 @@ def _convert(file: BaselineFile) -> dict[str, Any]:
         )
     _normalize(file, experiment["model"])
     read_infer(file)
+    if "tiledinfer" in file.sections:
+        _note_tiles(file)
     return experiment
+
+
+def _note_tiles(file: BaselineFile) -> None:
+    """Say which `--tiles` comes near to the tiles of the baseline.
+
+    Its tiles are squares of `split_size` with `overlapping` pixels more on each side, reduced to
+    the network's size. Ours are of the network's size, so they show as much more detail.
+    """
+    overlap = file.integer("tiledinfer", "overlapping", "infer --tiles", 0)
+    split = file.integer("tiledinfer", "split_size", "infer --tiles", image_size(file)[1])
+    if overlap < 0 or split < 1:
+        raise file.unexpected(
+            "tiledinfer", "overlapping", overlap, "0 or more, and split_size 1 or more"
+        )
+    share = 2 * overlap / (split + 2 * overlap)
+    becomes = (
+        f"`ovseg infer --tiles {min(share, 0.75):.2g}`: the share that two tiles have in common"
+    )
+    file.note("tiledinfer", "overlapping", becomes)
+    becomes = "`ovseg infer --tiles` takes tiles of image_size at the picture's own resolution"
+    file.note("tiledinfer", "split_size", becomes)
 
 
 def _snapshots(file: BaselineFile) -> int:
@@ -123,13 +145,13 @@ def _normalize(file: BaselineFile, model: dict[str, Any]) -> None:
     if not normalizes(file):
         return
     arch = find_architecture(model["arch"])
-    arguments = fill_defaults(arch, model["arch_args"])
-    if "input_scale" not in arguments:
+    scale = fill_defaults(arch, model["arch_args"]).get("input_scale")
+    if not isinstance(scale, float):
         raise InputError(
             f"{file.path}: [dataset] image_normalize = True divides pictures by 255, which "
             f"{model['arch']} can't take. Set it to False."
         )
-    model["arch_args"]["input_scale"] = arguments["input_scale"] / 255
+    model["arch_args"]["input_scale"] = scale / 255
 
 
 def _model(file: BaselineFile, patience: int) -> dict[str, Any]:
@@ -276,7 +298,7 @@ def _why_ignored(file: BaselineFile, section: str, key: str) -> str:
     return f"ignored: {reason or 'the baseline is not known to read it'}"
 
 
-_TILES = "the baseline's tiled inference, for `ovseg infer`"
+_TILES = "`ovseg infer --tiles` writes masks of averaged probabilities"
 _ELSEWHERE = "`ovseg infer` takes its folders on the command line"
 _COLOURS = "for several classes, of which only one is ported"
 _REASONS = {
@@ -313,9 +335,8 @@ _REASONS = {
     "tiledinfer.images_dir": _ELSEWHERE,
     "tiledinfer.output_dir": _ELSEWHERE,
     "tiledinfer.merged_dir": _ELSEWHERE,
-    "tiledinfer.split_size": f"{_TILES}: sides of the tiles, image_width by default",
-    "tiledinfer.overlapping": f"{_TILES}: pixels around each tile, 0 by default",
-    "tiledinfer.bitwise_blending": f"{_TILES}: the bits that tiles and whole picture share",
+    "tiledinfer.bitwise_blending": f"{_TILES}; the baseline keeps the bits that a tile has in "
+    "common with the whole picture",
     "tiledinfer.binarize": _TILES,
     "tiledinfer.threshold": _TILES,
     "tiledinfer.algorithm": _TILES,

@@ -52,6 +52,8 @@ def read_data(file: BaselineFile) -> dict[str, Any]:
 
 def feeds_bgr(file: BaselineFile) -> bool:
     """Whether the baseline trains on pictures as BGR: those of OpenCV's class or the generator."""
+    if file.integer("model", "image_channels", "checked: 3", 3) != 3:
+        return False
     generator = file.flag("model", "generator", "data.augmentation", False)
     return generator or _dataset_class(file) == OPENCV_CLASS
 
@@ -75,12 +77,17 @@ def image_size(file: BaselineFile) -> tuple[int, int]:
 
 
 def _root(images: str) -> str:
-    """`../../../dataset/Ovarian-Tumor/train/images/` -> `dataset/Ovarian-Tumor`."""
-    parts = images.replace("\\", "/").split("/")
+    """`../../../dataset/Ovarian-Tumor/train/images/` -> `dataset/Ovarian-Tumor`.
+
+    An absolute path stays absolute.
+    """
+    images = images.replace("\\", "/")
+    parts = images.split("/")
     parts = [part for part in parts if part not in ("", ".", "..")]
     if parts[-1:] == ["images"]:
         parts = parts[:-2]  # train/images
-    return "/".join(parts) or DEFAULT_ROOT
+    start = "/" if images.startswith("/") else ""
+    return start + "/".join(parts) if parts else DEFAULT_ROOT
 
 
 def _dataset_class(file: BaselineFile) -> str:

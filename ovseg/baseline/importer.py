@@ -84,13 +84,13 @@ def exchange_input_channels(network: nn.Module, height: int = 64, width: int = 6
     network.eval()
     generator = torch.Generator().manual_seed(0)
     bgr = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
-    expected = network(bgr)
-    for module in network.modules():
-        if isinstance(module, InputScale) and module.factor.shape[1] == 3:
-            module.factor.copy_(module.factor.flip(1))
-            module.offset.copy_(module.offset.flip(1))
-        elif isinstance(module, nn.Conv2d) and module.in_channels == 3:
-            module.weight.copy_(module.weight.flip(1))
+    places, expected = _find_pixels(network, bgr)
+    for buffer in network.buffers():
+        if buffer.numel() == 3:  # a number for each channel of a picture
+            buffer.copy_(buffer.flatten().flip(0).view_as(buffer))
+    for convolution, first in places.items():
+        pixels = convolution.weight[:, first : first + 3]
+        pixels.copy_(pixels.flip(1))
     found = network(bgr.flip(1))
     network.train(was_training)
     tolerance = 1e-3 * max(1.0, float(expected.abs().max()))
@@ -99,6 +99,39 @@ def exchange_input_channels(network: nn.Module, height: int = 64, width: int = 6
             f"The weights of {type(network).__name__} are for pictures as BGR, and its input "
             "channels can't be exchanged. Train it with BaseImageMaskDataset, which reads RGB."
         )
+
+
+def _find_pixels(
+    network: nn.Module, image: torch.Tensor
+) -> tuple[dict[nn.Conv2d, int], torch.Tensor]:
+    """The convolutions that see the pixels of the image, and the network's output.
+
+    Returns:
+        For each the first of the three input channels: the first of all, or behind others, where a
+        decoder takes the image as its last skip. The logits.
+    """
+    scaled: list[torch.Tensor] = []
+    places: dict[nn.Conv2d, int] = {}
+
+    def keep_output(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        scaled.append(output)
+
+    def look_at_input(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        assert isinstance(module, nn.Conv2d)
+        last = inputs[0][:, -3:]
+        if module.in_channels == 3 or any(torch.equal(last, pixels) for pixels in scaled):
+            places[module] = module.in_channels - 3
+
+    handles = []
+    for module in network.modules():
+        if isinstance(module, InputScale):
+            handles.append(module.register_forward_hook(keep_output))
+        elif isinstance(module, nn.Conv2d) and module.in_channels >= 3 and module.groups == 1:
+            handles.append(module.register_forward_pre_hook(look_at_input))
+    output = network(image)
+    for handle in handles:
+        handle.remove()
+    return places, output
 
 
 def _check_trainable(path: Path, config: dict[str, Any]) -> None:

@@ -222,6 +222,6 @@ def _write_merged(
     """
     bgr = np.ascontiguousarray(square[..., ::-1])
     merged = cv2.resize(bgr, shape[1::-1], interpolation=cv2.INTER_NEAREST) + drawn
-    suffix = path.suffix if path.suffix in MERGED_SUFFIXES else ".png"
+    suffix = path.suffix if path.suffix.lower() in MERGED_SUFFIXES else ".png"
     with atomic_path(folder / f"{path.stem}{suffix}") as temporary:
-        temporary.write_bytes(cv2.imencode(suffix, merged)[1].tobytes())
+        temporary.write_bytes(cv2.imencode(suffix.lower(), merged)[1].tobytes())

@@ -62,9 +62,14 @@ class BaselineFile:
             self.rows[name] = (text or MISSING, becomes)
 
     def table(self) -> list[tuple[str, str, str]]:
-        """The rows: `section.key`, its text, and what became of it."""
+        """The rows: `section.key`, its text, and what became of it.
+
+        Keys of the file come first, in its order, then those that it leaves out.
+        """
+        names = [f"{section}.{key}" for section, keys in self.sections.items() for key in keys]
         table = []
-        for name, (text, becomes) in self.rows.items():
+        for name in dict.fromkeys([*names, *self.rows]):
+            text, becomes = self.rows[name]
             table.append((name, text, becomes + self.defaults.get(name, "")))
         return table
 
@@ -81,7 +86,7 @@ class BaselineFile:
             if default is REQUIRED:
                 raise InputError(f"{self.path} has no key {key!r} in section [{section}]. Add it.")
             self.rows[name] = (MISSING, becomes)
-            self.defaults[name] = f": {default!r}, the baseline's default"
+            self.defaults[name] = f" ({default!r}, the baseline's default)"
             return default
         self.rows[name] = (text, becomes)
         try:
@@ -97,7 +102,7 @@ class BaselineFile:
                     f"{self.path}: [{section}] {key} = {text[:80]} is no Python literal, and the "
                     "baseline has no default for it. Correct it."
                 ) from None
-            self.defaults[name] = f": {default!r}, the baseline's default, as the text is no Python"
+            self.defaults[name] = f" ({default!r}, the baseline's default for what is no Python)"
             return default
 
     def integer(self, section: str, key: str, becomes: str, default: Any = REQUIRED) -> int:

@@ -112,7 +112,8 @@ class DatasetTree:
         """
         present: set[str] = set()
         for split in splits:
-            present.update(list_images(self.root / split / "images"))
+            for name in self.folders(split):
+                present.update(list_images(self.root / name / "images"))
 
         unknown = sorted(set(self.exclude) - present, key=natural_key)
         if unknown:

@@ -44,7 +44,7 @@ def test_every_key_is_explained(experiment_file):
     assert rows["mask.blur"].startswith("ignored: BaseImageMaskDataset takes every grey value")
     assert rows["train.reducer_factor"] == "model.scheduler_args.factor"
     assert rows["model.activation"] == (
-        "model.arch_args.activation: 'relu', the baseline's default"
+        "model.arch_args.activation ('relu', the baseline's default)"
     )
 
 
@@ -152,8 +152,21 @@ def test_expressions_are_refused_and_unknown_names_are_malformed(write_experimen
     path = write_experiment("clipvalue      = 0.5", "clipvalue = half / 2")
     rows = {key: becomes for key, _, becomes in explain_baseline_config(path)}
     assert rows["model.clipvalue"] == (
-        "trainer.gradient_clip_val: 0.2, the baseline's default, as the text is no Python"
+        "trainer.gradient_clip_val (0.2, the baseline's default for what is no Python)"
     )
+
+
+def test_tiles_have_the_share_of_the_baseline(write_experiment):
+    path = write_experiment("[mask]", "[tiledinfer]\noverlapping = 64\n[mask]")
+    rows = {key: becomes for key, _, becomes in explain_baseline_config(path)}
+    # 64 pixels on each side of 512, so tiles of 640 have 128 in common.
+    assert rows["tiledinfer.overlapping"].startswith("`ovseg infer --tiles 0.2`")
+    assert "(512, the baseline's default)" in rows["tiledinfer.split_size"]
+
+
+def test_absolute_folders_stay_absolute(write_experiment):
+    path = write_experiment("../../../dataset/Ovarian-Tumor/train/images/", "/data/OT/train/images")
+    assert read_baseline_config(path)["data"]["root"] == "/data/OT"
 
 
 def test_file_of_weights_is_that_of_the_configuration(write_experiment):

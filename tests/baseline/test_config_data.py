@@ -221,7 +221,7 @@ def test_generator_draws_batches_of_variants(write_sections, jpeg_root):
     table = table_of(path)
     assert table["augmentor.vflip"] == (
         "Fale",
-        "data.augmentation_args.vflip: True, the baseline's default, as the text is no Python",
+        "data.augmentation_args.vflip (True, the baseline's default for what is no Python)",
     )
     assert table["train.validation_steps"][1].startswith("ignored: every image of valid")
 
