@@ -139,9 +139,17 @@ def place(picture: np.ndarray, size: int, fit: str) -> np.ndarray:
     """
     height, width = picture.shape[:2]
     box = fit_box(height, width, size, fit)
+    if fit == "stretch_nearest":
+        return picture[nearest_pixels(height, size)][:, nearest_pixels(width, size)]
     square = np.zeros((size, size, 3), np.uint8)
     cut(square, box)[:] = resize_image(picture, box.height, box.width)
     return square
+
+
+def nearest_pixels(old: int, new: int) -> np.ndarray:
+    """The old pixel that OpenCV's nearest neighbour takes for each new one, int (new,)."""
+    pixels = np.floor(np.arange(new) * (1 / (new / old))).astype(int)
+    return np.minimum(pixels, old - 1)
 
 
 def resize_image(picture: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,134 +1,43 @@
 """Convert the TensorFlow baseline's configuration file to our YAML, and explain every key."""
 
-import ast
-import configparser
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ovseg.baseline.config_data import feeds_bgr, image_size, normalizes, read_data
+from ovseg.baseline.config_infer import read_infer
+from ovseg.baseline.ini import REQUIRED, BaselineFile, open_baseline_config
 from ovseg.core.errors import InputError
-from ovseg.core.limits import MAX_CONFIG_BYTES
 from ovseg.core.registry import choose, fill_defaults
-from ovseg.core.schema import read_text
+from ovseg.models import find_architecture
 from ovseg.models.layers import ACTIVATIONS
 from ovseg.models.swin_unet import SwinUNet
 from ovseg.training.losses import LOSSES
 
-REQUIRED = object()
-DEFAULT_ROOT = "dataset/Ovarian-Tumor"  # the baseline's own
 
-
-@dataclass
-class BaselineFile:
-    """The INI file. Values are Python literals; a malformed one matters only where its key is read.
+@dataclass(frozen=True)
+class BaselineConfig:
+    """A configuration of the baseline.
 
     Attributes:
-        path: for messages.
-        sections: section -> key -> text.
-        rows: (section.key, text, what became of it) of every key read so far.
+        experiment: a plain dict with our YAML's keys, see `read_baseline_config`.
+        rows: `section.key`, its text, and what it became or why it is ignored, of each key.
+        bgr: whether the baseline trains on pictures as BGR.
+        weights_name: the name of its file of weights.
     """
 
-    path: Path
-    sections: dict[str, dict[str, str]]
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def get(self, section: str, key: str, becomes: str, default: Any = REQUIRED) -> Any:
-        """The value of a key; adds a row that explains what it becomes.
-
-        Raises:
-            InputError: a required section or key is missing, or the value is not a literal.
-        """
-        text = self.sections.get(section, {}).get(key)
-        if text is None:
-            if default is REQUIRED:
-                raise InputError(f"{self.path} has no key {key!r} in section [{section}]. Add it.")
-            return default
-        try:
-            value = ast.literal_eval(text)
-        # What is nested too deeply raises the last two.
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            raise InputError(
-                f"{self.path}: [{section}] {key} = {text[:80]} is no Python literal. Correct it."
-            ) from None
-        self.rows.append((f"{section}.{key}", text, becomes))
-        return value
-
-    def integer(self, section: str, key: str, becomes: str, default: Any = REQUIRED) -> int:
-        """An int; else as `get`."""
-        value = self.get(section, key, becomes, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise self._unexpected(section, key, value, "int")
-        return value
-
-    def number(self, section: str, key: str, becomes: str, default: Any = REQUIRED) -> int | float:
-        """An int or float; else as `get`."""
-        value = self.get(section, key, becomes, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._unexpected(section, key, value, "float")
-        return value
-
-    def flag(self, section: str, key: str, becomes: str, default: bool) -> bool:
-        """True or False."""
-        value = self.get(section, key, becomes, default)
-        if not isinstance(value, bool):
-            raise self._unexpected(section, key, value, "True or False")
-        return value
-
-    def square(self, section: str, key: str, becomes: str, default: int) -> int:
-        """One int of a pair of equal ones, such as (9,9)."""
-        value = self.get(section, key, becomes, (default, default))
-        expected = "two equal numbers such as (9,9)"
-        if not _is_list_of_ints(value) or len(value) != 2:
-            raise self._unexpected(section, key, value, expected)
-        first, second = value
-        if first != second:
-            raise self._unexpected(section, key, value, expected)
-        return first
-
-    def integers(self, section: str, key: str, becomes: str, default: Any) -> list[int]:
-        """A list or tuple of ints, such as [4, 8, 8, 8]."""
-        value = self.get(section, key, becomes, default)
-        if not _is_list_of_ints(value):
-            raise self._unexpected(section, key, value, "a list of ints")
-        return list(value)
-
-    def _unexpected(self, section: str, key: str, value: object, expected: str) -> InputError:
-        return InputError(
-            f"{self.path}: [{section}] {key} is {value!r}, expected {expected}. Correct it."
-        )
-
-
-def _is_list_of_ints(value: object) -> bool:
-    if not isinstance(value, tuple | list):
-        return False
-    return all(type(item) is int for item in value)  # bool is a subclass of int
-
-
-def open_baseline_config(path: Path) -> BaselineFile:
-    """Read the file without interpreting a value.
-
-    Raises:
-        InputError: no such file, not an INI file, or no [model] section.
-    """
-    parser = configparser.ConfigParser(interpolation=None)
-    try:
-        parser.read_string(read_text(path, MAX_CONFIG_BYTES), source=str(path))
-    except configparser.Error as error:
-        raise InputError(f"{path} is not an INI file: {error}") from None
-    if "model" not in parser:
-        raise InputError(
-            f"{path} has no section [model], so it is no configuration of the baseline."
-        )
-    sections = {name: dict(parser[name]) for name in parser.sections()}
-    return BaselineFile(Path(path), sections)
+    experiment: dict[str, Any]
+    rows: list[tuple[str, str, str]]
+    bgr: bool
+    weights_name: str
 
 
 def read_baseline_config(path: Path) -> dict[str, Any]:
     """The experiment as a plain dict with our YAML's keys.
 
     `build_model(config["model"]["arch"], **config["model"]["arch_args"])` is the baseline's network
-    on raw 0..255 RGB.
+    on raw 0..255 pixels, RGB or BGR as its dataset class reads them.
 
     Args:
         path: a `train_eval_infer.config` of the baseline.
@@ -138,30 +47,37 @@ def read_baseline_config(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: the file, a section or a key that matters is missing or malformed; an unknown
-            network or loss.
+            network, loss or dataset class; or it changes pixels in a way that ovseg has not.
     """
-    return _convert(open_baseline_config(path))
+    return convert_baseline_config(path).experiment
 
 
 def explain_baseline_config(path: Path) -> list[tuple[str, str, str]]:
-    """A row for each key of the file.
+    """The rows of `convert_baseline_config`.
 
-    Returns:
-        `section.key`, its text, and what it became or why it is ignored.
+    Raises:
+        InputError: as `read_baseline_config`.
+    """
+    return convert_baseline_config(path).rows
+
+
+def convert_baseline_config(path: Path) -> BaselineConfig:
+    """The experiment and what became of each key of the file, or of one that it leaves out.
 
     Raises:
         InputError: as `read_baseline_config`.
     """
     file = open_baseline_config(path)
-    _convert(file)
-    used = {name for name, _, _ in file.rows}
-    ignored = []
+    experiment = _convert(file)
+    name = file.word(
+        "train", "best_model_file", "import_baseline --weights FOLDER", "best_model.h5"
+    )
+    bgr = feeds_bgr(file)
     for section, keys in file.sections.items():
-        for key, text in keys.items():
-            name = f"{section}.{key}"
-            if name not in used:
-                ignored.append((name, text, _why_ignored(section, key)))
-    return file.rows + ignored
+        for key in keys:
+            if f"{section}.{key}" not in file.rows:
+                file.note(section, key, _why_ignored(file, section, key))
+    return BaselineConfig(experiment, file.table(), bgr, name)
 
 
 def _convert(file: BaselineFile) -> dict[str, Any]:
@@ -172,22 +88,73 @@ def _convert(file: BaselineFile) -> dict[str, Any]:
             f"{file.path}: image_channels {channels}, num_classes {classes}: "
             "only 3 and 1 are ported."
         )
-    return {
-        "model": _model(file),
-        "data": _data(file),
-        "trainer": _trainer(file),
-        "early_stopping": {
-            "patience": file.integer("train", "patience", "early_stopping.patience", 10),
-        },
-        "snapshots": {
-            "num_infer_images": file.integer(
-                "train", "num_infer_images", "snapshots.num_infer_images", 6
-            ),
-        },
+    patience = file.integer("train", "patience", "early_stopping.patience", 10)
+    trainer = _trainer(file)
+    experiment = {
+        "model": _model(file, patience),
+        "data": read_data(file),
+        "trainer": trainer,
+        "early_stopping": {"patience": patience},
+        "snapshots": {"num_infer_images": _snapshots(file)},
     }
+    if patience <= 0:
+        # As many epochs without a gain as there are can't come together.
+        experiment["early_stopping"]["patience"] = max(trainer["max_epochs"], 1)
+        file.note(
+            "train", "patience", "early_stopping.patience as trainer.max_epochs: it never stops"
+        )
+    _normalize(file, experiment["model"])
+    read_infer(file)
+    if "tiledinfer" in file.sections:
+        _note_tiles(file)
+    return experiment
 
 
-def _model(file: BaselineFile) -> dict[str, Any]:
+def _note_tiles(file: BaselineFile) -> None:
+    """Say which `--tiles` comes near to the tiles of the baseline.
+
+    Its tiles are squares of `split_size` with `overlapping` pixels more on each side, reduced to
+    the network's size. Ours are of the network's size, so they show as much more detail.
+    """
+    overlap = file.integer("tiledinfer", "overlapping", "infer --tiles", 0)
+    split = file.integer("tiledinfer", "split_size", "infer --tiles", image_size(file)[1])
+    if overlap < 0 or split < 1:
+        raise file.unexpected(
+            "tiledinfer", "overlapping", overlap, "0 or more, and split_size 1 or more"
+        )
+    share = 2 * overlap / (split + 2 * overlap)
+    becomes = (
+        f"`ovseg infer --tiles {min(share, 0.75):.2g}`: the share that two tiles have in common"
+    )
+    file.note("tiledinfer", "overlapping", becomes)
+    becomes = "`ovseg infer --tiles` takes tiles of image_size at the picture's own resolution"
+    file.note("tiledinfer", "split_size", becomes)
+
+
+def _snapshots(file: BaselineFile) -> int:
+    """How many pictures are shown after every epoch."""
+    where = "snapshots.num_infer_images"
+    if not file.flag("train", "epoch_change_infer", f"{where}: 0 where it is False", False):
+        file.note("train", "num_infer_images", "ignored: train.epoch_change_infer is False")
+        return 0
+    return max(1, file.integer("train", "num_infer_images", f"{where}, at least 1", 1))
+
+
+def _normalize(file: BaselineFile, model: dict[str, Any]) -> None:
+    """Divide by 255 once more where the dataset class of the baseline does."""
+    if not normalizes(file):
+        return
+    arch = find_architecture(model["arch"])
+    scale = fill_defaults(arch, model["arch_args"]).get("input_scale")
+    if not isinstance(scale, float):
+        raise InputError(
+            f"{file.path}: [dataset] image_normalize = True divides pictures by 255, which "
+            f"{model['arch']} can't take. Set it to False."
+        )
+    model["arch_args"]["input_scale"] = scale / 255
+
+
+def _model(file: BaselineFile, patience: int) -> dict[str, Any]:
     name = file.get("model", "model", "model.arch", "TensorflowUNet")
     arch, read_arguments = choose("model of the baseline", name, NETWORKS)
     loss = file.get("model", "loss", "model.loss")
@@ -197,7 +164,7 @@ def _model(file: BaselineFile) -> dict[str, Any]:
         "arch_args": read_arguments(file),
         "loss": loss,
         **_optimizer(file),
-        **_scheduler(file),
+        **_scheduler(file, patience),
     }
 
 
@@ -215,19 +182,19 @@ def _optimizer(file: BaselineFile) -> dict[str, Any]:
     return choose("optimizer of the baseline", name, optimizers)
 
 
-def _scheduler(file: BaselineFile) -> dict[str, Any]:
+def _scheduler(file: BaselineFile, stopping_patience: int) -> dict[str, Any]:
     if not file.flag("train", "learning_rate_reducer", "model.scheduler", False):
+        for key in ("reducer_factor", "reducer_patience"):
+            file.note("train", key, "ignored: train.learning_rate_reducer is False")
         return {}
-    stopping_patience = file.integer("train", "patience", "early_stopping.patience", 10)
-    default_patience = stopping_patience // 2 or 5  # the baseline's rule
+    default_patience = int(stopping_patience / 2) or 5  # the baseline's rule
     where = "model.scheduler_args"
+    patience = file.integer("train", "reducer_patience", f"{where}.patience", default_patience)
     return {
         "scheduler": "keras_plateau",
         "scheduler_args": {
             "factor": file.number("train", "reducer_factor", f"{where}.factor", 0.1),
-            "patience": file.integer(
-                "train", "reducer_patience", f"{where}.patience", default_patience
-            ),
+            "patience": max(patience, 1),  # to Keras all below are the same
             "min_delta": 1e-4,
             "min_lr": 0.0,
         },
@@ -236,44 +203,10 @@ def _scheduler(file: BaselineFile) -> dict[str, Any]:
 
 def _trainer(file: BaselineFile) -> dict[str, Any]:
     return {
-        "max_epochs": file.integer("train", "epochs", "trainer.max_epochs", 100),
+        "max_epochs": file.integer("train", "epochs", "trainer.max_epochs"),
         "gradient_clip_val": file.number("model", "clipvalue", "trainer.gradient_clip_val", 0.2),
         "gradient_clip_algorithm": "value",
     }
-
-
-def _data(file: BaselineFile) -> dict[str, Any]:
-    becomes = "data.augmentation (ours, the nearest in kind)"
-    augmentation = "none"
-    if file.flag("model", "generator", becomes, False):
-        augmentation = "standard"
-    images = file.get("train", "image_datapath", "data.root", f"{DEFAULT_ROOT}/train/images")
-    return {
-        "root": _root(str(images)),
-        "image_size": max(_image_size(file)),
-        "batch_size": file.integer("train", "batch_size", "data.batch_size"),
-        "shuffle": False,
-        "augmentation": augmentation,
-        "fit": "stretch",
-        "mask_threshold": 127,
-    }
-
-
-def _root(images: str) -> str:
-    """`../../../dataset/Ovarian-Tumor/train/images/` -> `dataset/Ovarian-Tumor`."""
-    parts = images.replace("\\", "/").split("/")
-    parts = [part for part in parts if part not in ("", ".", "..")]
-    if parts[-1:] == ["images"]:
-        parts = parts[:-2]  # train/images
-    return "/".join(parts) or DEFAULT_ROOT
-
-
-def _image_size(file: BaselineFile) -> tuple[int, int]:
-    """Height and width."""
-    becomes = "data.image_size (a square: the longer side)"
-    height = file.integer("model", "image_height", becomes)
-    width = file.integer("model", "image_width", becomes)
-    return height, width
 
 
 def _activation(file: BaselineFile) -> str:
@@ -302,6 +235,12 @@ def _attention_unet(file: BaselineFile) -> dict[str, Any]:
 
 def _flexible_unet(file: BaselineFile) -> dict[str, Any]:
     divides = file.flag("model", "input_normalize", "model.arch_args.input_scale", True)
+    final = file.get("model", "final_activation", "checked: sigmoid", "sigmoid")
+    if final not in ("sigmoid", None, "", False):  # what is empty is the sigmoid too
+        raise InputError(
+            f"{file.path}: [model] final_activation is {final!r}, but only the sigmoid is ported: "
+            "losses and predictions take it. Remove the key."
+        )
     return {
         **_levels(file),
         "base_kernel": file.square("model", "base_kernels", "model.arch_args.base_kernel", 3),
@@ -324,7 +263,7 @@ def _swin_unet(file: BaselineFile) -> dict[str, Any]:
     arguments["shift_window"] = file.flag(
         "model", "shift_window", "model.arch_args.shift_window", True
     )
-    arguments["image_size"] = list(_image_size(file))
+    arguments["image_size"] = list(image_size(file))
     return arguments
 
 
@@ -349,36 +288,67 @@ NETWORKS: dict[str, tuple[str, Callable[[BaselineFile], dict[str, Any]]]] = {
 }
 
 
-def _why_ignored(section: str, key: str) -> str:
+def _why_ignored(file: BaselineFile, section: str, key: str) -> str:
     """Why a key has no counterpart in our configuration."""
-    if section in ("model", "train") and key in _REASONS:
-        return f"ignored: {_REASONS[key]}"
-    reason = _SECTION_REASONS.get(section, "this network or version does not read it")
-    return f"ignored: {reason}"
+    if section in file.unused:
+        return f"ignored: {file.unused[section]}"
+    reason = _REASONS.get(f"{section}.{key}")
+    if reason is None and section == "model":
+        reason = "this network of the baseline does not read it"
+    return f"ignored: {reason or 'the baseline is not known to read it'}"
 
 
+_TILES = "`ovseg infer --tiles` writes masks of averaged probabilities"
+_ELSEWHERE = "`ovseg infer` takes its folders on the command line"
+_COLOURS = "for several classes, of which only one is ported"
 _REASONS = {
-    "metrics": "all scores are always computed",
-    "show_summary": "Lightning prints it (trainer.enable_model_summary)",
-    "model_dir": "the run folder holds the checkpoints",
-    "eval_dir": "the run folder holds curves and scores",
-    "mask_datapath": "masks are matched by stem below data.root",
-    "create_backup": "runs are never overwritten",
-    "epoch_change_infer": "snapshots.num_infer_images turns them on and off",
-    "epoch_change_infer_dir": "the run folder holds the snapshots",
-    "save_weights_only": "checkpoints hold all that a resume needs",
-    "steps_per_epoch": "trainer.limit_train_batches shortens an epoch",
-    "validation_steps": "trainer.limit_val_batches shortens validation",
-    "dropout_seed_fixing": "dropout is seeded by epoch",
-    "input_normalize": "this network of the baseline does not read it",
-}
-_SECTION_REASONS = {
-    "eval": "validation is the valid split below data.root",
-    "test": "`ovseg evaluate` scores the test split below data.root",
-    "infer": "`ovseg infer` takes its options on the command line",
-    "tiledinfer": "`ovseg infer` takes its options on the command line",
-    "segmentation": "masks are written black and white",
-    "mask": "masks are binarised at data.mask_threshold, never blurred",
-    "augmentor": "data.augmentation names the pipeline",
-    "generator": "data.augmentation names the pipeline",
+    "model.metrics": "all scores are always computed",
+    "model.show_summary": "Lightning prints it (trainer.enable_model_summary)",
+    "model.dropout_seed_fixing": "dropout is seeded by epoch",
+    "model.evaluation": "`ovseg evaluate --split` names what is scored",
+    "dataset.debug": "it only writes the pictures that were read",
+    "dataset.image_format": "the baseline reads it and does not use it",
+    "dataset.input_normalize": "the baseline reads it and does not use it",
+    "dataset.rgb_mask": "masks of any colours are read as grey values",
+    "dataset.mask_format": _COLOURS,
+    "train.metrics": "all scores are always drawn",
+    "train.model_dir": "the run folder holds the checkpoints",
+    "train.eval_dir": "the run folder holds curves and scores",
+    "train.mask_datapath": "masks are matched by stem below data.root",
+    "train.create_backup": "runs are never overwritten",
+    "train.show_history": "the run folder holds the curves",
+    "train.epoch_change_infer_dir": "the run folder holds the snapshots",
+    "train.epoch_change_tiledinfer": "snapshots show whole pictures, not tiles",
+    "train.epoch_change_tiledinfer_dir": "snapshots show whole pictures, not tiles",
+    "train.save_weights_only": "checkpoints hold all that a resume needs; both kinds are imported",
+    "train.seedreset_callback": "dropout is seeded by epoch, with another seed in each",
+    "eval.image_datapath": "validation is the valid split below data.root",
+    "eval.mask_datapath": "validation is the valid split below data.root",
+    "eval.batch_size": "`ovseg evaluate --batch_size` takes it; 4 is the default of both",
+    "test.image_datapath": "`ovseg evaluate` scores the test split below data.root",
+    "test.mask_datapath": "`ovseg evaluate` scores the test split below data.root",
+    "infer.images_dir": f"{_ELSEWHERE}; data.mini_test names that of the snapshots",
+    "infer.output_dir": _ELSEWHERE,
+    "infer.algorithm": "the baseline's inferencer reads it and does not use it",
+    "infer.colorized_dir": _COLOURS,
+    "infer.colorized_output_format": _COLOURS,
+    "tiledinfer.images_dir": _ELSEWHERE,
+    "tiledinfer.output_dir": _ELSEWHERE,
+    "tiledinfer.merged_dir": _ELSEWHERE,
+    "tiledinfer.bitwise_blending": f"{_TILES}; the baseline keeps the bits that a tile has in "
+    "common with the whole picture",
+    "tiledinfer.binarize": _TILES,
+    "tiledinfer.threshold": _TILES,
+    "tiledinfer.algorithm": _TILES,
+    "tiledinfer.background": _TILES,
+    "segmentation.blursize": "the baseline reads it and does not use it",
+    "mask.mask_colors": _COLOURS,
+    "mask.mask_channels": _COLOURS,
+    "mask.grayscaling": _COLOURS,
+    "mask.color_order": _COLOURS,
+    "mask.sharpening": _COLOURS,
+    "generator.debug": "`ovseg draw_augmentations` draws what augmentation does",
+    "generator.verbose": "it only prints",
+    "generator.generated_images_dir": "`ovseg draw_augmentations` draws what augmentation does",
+    "generator.generated_masks_dir": "`ovseg draw_augmentations` draws what augmentation does",
 }

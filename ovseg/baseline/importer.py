@@ -3,19 +3,23 @@
 `ovseg evaluate`, `infer` and `train` take that folder like any other run.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import yaml
 from pytorch_lightning import Trainer
+from torch import nn
 
-from ovseg.baseline.config import explain_baseline_config, read_baseline_config
+from ovseg.baseline.config import convert_baseline_config
 from ovseg.baseline.keras_weights import load_keras_weights
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_table
 from ovseg.core.runs import BEST, RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.models.layers import InputScale
 from ovseg.training.task import SegmentationTask
 
 
@@ -24,35 +28,110 @@ def import_baseline(
 ) -> list[tuple[str, str, str]]:
     """Write `config.yaml` and `import.csv`, and with weights a run: `checkpoints/best.ckpt`.
 
+    The baseline's configuration is copied too. If the baseline trained on pictures as BGR, the
+    input channels of the weights are exchanged, because ovseg's networks take RGB.
+
     Args:
         config_path: the baseline's configuration.
-        weights: its weights, see `ovseg.baseline.keras_weights`; None converts the configuration
-            only.
+        weights: its weights, see `ovseg.baseline.keras_weights`, or a folder with the file that the
+            configuration names; None converts the configuration only.
         output: run folder to make.
         overwrite: replace an earlier import.
 
     Returns:
-        The rows of `explain_baseline_config`.
+        The rows of `ovseg.baseline.config.explain_baseline_config`.
 
     Raises:
         InputError: configuration or weights cannot be used, or they disagree; nothing is written.
     """
-    config = read_baseline_config(config_path)
-    rows = explain_baseline_config(config_path)
+    baseline = convert_baseline_config(config_path)
+    config = baseline.experiment
+    rows = baseline.rows
     _check_trainable(config_path, config)
     task = SegmentationTask(**config["model"])
     data = OvarianTumorDataModule(**config["data"])
     if weights is not None:
-        load_keras_weights(task.network, weights)
+        path = Path(weights)
+        load_keras_weights(task.network, path / baseline.weights_name if path.is_dir() else path)
+        if baseline.bgr:
+            size = config["model"]["arch_args"].get("image_size", [64, 64])
+            exchange_input_channels(task.network, *size)
 
     with atomic_dir(output, overwrite, marker=RunFolder(output).import_table.name) as folder:
         run = RunFolder(folder)
+        shutil.copyfile(config_path, run.baseline_config)
         run.config.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
         table = pd.DataFrame(rows, columns=["key", "value", "becomes"])
         write_table(run.import_table, table)
         if weights is not None:
             _save_checkpoint(task, data, run)
     return rows
+
+
+@torch.inference_mode()
+def exchange_input_channels(network: nn.Module, height: int = 64, width: int = 64) -> None:
+    """Change a network of pictures as BGR into one that gives the same for them as RGB.
+
+    Args:
+        network: its weights are changed.
+        height: rows of the picture that it is checked with.
+        width: columns of it.
+
+    Raises:
+        InputError: the network then gives something else.
+    """
+    was_training = network.training
+    network.eval()
+    generator = torch.Generator().manual_seed(0)
+    bgr = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
+    places, expected = _find_pixels(network, bgr)
+    for buffer in network.buffers():
+        if buffer.numel() == 3:  # a number for each channel of a picture
+            buffer.copy_(buffer.flatten().flip(0).view_as(buffer))
+    for convolution, first in places.items():
+        pixels = convolution.weight[:, first : first + 3]
+        pixels.copy_(pixels.flip(1))
+    found = network(bgr.flip(1))
+    network.train(was_training)
+    tolerance = 1e-3 * max(1.0, float(expected.abs().max()))
+    if (found - expected).abs().max() > tolerance:
+        raise InputError(
+            f"The weights of {type(network).__name__} are for pictures as BGR, and its input "
+            "channels can't be exchanged. Train it with BaseImageMaskDataset, which reads RGB."
+        )
+
+
+def _find_pixels(
+    network: nn.Module, image: torch.Tensor
+) -> tuple[dict[nn.Conv2d, int], torch.Tensor]:
+    """The convolutions that see the pixels of the image, and the network's output.
+
+    Returns:
+        For each the first of the three input channels: the first of all, or behind others, where a
+        decoder takes the image as its last skip. The logits.
+    """
+    scaled: list[torch.Tensor] = []
+    places: dict[nn.Conv2d, int] = {}
+
+    def keep_output(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        scaled.append(output)
+
+    def look_at_input(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        assert isinstance(module, nn.Conv2d)
+        last = inputs[0][:, -3:]
+        if module.in_channels == 3 or any(torch.equal(last, pixels) for pixels in scaled):
+            places[module] = module.in_channels - 3
+
+    handles = []
+    for module in network.modules():
+        if isinstance(module, InputScale):
+            handles.append(module.register_forward_hook(keep_output))
+        elif isinstance(module, nn.Conv2d) and module.in_channels >= 3 and module.groups == 1:
+            handles.append(module.register_forward_pre_hook(look_at_input))
+    output = network(image)
+    for handle in handles:
+        handle.remove()
+    return places, output
 
 
 def _check_trainable(path: Path, config: dict[str, Any]) -> None:

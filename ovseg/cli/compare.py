@@ -16,7 +16,7 @@ def import_baseline(
     Args:
         config: the baseline's train_eval_infer.config
         output: run folder to make
-        weights: best_model.h5, .weights.h5 or .keras
+        weights: best_model.h5, .weights.h5 or .keras, or the baseline's folder of it
         overwrite: replace an earlier import
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

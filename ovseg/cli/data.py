@@ -45,7 +45,7 @@ def prepare_data(
         groups: which patient is on each image: a CSV with columns such as image and patient, or
             folders (one of each patient)
         size: side of the squares in pixels
-        fit: letterbox or stretch
+        fit: letterbox, stretch or stretch_nearest
         split: auto (the dataset's own folders, else groups), groups (of near-duplicates) or
             official (its own folders, or train.txt and val.txt)
         split_file: a split to use instead: JSON {image: split}, or a CSV with columns such as image

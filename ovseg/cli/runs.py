@@ -95,6 +95,7 @@ def infer(
     batch_size: int = 4,
     engine: str = "torch",
     postprocessing: bool = True,
+    as_baseline: bool = False,
     device: str = "auto",
     devices: int = 1,
     overwrite: bool = False,
@@ -121,11 +122,29 @@ def infer(
         batch_size: pictures at a time
         engine: torch, compile, onnxruntime, openvino, or auto for the fastest
         postprocessing: ignore the run's postprocessing.json, which `ovseg postprocess` wrote
+        as_baseline: write what the TensorFlow baseline's inferencer would: JPEGs of probabilities
+            (a run of `ovseg import_baseline`)
         device: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
         devices: share the pictures among as many processes: each on a GPU of its own, or on the CPU
         overwrite: replace earlier output
     """
     keep_freed_memory()
+    if as_baseline:
+        from ovseg.baseline.inferencer import infer_as_baseline
+
+        others = {
+            "recursive": recursive,
+            "overlays": overlays,
+            "probabilities": probabilities,
+            "uncertainty": uncertainty,
+            "format": format is not None,
+            "tiles": tiles is not None,
+            "devices": devices != 1,
+        }
+        count, failures = infer_as_baseline(
+            run, images, output, batch_size, engine, device, overwrite, others
+        )
+        return conclude(f"{count} pictures as of the baseline written to {output}", failures)
     from ovseg.inference.predictor import infer_folder
 
     count, failures = infer_folder(

@@ -23,12 +23,14 @@ from ovseg.core.schema import find_problem, is_plain, read_json
 from ovseg.core.trust import FLAG, is_trusted
 
 # Arguments of the data module that decide how an image becomes a square.
-PLACEMENT = ("image_size", "fit", "mask_threshold", "invert_masks")
+PLACEMENT = ("image_size", "fit", "mask_threshold", "mask_blur", "invert_masks")
 # Arguments that decide neither that nor which images are used.
 INDIFFERENT = (
     "batch_size",
     "num_workers",
     "augmentation",
+    "augmentation_args",
+    "steps_per_epoch",
     "shuffle",
     "drop_last",
     "seed",

@@ -107,7 +107,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], title: str) 
     """Print a table of texts, `TABLE_WIDTH` columns wide."""
     table = Table(title=Text(printable(title)))
     for text in _as_texts(head):
-        table.add_column(text)
+        table.add_column(text, overflow="fold")  # a long word is broken, not cut off
     for row in rows:
         table.add_row(*_as_texts(row))
     Console(width=TABLE_WIDTH).print(table)

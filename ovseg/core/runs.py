@@ -145,6 +145,11 @@ class RunFolder:
         return self.path / "ensemble.json"
 
     @property
+    def baseline_config(self) -> Path:
+        """The baseline's configuration that the run was made from."""
+        return self.path / "train_eval_infer.config"
+
+    @property
     def import_table(self) -> Path:
         """What became of each key of the baseline's configuration that the run was made from."""
         return self.path / "import.csv"

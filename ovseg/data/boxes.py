@@ -9,6 +9,7 @@ from ovseg.core.registry import choose
 FITS = {
     "letterbox": "keep the aspect ratio, black borders",
     "stretch": "fill the square",
+    "stretch_nearest": "fill the square by nearest neighbour, as the TensorFlow baseline does",
 }
 
 
@@ -32,6 +33,11 @@ class Box:
         return self.left + self.width
 
 
+def has_border(fit: str) -> bool:
+    """Whether a picture that is not square leaves a border, see `FITS`."""
+    return fit == "letterbox"
+
+
 def cut(picture: np.ndarray, box: Box) -> np.ndarray:
     """The part (height, width, ...) of a picture (H, W, ...) that lies in a box, without a copy."""
     return picture[box.top : box.bottom, box.left : box.right]
@@ -44,14 +50,15 @@ def fit_box(height: int, width: int, size: int, fit: str) -> Box:
         height: rows of the picture.
         width: columns of the picture.
         size: side of the square, pixels.
-        fit: `letterbox` (centred, aspect ratio kept, black border) or `stretch` (the whole square).
+        fit: `letterbox` (centred, aspect ratio kept, black border), `stretch` or `stretch_nearest`
+            (the whole square).
 
     Raises:
         InputError: unknown `fit`.
     """
     choose("fit", fit, FITS)
 
-    if fit == "stretch":
+    if not has_border(fit):
         return Box(top=0, left=0, height=size, width=size)
 
     scale = size / max(height, width)

@@ -44,7 +44,15 @@ from ovseg.data.tree import FOLD_SPLITS, SPLITS, DatasetTree
 Key = int | tuple[int, int]
 
 # Arguments of the data module from which the records of a cache follow.
-CACHE_SETTINGS = ("image_size", "fit", "mask_threshold", "invert_masks", "exclude", "classes")
+CACHE_SETTINGS = (
+    "image_size",
+    "fit",
+    "mask_threshold",
+    "mask_blur",
+    "invert_masks",
+    "exclude",
+    "classes",
+)
 # Snapshots read this many pictures of `mini_test` at most, so as many are checked beforehand.
 MAX_MINI_TEST = 64
 
@@ -64,6 +72,8 @@ class PairDataset(Dataset):
         classes: see `OvarianTumorDataModule`.
         cache: the records of these pairs; None to decode the pairs.
         invert_masks: see `OvarianTumorDataModule`.
+        mask_blur: see `OvarianTumorDataModule`.
+        augmentation_args: see `OvarianTumorDataModule`.
     """
 
     def __init__(
@@ -76,15 +86,18 @@ class PairDataset(Dataset):
         classes: int = 1,
         cache: PairCache | PickedCache | None = None,
         invert_masks: bool = False,
+        mask_blur: int = 0,
+        augmentation_args: dict[str, Any] | None = None,
     ):
         self.pairs = pairs
         self.image_size = image_size
         self.fit = fit
         self.mask_threshold = mask_threshold
         self.classes = classes
-        self.transform = build_transform(augmentation)
+        self.transform = build_transform(augmentation, augmentation_args)
         self.cache = cache
         self.invert_masks = invert_masks
+        self.mask_blur = mask_blur
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -137,7 +150,9 @@ class PairDataset(Dataset):
             # Copies, because the records are read-only.
             return cv2.merge(planes), np.array(mask)
         pair = self.pairs[index]
-        image, mask = read_pair(pair, self.mask_threshold, self.classes, self.invert_masks)
+        image, mask = read_pair(
+            pair, self.mask_threshold, self.classes, self.invert_masks, self.mask_blur
+        )
         return place(image, self.image_size, self.fit), place(mask, self.image_size, self.fit)
 
 
@@ -171,13 +186,18 @@ class OvarianTumorDataModule(LightningDataModule):
             not augmented.
         augmentation: for training: a name of `ovseg.data.augment.pipelines.PIPELINES` or an
             albumentations YAML/JSON file.
+        augmentation_args: arguments of that pipeline.
         shuffle: new order of the training images in each epoch (the baseline has none).
         drop_last: leave out a short last training batch; batch normalisation fails on a batch of
             one pixel.
         seed: order and augmentation follow from (seed, epoch, image).
-        fit: how a picture that is not square fills the square: `letterbox` or `stretch`. From a
-            dataset that was prepared with letterbox, stretch takes each picture without its border.
+        fit: how a picture that is not square fills the square: `letterbox`, `stretch`, or
+            `stretch_nearest`, which resizes by nearest neighbour. From a dataset that was prepared
+            with letterbox, the latter take each picture without its border.
         mask_threshold: grey values above it are lesion, 0..254.
+        mask_blur: side of the box that masks are blurred with at their files' size before every
+            pixel that is not black becomes lesion, as in the baseline, pixels, 0..99; 0 for none.
+            Scores at the original size take masks without it.
         exclude: stems to leave out of every split.
         mini_test: folder of images for the snapshots of every epoch; by default images of `test`,
             or of `valid` where there is no test image.
@@ -190,6 +210,11 @@ class OvarianTumorDataModule(LightningDataModule):
             need not repeat.
         fold: validate with this fold of a dataset prepared with `--folds`, 0, 1, ..., and train on
             all other images of train and valid; test stays as it is.
+        valid_share: validate with this share of the folder train, the last of its images in
+            alphabetical order of the files, train on the others, and leave the folder valid out,
+            0..0.9; 0 takes the folders as they are.
+        steps_per_epoch: batches of an epoch; None for every training image once. If the images do
+            not suffice, they are taken again in a new order, augmented anew.
         invert_masks: the lesion is drawn in black on white: grey values up to `mask_threshold` are
             lesion.
         category_names: names of the categories 1, 2, ... where `classes` is above 1; by default
@@ -222,6 +247,10 @@ class OvarianTumorDataModule(LightningDataModule):
         fold: int | None = None,
         invert_masks: bool = False,
         category_names: list[str] | None = None,
+        mask_blur: int = 0,
+        augmentation_args: dict[str, Any] | None = None,
+        valid_share: float = 0.0,
+        steps_per_epoch: int | None = None,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -229,14 +258,27 @@ class OvarianTumorDataModule(LightningDataModule):
         _check_range("batch_size", batch_size, 1, 65536)
         _check_range("num_workers", num_workers, 0, MAX_WORKERS)
         _check_range("mask_threshold", mask_threshold, 0, 254)
+        _check_range("mask_blur", mask_blur, 0, 99)
+        _check_range("valid_share", valid_share, 0, 0.9)
+        if steps_per_epoch is not None:
+            _check_range("steps_per_epoch", steps_per_epoch, 1, 10**6)
         _check_range("seed", seed, 0, 2**32 - 1)
         _check_range("classes", classes, 1, MAX_CLASSES)
         choose("fit", fit, FITS)
         if invert_masks and classes > 1:
             raise InputError("data.invert_masks is for masks, so data.classes must be 1.")
-        build_transform(augmentation)  # checks the name, or the file
+        if mask_blur and (invert_masks or classes > 1):
+            raise InputError(
+                "data.mask_blur is for white masks of one class. Leave out data.invert_masks and "
+                "data.classes."
+            )
+        if valid_share and fold is not None:
+            raise InputError(
+                "data.valid_share and data.fold both choose the validation images. Leave one out."
+            )
+        build_transform(augmentation, augmentation_args)  # checks names, arguments, or the file
         self.root = Path(root)
-        self.tree = DatasetTree(self.root, exclude, classes, fold, fit)
+        self.tree = DatasetTree(self.root, exclude, classes, fold, fit, valid_share)
         settings = {name: self.hparams[name] for name in CACHE_SETTINGS}
         self._caches = SplitCaches(_cache_folder(self.root, cache), settings)
         self.needs_test = True
@@ -314,6 +356,7 @@ class OvarianTumorDataModule(LightningDataModule):
         mask_threshold = self.hparams["mask_threshold"]
         classes = self.hparams["classes"]
         invert = self.hparams["invert_masks"]
+        blur = self.hparams["mask_blur"]
         check_manifest(self.root, self.hparams["fit"], classes, self.hparams["category_names"])
         folders = {}
         for split in splits:
@@ -336,7 +379,7 @@ class OvarianTumorDataModule(LightningDataModule):
         problems = []
         for name, pairs in folders.items():
             lines = self.tree.describe_left_out(name)
-            check = partial(verify_pairs, pairs, mask_threshold, classes, invert)
+            check = partial(verify_pairs, pairs, mask_threshold, classes, invert, blur)
             try:
                 masks = self._caches.verify(name, pairs, check, keep)
                 refuse_implausible(name, masks, mask_threshold, name == needs_lesion)
@@ -363,9 +406,12 @@ class OvarianTumorDataModule(LightningDataModule):
         return False
 
     def digest(self, folder: str) -> str:
-        """SHA-256 of the pairs in the folder of a split, see `ovseg.data.cache.pairs_digest`."""
+        """SHA-256 of the pairs in the folder of a split, see `ovseg.data.cache.pairs_digest`.
+
+        It is that of no pair where the folder is left out, see `valid_share`.
+        """
         if folder not in self._digests:
-            pairs = self.tree.folders(folder)[folder]
+            pairs = self.tree.folders(folder).get(folder, [])
             self._digests[folder] = self._caches.digest(folder, pairs)
         return self._digests[folder]
 
@@ -440,7 +486,11 @@ class OvarianTumorDataModule(LightningDataModule):
         """Image and mask of a pair at the file's size, see `ovseg.data.pairs.read_pair`."""
         settings = self.hparams
         return read_pair(
-            pair, settings["mask_threshold"], settings["classes"], settings["invert_masks"]
+            pair,
+            settings["mask_threshold"],
+            settings["classes"],
+            settings["invert_masks"],
+            settings["mask_blur"],
         )
 
     def dataset(self, split: str, augmentation: str = "none") -> PairDataset:
@@ -455,10 +505,12 @@ class OvarianTumorDataModule(LightningDataModule):
             self.hparams["classes"],
             self._caches.pick(self.tree.folders(split), pairs),
             self.hparams["invert_masks"],
+            self.hparams["mask_blur"],
+            None if augmentation == "none" else self.hparams["augmentation_args"],
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Every training image once, in the order of the epoch.
+        """The training images in the order of the epoch, once each without `steps_per_epoch`.
 
         Raises:
             InputError: no batch is left without the short last one.
@@ -466,6 +518,7 @@ class OvarianTumorDataModule(LightningDataModule):
         dataset = self.dataset("train", self.hparams["augmentation"])
         batch_size = self.hparams["batch_size"]
         drop_last = self.hparams["drop_last"]
+        steps = self.hparams["steps_per_epoch"]
         replicas, rank = self._world()
         sampler = TrainSampler(
             dataset,
@@ -474,6 +527,7 @@ class OvarianTumorDataModule(LightningDataModule):
             shuffle=self.hparams["shuffle"],
             seed=self.hparams["seed"],
             drop_last=drop_last,
+            count=None if steps is None else steps * batch_size,
         )
         if self.trainer:
             # Workers load their first batches before Lightning tells the sampler the epoch with
@@ -540,6 +594,6 @@ def _cache_folder(root: Path, cache: bool | str) -> Path | None:
     return Path(cache) / root.resolve().name
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
+def _check_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise InputError(f"data.{name} is {value}, expected {low}..{high}.")

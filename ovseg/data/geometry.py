@@ -36,6 +36,8 @@ def place(picture: np.ndarray, size: int, fit: str) -> np.ndarray:
     height, width = picture.shape[:2]
     box = fit_box(height, width, size, fit)
 
+    if fit == "stretch_nearest":
+        return cv2.resize(picture, (size, size), interpolation=cv2.INTER_NEAREST)
     if picture.ndim == 3:
         resized = resize_image(picture, box.height, box.width)
     else:

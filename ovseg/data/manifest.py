@@ -20,7 +20,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.schema import read_json
-from ovseg.data.boxes import Box
+from ovseg.data.boxes import Box, has_border
 from ovseg.data.pairs import Pair, normal_stem
 
 FILE_NAME = "manifest.json"
@@ -130,7 +130,7 @@ def check_manifest(root: Path, fit: str, classes: int, names: Sequence[str] | No
     category_names(root, classes, names)
 
     prepared = read_manifest(root).get("fit", fit)
-    if prepared not in (fit, "letterbox"):
+    if has_border(fit) and not has_border(prepared):
         raise InputError(
             f"{root} was prepared with --fit {prepared}, but data.fit is {fit}. "
             f"Set data.fit: {prepared}."
@@ -149,13 +149,14 @@ def cut_borders(pairs: list[Pair], root: Path, fit: str) -> list[Pair]:
     So the picture alone is stretched, as inference does with the original.
 
     Returns:
-        The pairs, each with the box of its picture; without boxes where `fit` is as prepared.
+        The pairs, each with the box of its picture; without boxes where borders are wanted or
+        there are none.
 
     Raises:
         InputError: the manifest does not say where a picture lies.
     """
     prepared = read_manifest(root).get("fit", fit)
-    if prepared == fit:
+    if has_border(fit) or not has_border(prepared):
         return pairs
 
     items = prepared_items(root)
@@ -186,7 +187,7 @@ def refuse_borders(images: Path, fit: str) -> None:
     """
     root = Path(images).absolute().parent.parent
     prepared = read_manifest(root).get("fit", fit)
-    if prepared != fit:
+    if has_border(prepared) != has_border(fit):
         raise InputError(
             f"{images} holds pictures that were prepared with --fit {prepared}, but the run places "
             f"pictures with {fit}. Give the original pictures, or score the dataset with "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -69,14 +70,14 @@ def read_mask(path: Path, threshold: int = 127, invert: bool = False) -> np.ndar
 
 
 def read_mask_with_facts(
-    path: Path, threshold: int, invert: bool = False
+    path: Path, threshold: int, invert: bool = False, blur: int = 0
 ) -> tuple[np.ndarray, MaskFacts]:
-    """`read_mask`, and what the mask tells about its split."""
+    """`read_mask`, with `blur` of `binarise`, and what the mask tells about its split."""
     picture = open_picture(path)
     grey = np.array(picture.convert("L"))
     lossy = is_lossy(picture)
     refuse_mask(path, picture, grey, threshold)
-    return binarise(grey, threshold, invert), mask_facts(grey, threshold, invert, lossy)
+    return binarise(grey, threshold, invert, blur), mask_facts(grey, threshold, invert, lossy)
 
 
 def refuse_mask(path: Path, picture: Image.Image, grey: np.ndarray, threshold: int) -> None:
@@ -96,11 +97,23 @@ def refuse_mask(path: Path, picture: Image.Image, grey: np.ndarray, threshold: i
         raise InputError(f"{path} {problem}")
 
 
-def binarise(grey: np.ndarray, threshold: int, invert: bool = False) -> np.ndarray:
-    """Grey values, uint8 (H, W), as 0 and 1, see `read_mask`."""
+def binarise(grey: np.ndarray, threshold: int, invert: bool = False, blur: int = 0) -> np.ndarray:
+    """Grey values, uint8 (H, W), as 0 and 1.
+
+    Args:
+        grey: values.
+        threshold: see `read_mask`.
+        invert: see `read_mask`.
+        blur: side of a box, pixels; 0 for none. The values above the threshold are averaged over
+            it, the others as black, and all that is not black afterwards is lesion, as in the
+            TensorFlow baseline: a lesion grows by half the side.
+    """
     if invert:
         return (grey <= threshold).astype(np.uint8)
-    return (grey > threshold).astype(np.uint8)
+    lesion = grey > threshold
+    if blur:
+        lesion = cv2.blur(grey * lesion, (blur, blur)) > 0
+    return lesion.astype(np.uint8)
 
 
 def read_category_map(path: Path, classes: int) -> np.ndarray:
@@ -133,11 +146,11 @@ def read_labels(path: Path, threshold: int, classes: int, invert: bool = False) 
 
 
 def read_labels_with_facts(
-    path: Path, threshold: int, classes: int, invert: bool = False
+    path: Path, threshold: int, classes: int, invert: bool = False, blur: int = 0
 ) -> tuple[np.ndarray, MaskFacts]:
-    """`read_labels`, and what the labels tell about their split."""
+    """`read_labels`, with `blur` of `binarise`, and what the labels tell about their split."""
     if classes == 1:
-        return read_mask_with_facts(path, threshold, invert)
+        return read_mask_with_facts(path, threshold, invert, blur)
     ids = read_category_map(path, classes)
     lesion = bool(ids.any())
     full = bool(ids.all())

@@ -136,7 +136,7 @@ def find_pairs(images_dir: Path, masks_dir: Path, exclude: Iterable[object] = ()
 
 
 def read_pair(
-    pair: Pair, threshold: int = 127, classes: int = 1, invert: bool = False
+    pair: Pair, threshold: int = 127, classes: int = 1, invert: bool = False, blur: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Image and labels of a pair, cut to its box where it has one.
 
@@ -145,6 +145,7 @@ def read_pair(
         threshold: see `ovseg.data.masks.read_mask`.
         classes: 1 for masks, more for category maps.
         invert: see `ovseg.data.masks.read_mask`.
+        blur: see `ovseg.data.masks.binarise`.
 
     Returns:
         Image, uint8 (H, W, 3), and mask or category map, uint8 (H, W).
@@ -153,19 +154,19 @@ def read_pair(
         InputError: a file can't be used, the two differ in size, or the box lies outside of them.
         ValueError: the pair has no mask.
     """
-    image, labels, _ = _read_with_facts(pair, threshold, classes, invert)
+    image, labels, _ = _read_with_facts(pair, threshold, classes, invert, blur)
     return image, labels
 
 
 def _read_with_facts(
-    pair: Pair, threshold: int, classes: int, invert: bool
+    pair: Pair, threshold: int, classes: int, invert: bool, blur: int
 ) -> tuple[np.ndarray, np.ndarray, MaskFacts]:
     """`read_pair`, and what the mask tells about its split."""
     if pair.mask_path is None:
         raise ValueError(f"{pair.image_path} has no mask.")
 
     image = read_image(pair.image_path)
-    labels, facts = read_labels_with_facts(pair.mask_path, threshold, classes, invert)
+    labels, facts = read_labels_with_facts(pair.mask_path, threshold, classes, invert, blur)
     height, width = labels.shape
     if image.shape[:2] != labels.shape:
         raise InputError(
@@ -191,6 +192,7 @@ def verify_pairs(
     threshold: int = 127,
     classes: int = 1,
     invert: bool = False,
+    blur: int = 0,
     keep: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
 ) -> list[MaskFacts]:
     """Decode every pair before any work starts.
@@ -200,6 +202,7 @@ def verify_pairs(
         threshold: see `ovseg.data.masks.read_mask`.
         classes: 1 for masks, more for category maps.
         invert: see `ovseg.data.masks.read_mask`.
+        blur: see `ovseg.data.masks.binarise`.
         keep: gets the index, image and labels of every good pair, in several threads.
 
     Returns:
@@ -212,7 +215,7 @@ def verify_pairs(
     def check(index: int) -> MaskFacts | str:
         """The facts of a mask, or what is wrong with the pair."""
         try:
-            image, labels, facts = _read_with_facts(pairs[index], threshold, classes, invert)
+            image, labels, facts = _read_with_facts(pairs[index], threshold, classes, invert, blur)
         except InputError as error:
             return str(error)
         if keep is not None:

@@ -17,13 +17,59 @@ class TrainSampler(DistributedSampler):
     So what an epoch sees depends neither on the number of workers, nor on whether they persist,
     nor on a resume, and with several processes each image keeps its augmentation. It is a
     DistributedSampler because Lightning keeps such a sampler and calls its `set_epoch`.
+
+    Args:
+        dataset: of the training images.
+        num_replicas: number of processes.
+        rank: of this process.
+        shuffle: whether each epoch has a new order.
+        seed: from which orders and augmentations follow.
+        drop_last: see `DistributedSampler`.
+        count: indices of an epoch and process; None for every image once. If there are fewer
+            images, all are taken again, in a new order and with other augmentation seeds.
     """
 
+    def __init__(
+        self,
+        dataset: Dataset,
+        num_replicas: int,
+        rank: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        count: int | None = None,
+    ):
+        super().__init__(dataset, num_replicas, rank, shuffle, seed, drop_last)
+        self.count = count
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for index in super().__iter__():
-            sequence = np.random.SeedSequence([self.seed, self.epoch, index])
+        for index, round_number in self._indices():
+            entropy = [self.seed, self.epoch, index]
+            if round_number:
+                entropy.append(round_number)
+            sequence = np.random.SeedSequence(entropy)
             augmentation_seed = int(sequence.generate_state(1)[0])
             yield index, augmentation_seed
+
+    def __len__(self) -> int:
+        return super().__len__() if self.count is None else self.count
+
+    def _indices(self) -> list[tuple[int, int]]:
+        """Pairs of an index and of how often all images were taken before."""
+        if self.count is None:
+            return [(index, 0) for index in super().__iter__()]
+        images = len(self.dataset)  # type: ignore[arg-type]  # one with indices has a length
+        needed = self.count * self.num_replicas
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        pairs: list[tuple[int, int]] = []
+        round_number = 0
+        while len(pairs) < needed:
+            order = torch.arange(images)
+            if self.shuffle:
+                order = torch.randperm(images, generator=generator)
+            pairs += [(index, round_number) for index in order.tolist()]
+            round_number += 1
+        return pairs[self.rank : needed : self.num_replicas]
 
 
 class WholeBatchSampler(DistributedSampler):

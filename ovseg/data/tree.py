@@ -33,6 +33,9 @@ class DatasetTree:
         fold: the fold of the manifest that is `valid`; `train` are the other images of the folders
             train and valid. None takes the folders as they are, as `test` always is.
         fit: how pictures fill the network's square, see `ovseg.data.manifest.cut_borders`.
+        valid_share: share of the folder train that is `valid`, the last of its images in
+            alphabetical order of the files, as the TensorFlow baseline takes them; 0 takes the
+            folders as they are.
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class DatasetTree:
         classes: int,
         fold: int | None,
         fit: str,
+        valid_share: float = 0.0,
     ):
         self.root = Path(root)
         self.exclude = [normal_stem(str(stem)) for stem in exclude or ()]
         self.classes = classes
         self.fold = fold
         self.fit = fit
+        self.valid_share = valid_share
 
         self._folders: dict[str, list[Pair]] = {}
         self._pairs: dict[str, list[Pair]] = {}
@@ -55,12 +60,15 @@ class DatasetTree:
     def folders(self, split: str) -> dict[str, list[Pair]]:
         """All pairs of each folder that holds pairs of a split.
 
-        That is the split's own folder, or both `train` and `valid` where a fold divides them.
+        That is the split's own folder, or both `train` and `valid` where a fold divides them, or
+        `train` alone where `valid` is a share of it.
 
         Raises:
             InputError: no such split, a folder is missing, or pairs are incomplete.
         """
         choose("split", split, dict.fromkeys(SPLITS))
+        if self.valid_share and split in FOLD_SPLITS:
+            return {"train": self._folder("train")}
         if self.fold is None or split not in FOLD_SPLITS:
             return {split: self._folder(split)}
         return {name: self._folder(name) for name in FOLD_SPLITS}
@@ -69,11 +77,13 @@ class DatasetTree:
         """The pairs of a split, in natural order of their stems.
 
         Raises:
-            InputError: see `folders` and `fold_pairs`.
+            InputError: see `folders`, `fold_pairs` and `share_pairs`.
         """
         if split not in self._pairs:
             folders = self.folders(split)
-            if self.fold is None or split not in FOLD_SPLITS:
+            if self.valid_share and split in FOLD_SPLITS:
+                self._pairs |= share_pairs(self.root, folders["train"], self.valid_share)
+            elif self.fold is None or split not in FOLD_SPLITS:
                 self._pairs[split] = folders[split]
             else:
                 self._pairs |= fold_pairs(self.root, folders, self.fold)
@@ -102,7 +112,8 @@ class DatasetTree:
         """
         present: set[str] = set()
         for split in splits:
-            present.update(list_images(self.root / split / "images"))
+            for name in self.folders(split):
+                present.update(list_images(self.root / name / "images"))
 
         unknown = sorted(set(self.exclude) - present, key=natural_key)
         if unknown:
@@ -243,6 +254,30 @@ def preparing_command(root: Path) -> str:
     return f"ovseg prepare_data --source {shlex.quote(str(root))} --output " + shlex.quote(
         str(prepared)
     )
+
+
+def share_pairs(root: Path, pairs: list[Pair], share: float) -> dict[str, list[Pair]]:
+    """What is trained on (`train`) and the share that validates (`valid`), see `DatasetTree`.
+
+    Args:
+        root: of the dataset, for the message.
+        pairs: of the folder train, in natural order of stems, which both parts keep.
+        share: above 0 and below 1.
+
+    Raises:
+        InputError: no pair is left for one of the two.
+    """
+    alphabetical = sorted(pairs, key=lambda pair: pair.image_path.name)
+    trained = set(alphabetical[: int((1 - share) * len(pairs))])
+    divided: dict[str, list[Pair]] = {"train": [], "valid": []}
+    for pair in pairs:
+        divided["train" if pair in trained else "valid"].append(pair)
+    if not all(divided.values()):
+        raise InputError(
+            f"data.valid_share {share} of the {len(pairs)} images of train in {root} leaves none "
+            "to train on or none to validate with. Add images, or change the share."
+        )
+    return divided
 
 
 def fold_pairs(root: Path, folders: dict[str, list[Pair]], fold: int) -> dict[str, list[Pair]]:

@@ -72,7 +72,7 @@ from ovseg.metrics import (
 from ovseg.training.task import load_task
 
 # Settings of training that an evaluation does not use; files that they name may be missing by now.
-UNUSED = {"augmentation": "none", "mini_test": None, "phantoms": 0}
+UNUSED = {"augmentation": "none", "augmentation_args": None, "mini_test": None, "phantoms": 0}
 
 
 class Evaluation:

@@ -275,19 +275,21 @@ def flips_of_all(members: Sequence[Member]) -> Flips:
     """The flips that every member has seen in training."""
     common = set(FLIPS)
     for member in members:
-        common &= set(seen_flips(member.data["augmentation"]))
+        arguments = member.data.get("augmentation_args")
+        common &= set(seen_flips(member.data["augmentation"], arguments))
     return tuple(name for name in FLIPS if name in common)
 
 
-def seen_flips(augmentation: str) -> Flips:
+def seen_flips(augmentation: str, arguments: dict[str, Any] | None = None) -> Flips:
     """Which flips a network has seen in training; it predicts flips that it has not seen badly.
 
     Args:
         augmentation: of training, see `ovseg.data.augment.pipelines.build_transform`. Where its
             file is missing, a message says that no flips are tried.
+        arguments: of that pipeline.
     """
     try:
-        seen = flips_of(build_transform(augmentation))
+        seen = flips_of(build_transform(augmentation, arguments))
     except InputError as error:
         rank_zero_info(f"No flips are tried, since the run's augmentation is unknown: {error}")
         return ()

@@ -51,11 +51,13 @@ FIXED = (
     # these would change the images that trials are compared on
     "data.root",
     "data.fold",
+    "data.valid_share",
     "data.exclude",
     "data.classes",
     "data.phantoms",
     "data.fit",
     "data.mask_threshold",
+    "data.mask_blur",
     "data.invert_masks",
     "data.category_names",
 )

@@ -91,7 +91,12 @@ def choose_images(member: Member, root: Path | None, count: int = IMAGES) -> Sam
 
     settings = member.data
     tree = DatasetTree(
-        folder, settings.get("exclude"), member.classes, settings.get("fold"), settings["fit"]
+        folder,
+        settings.get("exclude"),
+        member.classes,
+        settings.get("fold"),
+        settings["fit"],
+        settings.get("valid_share", 0.0),
     )
     pairs = tree.pairs("valid")
     places = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)

@@ -122,8 +122,19 @@ def check_held_out(weights: str, fold: int | None, data: OvarianTumorDataModule)
     path = find_checkpoint(Path(weights))
     checkpoint = read_checkpoint(path)
     digests = digests_of(checkpoint)
-    trained_fold = checkpoint["datamodule_hyper_parameters"].get("fold")
-    if digests is None or trained_fold == fold:
+    settings = checkpoint["datamodule_hyper_parameters"]
+    trained_fold = settings.get("fold")
+    if digests is None:
+        return
+    share = data.hparams["valid_share"]
+    other_share = share and share != settings.get("valid_share", 0.0)
+    if other_share and digests["train"] == data.digest("train"):
+        raise InputError(
+            f"model.weights {path} were trained on the folder train of {data.root}, of which "
+            f"data.valid_share is {share}: they may have seen its validation images. Choose "
+            "weights that were trained on other images."
+        )
+    if trained_fold == fold:
         return
     if all(digests[name] == data.digest(name) for name in FOLD_SPLITS):
         raise InputError(

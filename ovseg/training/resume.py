@@ -38,9 +38,26 @@ RESUMED = (
     "monitor",
 )
 # Arguments of the data module from which the images of training and validation follow.
-RESUMED_DATA = ("image_size", "fit", "mask_threshold", "classes", "exclude", "fold")
+RESUMED_DATA = (
+    "image_size",
+    "fit",
+    "mask_threshold",
+    "mask_blur",
+    "classes",
+    "exclude",
+    "fold",
+    "valid_share",
+)
 # Those that a resume may change, so that it is not what the training would have been.
-CHANGEABLE = ("batch_size", "augmentation", "shuffle", "drop_last", "seed")
+CHANGEABLE = (
+    "batch_size",
+    "augmentation",
+    "augmentation_args",
+    "steps_per_epoch",
+    "shuffle",
+    "drop_last",
+    "seed",
+)
 
 
 def check_checkpoint(config: Any, checkpoint: dict[str, Any]) -> None:

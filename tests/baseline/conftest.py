@@ -27,6 +27,8 @@ dilation       = (3,3)
 loss           = "bce_dice_loss"
 metrics        = ["dice_coef"]
 show_summary   = False
+[dataset]
+datasetclass  = "BaseImageMaskDataset"
 [train]
 epochs        = 100
 batch_size    = 2
@@ -36,7 +38,10 @@ mask_datapath  = "../../../dataset/Ovarian-Tumor/train/masks/"
 learning_rate_reducer = True
 reducer_factor     = 0.4
 reducer_patience   = 4
+epoch_change_infer = True
 num_infer_images   = 6
+[eval]
+image_datapath = "../../../dataset/Ovarian-Tumor/valid/images/"
 [mask]
 blur      = True
 [augmentor]

@@ -94,7 +94,7 @@ def test_configuration_alone_is_converted(tiny_file, tmp_path, run_command):
     output = tmp_path / "imported"
     assert run_command("import_baseline", "--config", tiny_file, "--output", output) == 0
     names = sorted(path.name for path in output.iterdir())
-    assert names == [".ovseg_files", "config.yaml", "import.csv"]
+    assert names == [".ovseg_files", "config.yaml", "import.csv", "train_eval_infer.config"]
 
 
 def test_weights_of_another_depth_leave_nothing(tiny_file, tmp_path):

@@ -439,3 +439,32 @@ def test_borders_of_a_prepared_dataset_are_not_inverted(own_root):
     (own_root / "manifest.json").write_text(json.dumps({"fit": "letterbox"}))
     with pytest.raises(InputError, match=r"prepared with borders, which data\.invert_masks would"):
         make(own_root, invert_masks=True).prepare_data()
+
+
+def test_epoch_of_steps_and_a_validation_share_train(own_root):
+    shutil.rmtree(own_root / "valid")
+    data = make(own_root, valid_share=0.2, steps_per_epoch=5, mask_blur=3)
+    data.prepare_data()
+    assert len(data.train_dataloader()) == 5
+    assert [len(batch["stem"]) for batch in data.train_dataloader()] == [4] * 5
+    stems = [stem for batch in data.val_dataloader() for stem in batch["stem"]]
+    assert stems == ["phantom_7", "phantom_8", "phantom_9"]
+    digests = data.state_dict()["digests"]
+    assert digests["train"] != digests["valid"]
+    plain = make(own_root, valid_share=0.2, cache=False)
+    blurred = data.dataset("train")[0]["mask"]
+    assert blurred.sum() > plain.dataset("train")[0]["mask"].sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"valid_share": 0.2, "fold": 0}, "both choose the validation images"),
+        ({"mask_blur": 3, "invert_masks": True}, "mask_blur is for white masks of one class"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch is 0, expected 1"),
+        ({"augmentation_args": {"p": 1}}, "augmentation none does not take p"),
+    ],
+)
+def test_options_that_exclude_each_other_are_errors(phantom_root, options, message):
+    with pytest.raises(InputError, match=message):
+        make(phantom_root, **options)

@@ -62,3 +62,10 @@ def test_restore_undoes_place(fit, height, width):
     square = place(mask, 256, fit).astype(np.float32)
     restored = restore(square, height, width, fit) > 0.5
     assert np.mean(restored != mask) < 0.01
+
+
+def test_stretch_nearest_takes_the_pixel_above_left():
+    picture = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert place(picture, 2, "stretch_nearest").tolist() == [[0, 2], [8, 10]]
+    image = np.stack([picture] * 3, axis=2)
+    assert np.array_equal(place(image, 2, "stretch_nearest")[..., 0], [[0, 2], [8, 10]])

@@ -6,6 +6,7 @@ from PIL import Image
 from ovseg.core.errors import InputError
 from ovseg.data.masks import (
     MaskFacts,
+    binarise,
     describe_oddities,
     mask_facts,
     mask_problem,
@@ -238,3 +239,14 @@ def test_soft_lesion_of_a_few_pixels_is_a_mask(radius):
     cv2.circle(grey, (40, 50), radius, 255, -1)
     soft = cv2.GaussianBlur(grey, (0, 0), 2)
     assert mask_problem(soft, int(soft.max()) // 2, lossy=False) == ""
+
+
+def test_blurred_mask_grows_where_the_mean_is_not_black():
+    grey = np.zeros((5, 5), np.uint8)
+    grey[2, 2] = 255
+    assert binarise(grey, 127, blur=3).sum() == 9
+    grey[2, 2] = 4  # 4 / 9 is rounded to 0
+    assert binarise(grey, 0, blur=3).sum() == 0
+    grey[2, 2] = 5
+    assert binarise(grey, 0, blur=3).sum() == 9
+    assert binarise(grey, 5, blur=3).sum() == 0

@@ -76,3 +76,19 @@ def test_worker_without_shared_memory_is_one_sentence(phantom_root):
     with pytest.raises(InputError, match=message) as caught:
         next(iter(loader))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_count_repeats_images_in_new_orders_with_other_seeds(world):
+    samplers = [TrainSampler(range(4), world, rank, seed=5, count=6) for rank in range(world)]
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(share) for share in shares] == [6] * world == [len(one) for one in samplers]
+    mixed = [pair for pairs in zip(*shares, strict=True) for pair in pairs]
+    indices = [index for index, _ in mixed]
+    assert sorted(indices[:4]) == [0, 1, 2, 3]
+    assert len(set(mixed)) == len(mixed)  # a repeated image has another seed
+
+
+def test_count_below_the_images_shortens_an_epoch():
+    sampler = TrainSampler(range(9), 1, 0, shuffle=False, count=4)
+    assert [index for index, _ in sampler] == [0, 1, 2, 3]

@@ -159,3 +159,18 @@ def test_digest_of_the_held_out_images_follows_from_their_names_alone(fold_root)
     assert tree_of(fold_root, 1).held_out() != first
     assert tree_of(fold_root, 0, exclude=["phantom_0"]).held_out() == first
     assert tree_of(fold_root, None).held_out() is None
+
+
+def test_share_of_train_validates_in_alphabetical_order(phantom_root):
+    tree = DatasetTree(phantom_root, None, 1, None, "letterbox", valid_share=0.2)
+    # int(0.8 * 14) = 11 of phantom_0, _1, _10, ... _13, _2, ..., _9 are trained on.
+    assert stems(tree.pairs("valid")) == ["phantom_7", "phantom_8", "phantom_9"]
+    assert stems(tree.pairs("train")) == phantoms(range(7)) + phantoms(range(10, 14))
+    assert stems(tree.pairs("test")) == phantoms(range(17, 20))
+    assert list(tree.folders("valid")) == ["train"]
+
+
+def test_share_that_leaves_nothing_is_an_error(phantom_root):
+    tree = DatasetTree(phantom_root, None, 1, None, "letterbox", valid_share=0.95)
+    with pytest.raises(InputError, match="leaves none to train on or none to validate with"):
+        tree.pairs("train")

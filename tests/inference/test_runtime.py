@@ -22,7 +22,7 @@ from ovseg import runtime
 SIZES = [(64, 64), (50, 64), (64, 37), (33, 200), (500, 41), (17, 23), (1, 1), (1, 90)]
 
 
-@pytest.mark.parametrize("fit", ["letterbox", "stretch"])
+@pytest.mark.parametrize("fit", ["letterbox", "stretch", "stretch_nearest"])
 @pytest.mark.parametrize("size", SIZES)
 def test_square_is_that_of_opencv_to_a_grey_value(size, fit):
     generator = np.random.default_rng(0)

@@ -2,7 +2,9 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ import albumentations as A
 from albumentations.core.type_definitions import Targets
 
 from ovseg.core.errors import InputError
-from ovseg.core.registry import choose
-from ovseg.data.augment import ultrasound
+from ovseg.core.registry import check_arguments, choose
+from ovseg.data.augment import baseline, ultrasound
 from ovseg.data.augment.calipers import (
     LABELS,
     YELLOWS,
@@ -281,6 +283,166 @@ class GaussianNoise(A.ImageOnlyTransform):
         return ultrasound.add_noise(img, seed, deviation)
 
 
+# Changes a picture, uint8 (H, W, 3), or a mask, uint8 (H, W) of 0 and 255.
+Variant = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+class BaselineVariant(A.DualTransform):
+    """A pair as it is, or one of the variants that the TensorFlow baseline's augmentor makes of it.
+
+    All are equally likely: the baseline makes every variant of the pairs of a batch, and draws the
+    batch from them. See `ovseg.data.augment.baseline` for each, and for its defects.
+
+    Args:
+        hflip: flip horizontally, and every sheared picture too.
+        vflip: flip vertically, and every sheared picture too, also in both ways.
+        angles: rotations, degrees.
+        shrinks: factors, above 0, at most 1.
+        shears: factors.
+        deformation_sigmas: of the noise of each deformation, pixels, at least 1.
+        deformation_alpha: factor of that noise.
+        distortions: largest shift of each distortion, as a share of the side, within 0..1.
+        distortion_sigma: of the noise of distortions, pixels, above 0.
+        barrel_centers: columns and rows of barrel distortions, as shares of the sides; each
+            variant has one more of them.
+        barrel_radius: share of the width, above 0.
+        barrel_amount: strength.
+        pincushion_centers: as `barrel_centers`.
+        pincushion_radius: share of the width, above 0.
+        pincushion_amount: strength, below 0.
+        sharpening: strength; 0 for no such variant.
+        brightening: factor and offset; empty for no such variant.
+        p: probability.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    def __init__(
+        self,
+        hflip: bool = True,
+        vflip: bool = True,
+        angles: Sequence[float] = (90, 180, 270),
+        shrinks: Sequence[float] = (0.8,),
+        shears: Sequence[float] = (),
+        deformation_sigmas: Sequence[int] = (),
+        deformation_alpha: float = 1300,
+        distortions: Sequence[float] = (),
+        distortion_sigma: float = 40,
+        barrel_centers: Sequence[Sequence[float]] = (),
+        barrel_radius: float = 0.5,
+        barrel_amount: float = 0.5,
+        pincushion_centers: Sequence[Sequence[float]] = (),
+        pincushion_radius: float = 0.5,
+        pincushion_amount: float = -0.5,
+        sharpening: float = 0,
+        brightening: Sequence[float] = (),
+        p: float = 1,
+    ):
+        super().__init__(p=p)
+        for shrink in shrinks:
+            _check_number("shrinks", shrink, 0.05, 1)
+        for sigma in deformation_sigmas:
+            _check_number("deformation_sigmas", sigma, 1, 1000)
+        for size in distortions:
+            _check_number("distortions", size, 0, 1)
+        _check_number("distortion_sigma", distortion_sigma, 0.1, 1000)
+        _check_number("barrel_radius", barrel_radius, 0.001, 10)
+        _check_number("pincushion_radius", pincushion_radius, 0.001, 10)
+        for center in (*barrel_centers, *pincushion_centers):
+            _check_pair("centers", center)
+        if brightening:
+            _check_pair("brightening", brightening)
+
+        flips = []
+        for name, is_made in (("horizontal", hflip), ("vertical", vflip)):
+            if is_made:
+                flips.append(name)
+        self.flips = tuple(flips)
+        sigmas = tuple(deformation_sigmas)
+        self.variants: list[Variant] = [_plain(np.copy)]
+        for name in flips:
+            self.variants.append(_plain(_flip, (name,)))
+        for angle in angles:
+            self.variants.append(_plain(baseline.rotate, angle))
+        for shrink in shrinks:
+            self.variants.append(_plain(baseline.shrink, shrink))
+        for factor in shears:
+            for count in range(len(flips) + 1):
+                for names in combinations(flips, count):
+                    self.variants.append(_plain(_shear_and_flip, factor, names))
+        for number in range(len(sigmas)):
+            self.variants.append(_plain(baseline.deform, deformation_alpha, sigmas, number))
+        for size in distortions:
+            self.variants.append(partial(_distort, size, distortion_sigma))
+        lenses = (
+            (barrel_centers, barrel_radius, barrel_amount),
+            (pincushion_centers, pincushion_radius, pincushion_amount),
+        )
+        for centers, radius, amount in lenses:
+            for count in range(1, len(centers) + 1):
+                self.variants.append(_plain(baseline.bulge, centers[:count], radius, amount))
+        if sharpening:
+            self.variants.append(_plain(baseline.sharpen, sharpening))
+        if brightening:
+            self.variants.append(_plain(baseline.brighten, *brightening))
+
+    def get_params(self) -> dict[str, Any]:
+        seeds = self.random_generator.integers(2**31, size=2)
+        return {"variant": self.py_random.choice(self.variants), "seeds": seeds}
+
+    def apply(
+        self, img: np.ndarray, variant: Variant, seeds: np.ndarray, **_: object
+    ) -> np.ndarray:
+        return variant(img, np.random.default_rng(seeds[0]))
+
+    def apply_to_mask(
+        self, mask: np.ndarray, variant: Variant, seeds: np.ndarray, **_: object
+    ) -> np.ndarray:
+        labels = np.zeros_like(mask)
+        # One class has the id 1, whose variant may have lesion where the mask has none.
+        for label in range(1, max(1, mask.max()) + 1):
+            white = (mask == label) * np.uint8(255)
+            labels[variant(white, np.random.default_rng(seeds[1])) > 0] = label
+        return labels
+
+
+def _check_pair(name: str, pair: Sequence[float]) -> None:
+    if len(pair) != 2:
+        raise InputError(f"{name} has {pair}, expected two numbers.")
+
+
+def _plain(function: Callable[..., np.ndarray], *arguments: object) -> Variant:
+    """The variant of a function that draws no random numbers; a lambda can't go to a worker."""
+    return partial(_without_random, function, arguments)
+
+
+def _without_random(
+    function: Callable[..., np.ndarray],
+    arguments: Sequence[object],
+    picture: np.ndarray,
+    _random: np.random.Generator,
+) -> np.ndarray:
+    return function(picture, *arguments)
+
+
+def _flip(picture: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    if "horizontal" in names:
+        picture = picture[:, ::-1]
+    if "vertical" in names:
+        picture = picture[::-1]
+    return np.ascontiguousarray(picture)
+
+
+def _shear_and_flip(picture: np.ndarray, factor: float, names: tuple[str, ...]) -> np.ndarray:
+    return _flip(baseline.shear(picture, factor), names)
+
+
+def _distort(
+    size: float, sigma: float, picture: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    return baseline.distort(picture, size, sigma, random)
+
+
 # Transforms that flip, and which of `ovseg.inference.labels.FLIPS` they make.
 FLIPPING: dict[type, tuple[str, ...]] = {
     A.HorizontalFlip: ("horizontal",),
@@ -290,10 +452,12 @@ FLIPPING: dict[type, tuple[str, ...]] = {
 }
 BLACK_BORDER = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": 0}
 
-# Each function makes the steps of a pipeline, in order: new ones for every Compose, because
-# a transform holds the random generators of the one Compose that it is in.
-PIPELINES: dict[str, Callable[[], list[A.BasicTransform]]] = {
+# Each function makes the steps of a pipeline, in order, or its only step: new ones for every
+# Compose, because a transform holds the random generators of the one Compose that it is in.
+PIPELINES: dict[str, Callable[..., list[A.BasicTransform] | A.BasicTransform]] = {
     "none": lambda: [],
+    # What the baseline's generator makes of a pair, with `augmentation_args` of its configuration.
+    "baseline": BaselineVariant,
     # As the baseline's generator has them.
     "flips": lambda: [
         A.HorizontalFlip(p=0.5),
@@ -361,39 +525,49 @@ PIPELINES: dict[str, Callable[[], list[A.BasicTransform]]] = {
 }
 
 
-def build_transform(augmentation: str) -> A.Compose | None:
+def build_transform(
+    augmentation: str, arguments: Mapping[str, object] | None = None
+) -> A.Compose | None:
     """A pipeline by name, or one that `albumentations.save` wrote as YAML or JSON.
 
     Args:
         augmentation: a name of `PIPELINES` or the path of a .yaml, .yml or .json file.
+        arguments: of the pipeline, if it has any.
 
     Returns:
         A Compose for `image` uint8 (H, W, 3) and `mask` uint8 (H, W), which reads masks by nearest
         neighbour, whatever a file says; None for `none`.
 
     Raises:
-        InputError: unknown name, or a file that is missing or no albumentations pipeline.
+        InputError: unknown name or argument, or a file that is missing or no albumentations
+            pipeline.
     """
     path = Path(augmentation)
+    arguments = arguments or {}
     if path.suffix.lower() in (".yaml", ".yml", ".json"):
+        if arguments:
+            raise InputError(f"{path} holds its own arguments. Leave augmentation_args out.")
         return _load(path)
 
     make_steps = choose("augmentation", augmentation, PIPELINES)
-    steps = make_steps()
+    check_arguments(f"augmentation {augmentation}", make_steps, arguments)
+    steps = make_steps(**arguments)
+    if isinstance(steps, A.BasicTransform):
+        steps = [steps]
     if not steps:
         return None
     return A.Compose(steps, mask_interpolation=cv2.INTER_NEAREST)
 
 
 def flips_of(transform: A.Compose | None) -> set[str]:
-    """The flips that a pipeline makes, by the names in `FLIPPING`."""
+    """The flips that a pipeline makes, by the names in `FLIPPING` or of the transform itself."""
     flips: set[str] = set()
     steps: list[Any] = [transform]
     while steps:
         step = steps.pop()
         if step is None or step.p == 0:
             continue
-        flips.update(FLIPPING.get(type(step), ()))
+        flips.update(getattr(step, "flips", FLIPPING.get(type(step), ())))
         steps += getattr(step, "transforms", [])
     return flips
 

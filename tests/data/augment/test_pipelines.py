@@ -104,7 +104,7 @@ def test_ultrasound_pipeline_is_saved_and_loaded_as_yaml(name, tmp_path, marked_
 
 
 def test_bad_pipelines_are_errors(tmp_path):
-    unknown = "Unknown augmentation 'heavy'. Choose one of: flips, none, standard"
+    unknown = "Unknown augmentation 'heavy'. Choose one of: baseline, flips, none, standard"
     with pytest.raises(InputError, match=unknown):
         build_transform("heavy")
     with pytest.raises(InputError, match="There is no augmentation file"):
