@@ -74,7 +74,7 @@ def processes_that_send(
             for name, arguments in calls.items():
                 ours, theirs = context.Pipe()
                 process: BaseProcess = context.Process(
-                    target=_run_and_send, args=(theirs, function, arguments), daemon=True
+                    target=_run_and_send, args=(theirs, function, arguments)
                 )
                 process.start()
                 theirs.close()
@@ -94,7 +94,7 @@ def _receive(running: dict[Connection, tuple[str, BaseProcess]]) -> Iterator[Any
             assert isinstance(connection, Connection)
             try:
                 message = connection.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # also in the middle of a message
                 name, process = running.pop(connection)
                 process.join()
                 if process.exitcode:

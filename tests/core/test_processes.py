@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
@@ -15,10 +17,13 @@ from ovseg.core.processes import processes_that_send
 
 # Starts two processes, prints their ids and waits for them.
 WAITING = """
+import signal
+
 import senders
 from ovseg.core.processes import processes_that_send
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run with nohup
     with processes_that_send(senders.wait, {"a": (), "b": ()}) as messages:
         for message in messages:
             print(message, flush=True)
@@ -84,19 +89,25 @@ def test_ctrl_c_of_a_terminal_ends_all_processes_without_a_word_of_theirs(tmp_pa
         wait_for_end(ids)
 
 
-def start_waiting(tmp_path) -> subprocess.Popen[str]:
-    """Start `WAITING` in a group of processes of its own."""
+@contextmanager
+def start_waiting(tmp_path) -> Iterator[subprocess.Popen[str]]:
+    """Start `WAITING` in a group of processes of its own, which is killed in the end."""
     script = tmp_path / "waiting.py"
     script.write_text(WAITING)
     paths = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": paths},
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):  # they have all ended, as they should
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def read_ids(process: subprocess.Popen[str]) -> list[int]:
