@@ -154,9 +154,12 @@ def _short_name(path: str) -> str:
 
     `conv2d_4/kernel:0` becomes `kernel`, and `block_3/attention_3/name1_qkv/kernel:0` becomes
     `qkv/kernel`: a layer inside a layer is the one whose name the baseline begins with `name<n>_`,
-    else the last before the weight.
+    else the last before the weight. A variable that a layer makes itself can be without the layer's
+    name: `beta_factor:0`.
     """
-    parts = path.removesuffix(":0").split("/")[1:]
+    parts = path.removesuffix(":0").split("/")
+    if len(parts) > 1:
+        parts = parts[1:]
     first = max(0, len(parts) - 2)
     for index, part in enumerate(parts):
         if re.match(r"name\d+_", part):
@@ -210,7 +213,8 @@ def _names_of_groups(config: dict[str, Any]) -> dict[str, str]:
         counts[group] += 1
         if number:
             group = f"{group}_{number}"
-        names[group] = layer["config"]["name"]
+        # The configuration of a custom layer can be without its name.
+        names[group] = layer["config"].get("name", layer.get("name"))
     return names
 
 
