@@ -7,6 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ovseg.baseline.networks import (
+    ANY_CHANNELS,
+    read_efficientnet_b7_unet,
+    read_sharp_unet,
+    read_transunet,
+    read_u2net,
+)
 from ovseg.core.errors import InputError
 from ovseg.core.limits import MAX_CONFIG_BYTES
 from ovseg.core.registry import choose, fill_defaults
@@ -165,12 +172,13 @@ def explain_baseline_config(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _convert(file: BaselineFile) -> dict[str, Any]:
+    name = file.get("model", "model", "model.arch", "TensorflowUNet")
     channels = file.integer("model", "image_channels", "checked: 3", 3)
     classes = file.integer("model", "num_classes", "checked: 1", 1)
-    if (channels, classes) != (3, 1):
+    if (channels, classes) != (3, 1) and name not in ANY_CHANNELS:
         raise InputError(
             f"{file.path}: image_channels {channels}, num_classes {classes}: "
-            "only 3 and 1 are ported."
+            f"only 3 and 1 are ported of {name}."
         )
     return {
         "model": _model(file),
@@ -346,6 +354,10 @@ NETWORKS: dict[str, tuple[str, Callable[[BaselineFile], dict[str, Any]]]] = {
     "TensorflowSwinUNet": ("swin_unet", _swin_unet),
     "TensorflowEfficientUNet": ("efficient_unet", _efficient_unet),
     "TensorflowDeepLabV3Plus": ("deeplabv3plus", _deeplab),
+    "TensorflowTransUNet": ("transunet", read_transunet),
+    "TensorflowU2Net": ("u2net", read_u2net),
+    "TensorflowSharpUNet": ("sharp_unet", read_sharp_unet),
+    "TensorflowEfficientNetB7UNet": ("efficientnet_b7_unet", read_efficientnet_b7_unet),
 }
 
 

@@ -50,3 +50,17 @@ def check_filters(arch: str, **lists: Sequence[int]) -> None:
             raise InputError(
                 f"{arch}: {name} is {filters}, expected a list of numbers, at least 1, one a level."
             )
+
+
+def read_image_size(arch: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of one number or of a pair.
+
+    Raises:
+        InputError: neither, or a number below 1; names the architecture.
+    """
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or min(sides) < 1:
+        raise InputError(
+            f"{arch}: image_size is {value}, expected one number or (height, width), at least 1."
+        )
+    return sides

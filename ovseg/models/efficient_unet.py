@@ -31,10 +31,7 @@ class EfficientNetEncoder(KerasEfficientNet):
     Keras' `block2b_drop` is a block's own branch, after drop-connect and before the shortcut is
     added.
 
-    Args:
-        efficientnet: as `KerasEfficientNet`.
-        drop_connect_rate: as `KerasEfficientNet`.
-        imagenet_rescaling: as `KerasEfficientNet`.
+    The arguments are those of `KerasEfficientNet`.
     """
 
     def __init__(self, efficientnet: str, drop_connect_rate: float, imagenet_rescaling: bool):

@@ -23,21 +23,24 @@ SKIPS = ("block1a", "block2a", "block3a", "block4a")
 FILTERS = (512, 256, 128, 64, 32)  # of the decoder, the lowest level first
 
 
-class EfficientNetB7Encoder(KerasEfficientNet):
-    """EfficientNet-B7 up to the depthwise convolution of block 7a.
+class WideEncoder(KerasEfficientNet):
+    """An EfficientNet up to the depthwise convolution of block 7a.
 
     A quirk of the baseline: maps are taken inside the blocks, from the wide map that the depthwise
     convolution makes, so that squeeze, excitation and projection of block 7a are not in the
     network.
 
-    Args:
-        drop_connect_rate: as `KerasEfficientNet`.
-        imagenet_rescaling: as `KerasEfficientNet`.
-        weights: as `KerasEfficientNet`.
+    The arguments are those of `KerasEfficientNet`.
     """
 
-    def __init__(self, drop_connect_rate: float, imagenet_rescaling: bool, weights: str | None):
-        super().__init__("B7", drop_connect_rate, imagenet_rescaling, weights)
+    def __init__(
+        self,
+        efficientnet: str,
+        drop_connect_rate: float,
+        imagenet_rescaling: bool,
+        weights: str | None,
+    ):
+        super().__init__(efficientnet, drop_connect_rate, imagenet_rescaling, weights)
         last = keras_names(self.blocks.pop(LAST_BLOCK))
         self.bridge = nn.ModuleDict()
         for name in ("expand_conv", "expand_bn", "dwconv", "bn"):
@@ -79,7 +82,7 @@ class EfficientNetB7Encoder(KerasEfficientNet):
         self.requires_grad_(False)
         self.bridge.requires_grad_(True)
 
-    def train(self, mode: bool = True) -> "EfficientNetB7Encoder":
+    def train(self, mode: bool = True) -> "WideEncoder":
         super().train(mode)
         if self.frozen:
             for module in (self.stem_bn, *self.blocks.modules()):
@@ -121,10 +124,11 @@ class EfficientNetB7UNet(PortedModule):
 
     The last skip connection is the image itself, 0..255; the encoder divides it by 255. The
     baseline starts from ImageNet's weights and trains the decoder and the first layers of block 7a
-    alone: 15,756,193 of 56,725,112 numbers. From random weights set `freeze_encoder` to false.
+    alone: 15,756,193 of its 56,725,112 numbers. From random weights set `freeze_encoder` to false.
 
     Args:
         classes: output channels; the baseline's network has one whatever its configuration says.
+        efficientnet: the encoder, B0..B7; the baseline's is B7.
         drop_connect_rate: probability of leaving a sample out of the deepest block, 0 to below 1;
             Keras' is 0.2.
         imagenet_rescaling: divide the normalised pixels by the root of ImageNet's deviations, as
@@ -134,7 +138,8 @@ class EfficientNetB7UNet(PortedModule):
         encoder_weights: one of
             - null for random ones;
             - `imagenet`, which is downloaded: Keras' own weights, from timm;
-            - the path of timm's state dict of `tf_efficientnet_b7` (.pth, .pt, .safetensors).
+            - the path of timm's state dict of `tf_efficientnet_b7` (b0..b6) (.pth, .pt,
+              .safetensors).
         input_scale: factor on the pixels: 1 feeds 0..255 as the baseline does.
 
     Raises:
@@ -146,6 +151,7 @@ class EfficientNetB7UNet(PortedModule):
     def __init__(
         self,
         classes: int = 1,
+        efficientnet: str = "B7",
         drop_connect_rate: float = 0.2,
         imagenet_rescaling: bool = True,
         freeze_encoder: bool = True,
@@ -156,7 +162,9 @@ class EfficientNetB7UNet(PortedModule):
         check_at_least("efficientnet_b7_unet", 1, classes=classes)
         check_rate("efficientnet_b7_unet", drop_connect_rate=drop_connect_rate)
         self.scale = InputScale(input_scale)
-        self.encoder = EfficientNetB7Encoder(drop_connect_rate, imagenet_rescaling, encoder_weights)
+        self.encoder = WideEncoder(
+            efficientnet, drop_connect_rate, imagenet_rescaling, encoder_weights
+        )
         if freeze_encoder:
             self.encoder.freeze()
         *skips, channels = self.encoder.channels

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.core.errors import InputError
-from ovseg.models.checks import check_at_least
+from ovseg.models.checks import check_at_least, read_image_size
 from ovseg.models.layers import (
     InputScale,
     KerasNamed,
@@ -258,7 +258,7 @@ class SwinUNet(PortedModule):
         )
         _check_lists(depth, num_heads=num_heads, window_size=window_size)
         patch = _read_patch_size(patch_size)
-        self.image_size = _read_image_size(image_size)
+        self.image_size = read_image_size("swin_unet", image_size)
         _check_levels(filter_num_begin, patch, self.image_size, num_heads, window_size)
 
         channels = [filter_num_begin * 2**level for level in range(depth)]
@@ -362,16 +362,6 @@ def _check_lists(depth: int, **lists: Sequence[int]) -> None:
             raise InputError(
                 f"swin_unet: {name} is {values}, expected {depth} numbers (depth), at least 1."
             )
-
-
-def _read_image_size(value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of one number or of a pair."""
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or min(sides) < 1:
-        raise InputError(
-            f"swin_unet: image_size is {value}, expected one number or (height, width), at least 1."
-        )
-    return sides
 
 
 def _read_patch_size(value: int | Sequence[int]) -> int:

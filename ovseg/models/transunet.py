@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
-from ovseg.models.checks import check_at_least, check_filters
+from ovseg.models.checks import check_at_least, check_filters, read_image_size
 from ovseg.models.layers import (
     KERAS_EPSILON,
     InputScale,
@@ -143,7 +143,7 @@ class TokenEmbedding(KerasNamed):
         nn.init.uniform_(self.embedding.weight, -0.05, 0.05)  # Keras' default
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, side, side) -> (N, side * side, channels), row by row."""
+        """(N, C, rows, columns) -> (N, rows * columns, channels), row by row."""
         return self.dense(features.flatten(2).transpose(1, 2)) + self.embedding.weight
 
 
@@ -281,7 +281,8 @@ class TransUNet(PortedModule):
         batch_norm: batch normalisation after every 3 x 3, strided and transposed convolution.
         pool: max-pooling and bilinear enlargement between levels; else strided and transposed
             convolutions.
-        image_size: side of a square, a multiple of 2**(levels - 1).
+        image_size: side of a square or (height, width), multiples of 2**(levels - 1); the baseline
+            takes squares only.
         in_channels: of the image; 3 in all of ovseg's data.
         input_scale: factor on the pixels: 1 feeds 0..255 as the baseline does, 1/255 feeds 0..1.
 
@@ -304,7 +305,7 @@ class TransUNet(PortedModule):
         mlp_activation: str = "GELU",
         batch_norm: bool = False,
         pool: bool = True,
-        image_size: int = 512,
+        image_size: int | Sequence[int] = 512,
         in_channels: int = 3,
         input_scale: float = 1.0,
     ):
@@ -322,9 +323,10 @@ class TransUNet(PortedModule):
         )
         check_at_least("transunet", 0, num_transformer=num_transformer)
         check_filters("transunet", filter_num=filter_num)
-        _check_image_size(image_size, len(filter_num))
+        self.image_size = read_image_size("transunet", image_size)
+        unit = 2 ** (len(filter_num) - 1)
+        _check_image_size(self.image_size, unit)
 
-        self.image_size = image_size
         self.scale = InputScale(input_scale)
         self.encoder = nn.ModuleList()
         self.downsampling = nn.ModuleList()
@@ -342,14 +344,16 @@ class TransUNet(PortedModule):
             channels = count
 
         deepest = filter_num[-1]
-        side = image_size // 2 ** (len(filter_num) - 1)
+        self.rows = self.image_size[0] // unit
+        self.columns = self.image_size[1] // unit
+        tokens = self.rows * self.columns
         self.conv_before = nn.Conv2d(deepest, deepest, 1, bias=False)
-        self.embedding = TokenEmbedding(side * side, deepest, embed_dim)
+        self.embedding = TokenEmbedding(tokens, deepest, embed_dim)
         self.transformer = nn.Sequential()
         for number in range(num_transformer):
             block = TransformerBlock(
                 f"transunet_ViT_{number}",
-                side * side,
+                tokens,
                 embed_dim,
                 num_heads,
                 num_mlp,
@@ -380,15 +384,14 @@ class TransUNet(PortedModule):
         Raises:
             InputError: the image is larger than `image_size`.
         """
-        square = (self.image_size, self.image_size)
-        features = self.encoder[0](pad_to_size("transunet", self.scale(image), square))
+        pixels = pad_to_size("transunet", self.scale(image), self.image_size)
+        features = self.encoder[0](pixels)
         skips = []
         for downsample, stack in zip(self.downsampling, self.encoder[1:], strict=True):
             skips.append(features)
             features = stack(downsample(features))
-        side = features.shape[-1]
         tokens = self.transformer(self.embedding(self.conv_before(features)))
-        features = self.conv_after(tokens.transpose(1, 2).unflatten(2, (side, side)))
+        features = self.conv_after(tokens.transpose(1, 2).unflatten(2, (self.rows, self.columns)))
         for level in self.decoder:
             features = level(features, skips.pop())
         return crop_to_image(self.head(features), image)
@@ -406,10 +409,9 @@ class TransUNet(PortedModule):
         yield "transunet_output", self.head
 
 
-def _check_image_size(image_size: int, levels: int) -> None:
-    unit = 2 ** (levels - 1)
-    if image_size < 1 or image_size % unit:
+def _check_image_size(sides: tuple[int, int], unit: int) -> None:
+    if any(side % unit for side in sides):
         raise InputError(
-            f"transunet: image_size is {image_size}, expected a multiple of {unit} for {levels} "
+            f"transunet: image_size is {sides}, expected multiples of {unit} for this number of "
             "levels (filter_num)."
         )

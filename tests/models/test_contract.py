@@ -60,7 +60,7 @@ SETTINGS = {
             "mlp_activation": "PReLU",
             "batch_norm": True,
             "pool": False,
-            "image_size": 130,
+            "image_size": [66, 130],
         },
     ],
     "u2net": [
@@ -71,7 +71,10 @@ SETTINGS = {
         {"filters": [6, 8], "max_filter": 10},
         {"filters": [6, 8], "max_filter": 10, "base_ksize": [2, 3], "full_decoder": True},
     ],
-    "efficientnet_b7_unet": [{"drop_connect_rate": 0.0}],
+    "efficientnet_b7_unet": [
+        {"efficientnet": "B0", "drop_connect_rate": 0.0},
+        {"efficientnet": "B1", "drop_connect_rate": 0.0, "freeze_encoder": False},
+    ],
     "smp": [
         {"encoder_name": "resnet18", "decoder_args": {"decoder_channels": [16, 8, 8, 4, 4]}},
     ],
