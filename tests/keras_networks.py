@@ -26,7 +26,7 @@ def build_head(features: Any, classes: int, name: str | None) -> Any:
 
 
 @keras.saving.register_keras_serializable("ovseg_tests")
-class patch_embedding(layers.Layer):  # noqa: N801, the baseline's name
+class patch_embedding(layers.Layer):
     def __init__(self, tokens: int, channels: int, **arguments: Any):
         super().__init__(**arguments)
         self.tokens = tokens

@@ -139,7 +139,7 @@ def create_timm(name: str, drop_connect_rate: float, weights: str | None) -> nn.
         name: `tf_efficientnet_b0` .. `tf_efficientnet_b7`.
         drop_connect_rate: of the last block.
         weights: `imagenet`, which is downloaded: those that Keras has, by timm; or the path of
-            timm's state dict of that network (.pth, .pt, .safetensors); None for timm's random ones.
+            timm's state dict of that network (.pth, .pt, .safetensors); None for random ones.
 
     Raises:
         InputError: weights that can't be downloaded, read or loaded.

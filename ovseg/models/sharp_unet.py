@@ -156,9 +156,7 @@ class SharpUNet(PortedModule):
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
         yield from keras_layers_of(*self.encoder)
-        for upsample, sharpen, block in zip(
-            self.upsample, self.sharpen, self.decoder, strict=True
-        ):
+        for upsample, sharpen, block in zip(self.upsample, self.sharpen, self.decoder, strict=True):
             yield "conv2d_transpose", upsample
             yield "depthwise_conv2d", sharpen
             if isinstance(block, ConvPair):
@@ -170,7 +168,5 @@ def _read_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """A number twice, or the two numbers that are given."""
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or min(pair) < 1:
-        raise InputError(
-            f"sharp_unet: {name} is {value}, expected one number or two, at least 1."
-        )
+        raise InputError(f"sharp_unet: {name} is {value}, expected one number or two, at least 1.")
     return pair

@@ -96,7 +96,7 @@ class ConvStack(PortedModule):
 
 
 class Downsampling(PortedModule):
-    """A convolution of stride 2, batch normalisation, if asked, and ReLU, in the place of pooling."""
+    """Instead of pooling: a convolution of stride 2, batch normalisation, if asked, and ReLU."""
 
     def __init__(self, name: str, in_channels: int, channels: int, norm: bool):
         super().__init__()
@@ -365,9 +365,7 @@ class TransUNet(PortedModule):
         self.decoder = nn.ModuleList()  # starts at the bottom
         for step, count in enumerate(reversed(filter_num[:-1])):
             name = f"transunet_up{step}"
-            self.decoder.append(
-                DecoderLevel(name, channels, count, stack_num_up, batch_norm, pool)
-            )
+            self.decoder.append(DecoderLevel(name, channels, count, stack_num_up, batch_norm, pool))
             channels = count
         self.head = nn.Conv2d(channels, classes, 1)
         init_glorot(self)
