@@ -12,6 +12,7 @@ from pytorch_lightning import Trainer
 
 from ovseg.baseline.config import explain_baseline_config, read_baseline_config
 from ovseg.baseline.keras_weights import load_keras_weights
+from ovseg.baseline.rescaling import settle_rescaling
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_table
 from ovseg.core.runs import BEST, RunFolder
@@ -32,7 +33,7 @@ def import_baseline(
         overwrite: replace an earlier import.
 
     Returns:
-        The rows of `explain_baseline_config`.
+        The rows of `explain_baseline_config`, and one of `settle_rescaling`.
 
     Raises:
         InputError: configuration or weights cannot be used, or they disagree; nothing is written.
@@ -40,6 +41,7 @@ def import_baseline(
     config = read_baseline_config(config_path)
     rows = explain_baseline_config(config_path)
     _check_trainable(config_path, config)
+    rows = rows + settle_rescaling(config["model"], weights)
     task = SegmentationTask(**config["model"])
     data = OvarianTumorDataModule(**config["data"])
     if weights is not None:
@@ -67,6 +69,12 @@ def _check_trainable(path: Path, config: dict[str, Any]) -> None:
     if wrong:
         raise InputError(f"{path}: {first_five(wrong)}, expected more than 0. Correct the file.")
 
+    channels = config["model"]["arch_args"].get("in_channels", 3)
+    if channels != 3:
+        raise InputError(
+            f"{path}: image_channels is {channels}, but training and inference read RGB. Only "
+            "read_baseline_config takes it."
+        )
     image_size = config["model"]["arch_args"].get("image_size")
     if image_size is None:
         return

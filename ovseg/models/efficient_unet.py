@@ -103,9 +103,8 @@ class EfficientUNet(PortedModule):
             Keras' is 0.2.
         imagenet_rescaling: divide the normalised pixels by the root of ImageNet's deviations, as
             Keras' graph for ImageNet's weights does
-            (https://github.com/tensorflow/tensorflow/issues/49930). A weights file does not say
-            whether it needs this; one that the baseline trained from `weights="imagenet"` in
-            TensorFlow 2.10 or later does.
+            (https://github.com/tensorflow/tensorflow/issues/49930); `ovseg import_baseline` finds
+            out whether a file needs it.
         input_scale: factor on the pixels: 1 feeds 0..255 as the baseline does.
 
     Raises:

@@ -3,6 +3,7 @@
 import pytest
 
 from ovseg.baseline.config import explain_baseline_config, read_baseline_config
+from ovseg.baseline.importer import import_baseline
 from ovseg.core.errors import InputError
 from ovseg.models import build_model
 
@@ -110,3 +111,9 @@ def test_b7_has_one_class_and_three_channels(write_model):
     path = write_model("TensorflowEfficientNetB7UNet", num_classes=3)
     with pytest.raises(InputError, match="only 3 and 1 are ported of TensorflowEfficientNetB7UNet"):
         read_baseline_config(path)
+
+
+def test_other_channels_are_for_the_library_only(write_model, tmp_path):
+    path = write_model("TensorflowU2Net", image_channels=1)
+    with pytest.raises(InputError, match="image_channels is 1, but training and infer"):
+        import_baseline(path, None, tmp_path / "imported")
