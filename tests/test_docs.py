@@ -16,6 +16,7 @@ from markdown_it.token import Token
 from PIL import Image
 
 from ovseg.cli.main import COMMANDS
+from ovseg.core.configs import list_configs
 from ovseg.core.trust import FLAG
 from support import REPOSITORY
 
@@ -185,8 +186,7 @@ def test_configurations_named_in_commands_are_shipped(page):
         for option, value in pairwise(arguments):
             if option != "--config" or value.startswith("runs/") or value.endswith(".config"):
                 continue
-            path = Path(value) if "/" in value else Path("configs") / f"{value}.yaml"
-            if not (REPOSITORY / path).is_file():
+            if value not in list_configs() and not (REPOSITORY / value).is_file():
                 unknown.append(value)
 
     assert unknown == []

@@ -8,6 +8,13 @@ from typing import Any
 from ovseg.baseline.config_data import feeds_bgr, image_size, normalizes, read_data
 from ovseg.baseline.config_infer import read_infer
 from ovseg.baseline.ini import REQUIRED, BaselineFile, open_baseline_config
+from ovseg.baseline.networks import (
+    ANY_CHANNELS,
+    read_efficientnet_b7_unet,
+    read_sharp_unet,
+    read_transunet,
+    read_u2net,
+)
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose, fill_defaults
 from ovseg.models import find_architecture
@@ -81,12 +88,13 @@ def convert_baseline_config(path: Path) -> BaselineConfig:
 
 
 def _convert(file: BaselineFile) -> dict[str, Any]:
+    name = file.get("model", "model", "model.arch", "TensorflowUNet")
     channels = file.integer("model", "image_channels", "checked: 3", 3)
     classes = file.integer("model", "num_classes", "checked: 1", 1)
-    if (channels, classes) != (3, 1):
+    if (channels, classes) != (3, 1) and name not in ANY_CHANNELS:
         raise InputError(
             f"{file.path}: image_channels {channels}, num_classes {classes}: "
-            "only 3 and 1 are ported."
+            f"only 3 and 1 are ported of {name}."
         )
     patience = file.integer("train", "patience", "early_stopping.patience", 10)
     trainer = _trainer(file)
@@ -285,6 +293,10 @@ NETWORKS: dict[str, tuple[str, Callable[[BaselineFile], dict[str, Any]]]] = {
     "TensorflowSwinUNet": ("swin_unet", _swin_unet),
     "TensorflowEfficientUNet": ("efficient_unet", _efficient_unet),
     "TensorflowDeepLabV3Plus": ("deeplabv3plus", _deeplab),
+    "TensorflowTransUNet": ("transunet", read_transunet),
+    "TensorflowU2Net": ("u2net", read_u2net),
+    "TensorflowSharpUNet": ("sharp_unet", read_sharp_unet),
+    "TensorflowEfficientNetB7UNet": ("efficientnet_b7_unet", read_efficientnet_b7_unet),
 }
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from ovseg.baseline.config import convert_baseline_config
 from ovseg.baseline.keras_weights import load_keras_weights
+from ovseg.baseline.rescaling import settle_rescaling
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_table
 from ovseg.core.runs import BEST, RunFolder
@@ -39,7 +40,7 @@ def import_baseline(
         overwrite: replace an earlier import.
 
     Returns:
-        The rows of `ovseg.baseline.config.explain_baseline_config`.
+        The rows of `explain_baseline_config`, and one of `settle_rescaling`.
 
     Raises:
         InputError: configuration or weights cannot be used, or they disagree; nothing is written.
@@ -48,11 +49,13 @@ def import_baseline(
     config = baseline.experiment
     rows = baseline.rows
     _check_trainable(config_path, config)
+    if weights is not None and Path(weights).is_dir():
+        weights = Path(weights) / baseline.weights_name
+    rows = rows + settle_rescaling(config["model"], weights)
     task = SegmentationTask(**config["model"])
     data = OvarianTumorDataModule(**config["data"])
     if weights is not None:
-        path = Path(weights)
-        load_keras_weights(task.network, path / baseline.weights_name if path.is_dir() else path)
+        load_keras_weights(task.network, weights)
         if baseline.bgr:
             size = config["model"]["arch_args"].get("image_size", [64, 64])
             exchange_input_channels(task.network, *size)
@@ -146,6 +149,12 @@ def _check_trainable(path: Path, config: dict[str, Any]) -> None:
     if wrong:
         raise InputError(f"{path}: {first_five(wrong)}, expected more than 0. Correct the file.")
 
+    channels = config["model"]["arch_args"].get("in_channels", 3)
+    if channels != 3:
+        raise InputError(
+            f"{path}: image_channels is {channels}, but training and inference read RGB. Only "
+            "read_baseline_config takes it."
+        )
     image_size = config["model"]["arch_args"].get("image_size")
     if image_size is None:
         return

@@ -78,6 +78,31 @@ def read_keras_layers(path: Path) -> list[KerasLayer]:
         ) from error
 
 
+def read_keras_graph(path: Path) -> dict[str, str]:
+    """The graph in a whole-model file: layer name -> JSON of its inputs; nothing in other files.
+
+    Raises:
+        InputError: the file is missing, or its description is damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no weights file {path}. Check the path.")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.getinfo("config.json").file_size > MAX_TEXT_BYTES:
+                    raise ValueError("its config.json is too large")
+                text = archive.read("config.json")
+        else:
+            with h5py.File(path, "r") as file:
+                text = file.attrs.get("model_config", b"{}")
+        layers = json.loads(text).get("config", {}).get("layers", [])
+        return {layer["config"]["name"]: json.dumps(layer["inbound_nodes"]) for layer in layers}
+    except Exception as error:  # as in `read_keras_layers`
+        raise InputError(
+            f"{path} is not a whole Keras weights file ({error}). Save or copy it again."
+        ) from error
+
+
 def _read_archive(path: Path) -> list[KerasLayer]:
     """The weights inside a `.keras` archive, with the layer names of its configuration."""
     limit = MAX_COMPRESSION * path.stat().st_size
@@ -154,9 +179,12 @@ def _short_name(path: str) -> str:
 
     `conv2d_4/kernel:0` becomes `kernel`, and `block_3/attention_3/name1_qkv/kernel:0` becomes
     `qkv/kernel`: a layer inside a layer is the one whose name the baseline begins with `name<n>_`,
-    else the last before the weight.
+    else the last before the weight. A variable that a layer makes itself can be without the layer's
+    name: `beta_factor:0`.
     """
-    parts = path.removesuffix(":0").split("/")[1:]
+    parts = path.removesuffix(":0").split("/")
+    if len(parts) > 1:
+        parts = parts[1:]
     first = max(0, len(parts) - 2)
     for index, part in enumerate(parts):
         if re.match(r"name\d+_", part):
@@ -210,7 +238,8 @@ def _names_of_groups(config: dict[str, Any]) -> dict[str, str]:
         counts[group] += 1
         if number:
             group = f"{group}_{number}"
-        names[group] = layer["config"]["name"]
+        # The configuration of a custom layer can be without its name.
+        names[group] = layer["config"].get("name", layer.get("name"))
     return names
 
 

@@ -27,8 +27,8 @@ from ovseg.core.errors import InputError, first_five
 # width).
 _DEPTHWISE_AXES = (2, 3, 0, 1)
 
-# Attributes of keras-unet-collection's layers, which Keras 3 files use, -> names in the baseline's
-# Keras 2 files.
+# Attributes of keras-unet-collection's layers and of Keras' attention, which Keras 3 files use, ->
+# names in the baseline's Keras 2 files.
 _KERAS3_PARTS = {
     "attn": "attn_pos",
     "attn/qkv": "attn_qkv",
@@ -37,6 +37,10 @@ _KERAS3_PARTS = {
     "mlp/fc2": "mlp_1",
     "proj": "dense",
     "pos_embed": "embedding",
+    "query_dense": "query",
+    "key_dense": "key",
+    "value_dense": "value",
+    "output_dense": "attention_output",
 }
 
 
@@ -140,6 +144,8 @@ def _match(path: Path, layer: KerasLayer, module: nn.Module) -> list[tuple[Tenso
         if has_parts:
             targets = [target for target in targets if not _is_computed(module, target)]
         arrays = _name_weights(arrays, targets)
+    else:
+        arrays = _drop_numbers(arrays, targets)
 
     found = {name: tuple(array.shape) for name, array in arrays.items()}
     wanted = {target.name: target.keras_shape for target in targets}
@@ -154,6 +160,21 @@ def _match(path: Path, layer: KerasLayer, module: nn.Module) -> list[tuple[Tenso
         values = torch.from_numpy(array).to(target.tensor.dtype)
         pairs.append((target.tensor, values))
     return pairs
+
+
+def _drop_numbers(arrays: dict[str, np.ndarray], targets: list[Target]) -> dict[str, np.ndarray]:
+    """Name parts that Keras 2 numbers as other parts of their block: `dense_3/kernel`.
+
+    Keras counts the layers of a process, so a network that was built twice has no `dense`.
+    """
+    wanted = {target.name for target in targets}
+    named = {}
+    for name, array in arrays.items():
+        plain = re.sub(r"_\d+/", "/", name)
+        if name not in wanted and plain in wanted:
+            name = plain
+        named[name] = array
+    return named
 
 
 def _is_computed(module: nn.Module, target: Target) -> bool:
@@ -172,7 +193,7 @@ def _name_weights(arrays: dict[str, np.ndarray], targets: list[Target]) -> dict[
     named = {}
     for name, array in arrays.items():
         attribute, _, number = name.rpartition("/")
-        part = _KERAS3_PARTS.get(attribute, attribute)
+        part = _KERAS3_PARTS.get(attribute.lstrip("_"), attribute)
         candidates = targets
         if part:
             pattern = rf"(^|_){part}(/|$)"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
-from ovseg.core.configs import find_config
+from ovseg.core.configs import find_config, short_name
 from ovseg.core.long_work import continues, long_work
 
 
@@ -34,7 +34,7 @@ def cross_validate(
     from ovseg.experiments.train import read_configuration
 
     path = find_config(config)
-    folder = output or Path("runs/cv") / path.stem
+    folder = output or Path("runs/cv") / short_name(path)
     settings = read_configuration(["--config", str(path), *train_arguments])
     print_folds(cross_validation.cross_validate(settings, folds, folder, device))
     return conclude(
@@ -76,7 +76,7 @@ def sweep(
     from ovseg.experiments.train import read_configuration
 
     path = find_config(config)
-    folder = output or Path("runs/sweep") / path.stem
+    folder = output or Path("runs/sweep") / short_name(path)
     settings = read_configuration(["--config", str(path), *train_arguments])
     best = search.sweep(
         settings, space, trials, folder, study or folder / "sweep.db", monitor, seed, prune

@@ -9,10 +9,22 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def list_configs() -> dict[str, Path]:
-    """Every shipped configuration: its name -> its file."""
+    """Every shipped configuration: its name -> its file; `mmotu/pspnet` is one in a folder."""
     in_wheel = PACKAGE / "configs"
     folder = in_wheel if in_wheel.is_dir() else PACKAGE.parent / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    configs = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        name = path.relative_to(folder).with_suffix("")
+        configs[name.as_posix()] = path
+    return configs
+
+
+def short_name(path: Path) -> str:
+    """The name of a configuration's runs: `unet`, or `mmotu_unet` of a shipped `mmotu/unet`."""
+    for name, shipped in list_configs().items():
+        if path.resolve() == shipped.resolve():
+            return name.replace("/", "_")
+    return path.stem
 
 
 def find_config(name: str | Path) -> Path:

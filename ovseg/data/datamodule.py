@@ -22,7 +22,7 @@ from ovseg.core.errors import InputError, first_five, join_problems
 from ovseg.core.limits import IMAGE_SIZES, MAX_CLASSES, MAX_WORKERS
 from ovseg.core.output_place import CACHE
 from ovseg.core.registry import choose
-from ovseg.data.augment.pipelines import augment, build_transform
+from ovseg.data.augment.pipelines import augment, build_transform, side_after
 from ovseg.data.boxes import FITS
 from ovseg.data.cache import PairCache, PickedCache, SplitCaches
 from ovseg.data.geometry import place
@@ -58,7 +58,7 @@ MAX_MINI_TEST = 64
 
 
 class PairDataset(Dataset):
-    """Pairs as dicts of tensors, placed in a square of `image_size`.
+    """Pairs as dicts of tensors, placed in a square of `image_size`; an augmentation may cut it.
 
     Item (index, seed) is augmented with that seed. A loader takes whole batches of it
     (`__getitems__`), so a cached image is copied once, into its batch.
@@ -117,7 +117,7 @@ class PairDataset(Dataset):
             return error
 
     def _load_batch(self, keys: list[Key]) -> dict[str, Any]:
-        images, masks = empty_batch(len(keys), self.image_size)
+        images, masks = empty_batch(len(keys), side_after(self.transform, self.image_size))
         stems = []
         for row, key in enumerate(keys):
             if isinstance(key, tuple):

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.core.checkpoints import epochs_done, read_checkpoint
-from ovseg.core.configs import shorten_configs
+from ovseg.core.configs import short_name, shorten_configs
 from ovseg.core.errors import InputError
 from ovseg.core.long_work import has_caller
 from ovseg.core.runs import LAST, RunFolder
@@ -265,7 +265,7 @@ class TrainCLI(LightningCLI):
         return {"logger": loggers, "default_root_dir": root}
 
     def _config_name(self) -> str:
-        """The name of the last --config file without suffix.
+        """The name of the last --config file without suffix, see `short_name`.
 
         It is the run's name if that file is the `config.yaml` of a run, and "run" without a file.
         """
@@ -275,7 +275,7 @@ class TrainCLI(LightningCLI):
         run = RunFolder(path.parent)
         if path.name == run.config.name:
             return run.config_name
-        return path.stem
+        return short_name(path)
 
     def fit(self) -> None:
         """Train; a failure before the first step leaves no run folder.

@@ -21,6 +21,10 @@ ARCHITECTURES = {
     "swin_unet": ("ovseg.models.swin_unet", "SwinUNet"),
     "efficient_unet": ("ovseg.models.efficient_unet", "EfficientUNet"),
     "deeplabv3plus": ("ovseg.models.deeplabv3plus", "DeepLabV3Plus"),
+    "transunet": ("ovseg.models.transunet", "TransUNet"),
+    "u2net": ("ovseg.models.u2net", "U2Net"),
+    "sharp_unet": ("ovseg.models.sharp_unet", "SharpUNet"),
+    "efficientnet_b7_unet": ("ovseg.models.efficientnet_b7_unet", "EfficientNetB7UNet"),
     "smp": ("ovseg.models.smp", "SmpNetwork"),
 }
 

@@ -1,5 +1,7 @@
 """Checks of the settings that several architectures share."""
 
+from collections.abc import Sequence
+
 from ovseg.core.errors import InputError
 
 MAX_LAYERS = 10  # at which the bridge sees 1/512 of the image's sides
@@ -35,3 +37,30 @@ def check_rate(arch: str, **rates: float) -> None:
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise InputError(f"{arch}: {name} is {rate}, expected 0 to below 1.")
+
+
+def check_filters(arch: str, **lists: Sequence[int]) -> None:
+    """Refuse lists of filters that are empty or hold a number below 1.
+
+    Raises:
+        InputError: names the architecture and the first such list.
+    """
+    for name, filters in lists.items():
+        if isinstance(filters, int) or not filters or min(filters) < 1:
+            raise InputError(
+                f"{arch}: {name} is {filters}, expected a list of numbers, at least 1, one a level."
+            )
+
+
+def read_image_size(arch: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of one number or of a pair.
+
+    Raises:
+        InputError: neither, or a number below 1; names the architecture.
+    """
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or min(sides) < 1:
+        raise InputError(
+            f"{arch}: image_size is {value}, expected one number or (height, width), at least 1."
+        )
+    return sides

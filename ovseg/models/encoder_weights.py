@@ -50,7 +50,7 @@ def load_encoder(encoder: nn.Module, name: str, weights: str) -> None:
 
 
 def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
-    state = _read_state(path)
+    state = read_state(path)
     wanted = encoder.state_dict()
     if name.startswith("tu-"):
         state = _rename_as_encoder(state, wanted, name.removeprefix("tu-"))
@@ -60,12 +60,12 @@ def _load_file(encoder: nn.Module, name: str, path: Path) -> None:
     except (RuntimeError, KeyError) as error:
         raise InputError(
             f"encoder_weights {path} is not of the encoder {name}. "
-            f"{_describe_mismatch(state, wanted)} "
+            f"{describe_mismatch(state, wanted)} "
             "Name the encoder_name whose state dict the file is."
         ) from error
 
 
-def _describe_mismatch(state: State, wanted: State) -> str:
+def describe_mismatch(state: State, wanted: State) -> str:
     """The tensors in which a file and an encoder differ."""
     unknown = []
     shapes = []
@@ -108,7 +108,7 @@ def _plain_name(name: str) -> str:
     return name.removeprefix("model.").replace(".", "_")
 
 
-def _read_state(path: Path) -> State:
+def read_state(path: Path) -> State:
     """The tensors of a .pth, .pt or .safetensors file, without running code from it."""
     if not path.is_file():
         raise InputError(f"There is no file {path}, which encoder_weights names. Check the path.")
@@ -149,7 +149,7 @@ def _load_wheel(encoder: nn.Module, name: str, package: str) -> None:
             f"Set encoder_name: {fitting}."
         )
     state = {}
-    for tensor_name, value in _read_state(_find_wheel_file(package)).items():
+    for tensor_name, value in read_state(_find_wheel_file(package)).items():
         if not tensor_name.startswith(CLASSIFIER):
             state[tensor_name] = value
     wanted = encoder.state_dict()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -98,8 +99,23 @@ def pad_to_stride(image: Tensor, stride: int) -> Tensor:
     return F.pad(image, (0, -width % stride, 0, -height % stride))
 
 
+def pad_to_size(arch: str, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Add zeros below and to the right up to a height and width, which a network's positions fix.
+
+    Raises:
+        InputError: the image is larger; the message names the architecture.
+    """
+    height, width = image.shape[-2:]
+    if height > size[0] or width > size[1]:
+        raise InputError(
+            f"{arch}: the image is {height} x {width}, expected at most {size[0]} x {size[1]}. "
+            "Set image_size to hold it."
+        )
+    return F.pad(image, (0, size[1] - width, 0, size[0] - height))
+
+
 def crop_to_image(logits: Tensor, image: Tensor) -> Tensor:
-    """Remove the rows and columns that `pad_to_stride` added to the image."""
+    """Remove the rows and columns that were added to the image below and to the right."""
     height, width = image.shape[-2:]
     return logits[..., :height, :width]
 
@@ -115,11 +131,56 @@ class PortedModule(nn.Module):
         raise NotImplementedError
 
 
+class KerasNamed(nn.Module):
+    """A module whose attributes have the names of the baseline's weights, after a prefix."""
+
+    prefix = ""
+
+    def keras_parts(self) -> dict[str, nn.Module | Tensor]:
+        """The parts with weights by Keras' names, see `ovseg.baseline.keras_weights`."""
+        own: dict[str, nn.Module | Tensor] = {}
+        own.update(self.named_parameters(recurse=False))
+        own.update(self.named_buffers(recurse=False))
+        own.update(self.named_children())
+        return {self.prefix + name: part for name, part in own.items()}
+
+
 def keras_layers_of(*parts: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The pairs of `PortedModule.keras_layers` of several parts, one part after the other."""
     for part in parts:
         assert isinstance(part, PortedModule)
         yield from part.keras_layers()
+
+
+class SameConv2d(nn.Conv2d):
+    """Keras' "same" convolution of stride 1 for kernels of any size.
+
+    Zeros are d (k - 1) in all on an axis; where that is odd, the one more is at the end.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel: height and width.
+        dilation: down and across.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: tuple[int, int],
+        dilation: tuple[int, int] = (1, 1),
+    ):
+        down = dilation[0] * (kernel[0] - 1)
+        across = dilation[1] * (kernel[1] - 1)
+        padding = (down // 2, across // 2)
+        super().__init__(in_channels, out_channels, kernel, padding=padding, dilation=dilation)
+        self.extra = (0, across % 2, 0, down % 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if any(self.extra):
+            features = F.pad(features, self.extra)
+        return super().forward(features)
 
 
 class ConvNorm(PortedModule):

@@ -8,26 +8,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.core.errors import InputError
-from ovseg.models.checks import check_at_least
-from ovseg.models.layers import InputScale, PortedModule, crop_to_image, init_glorot
+from ovseg.models.checks import check_at_least, read_image_size
+from ovseg.models.layers import (
+    InputScale,
+    KerasNamed,
+    PortedModule,
+    crop_to_image,
+    init_glorot,
+    pad_to_size,
+)
 
 # Added before the softmax to the attention between patches that are neighbours only by the shift.
 MASKED = -100.0
 NORM_EPSILON = 1e-5  # keras-unet-collection's, not Keras' default
-
-
-class KerasNamed(nn.Module):
-    """A module whose attributes have the names of the baseline's weights, after a prefix."""
-
-    prefix = ""
-
-    def keras_parts(self) -> dict[str, nn.Module | Tensor]:
-        """The parts with weights by their Keras names, see `ovseg.baseline.keras_weights`."""
-        own: dict[str, nn.Module | Tensor] = {}
-        own.update(self.named_parameters(recurse=False))
-        own.update(self.named_buffers(recurse=False))
-        own.update(self.named_children())
-        return {self.prefix + name: part for name, part in own.items()}
 
 
 class SwinBlock(KerasNamed):
@@ -265,7 +258,7 @@ class SwinUNet(PortedModule):
         )
         _check_lists(depth, num_heads=num_heads, window_size=window_size)
         patch = _read_patch_size(patch_size)
-        self.image_size = _read_image_size(image_size)
+        self.image_size = read_image_size("swin_unet", image_size)
         _check_levels(filter_num_begin, patch, self.image_size, num_heads, window_size)
 
         channels = [filter_num_begin * 2**level for level in range(depth)]
@@ -326,8 +319,8 @@ class SwinUNet(PortedModule):
         Raises:
             InputError: the image is larger than `image_size`.
         """
-        patches = self.embedding(self._pad(self.scale(image)))
-        features = self.encoder[0](patches)
+        pixels = pad_to_size("swin_unet", self.scale(image), self.image_size)
+        features = self.encoder[0](self.embedding(pixels))
         skips = []
         for merge, blocks in zip(self.merge, self.encoder[1:], strict=True):
             skips.append(features)
@@ -337,18 +330,8 @@ class SwinUNet(PortedModule):
             expanded = self.expand[step](features)
             fused = self.fuse[step](torch.cat([expanded, skips[step]], dim=-1))
             features = blocks(fused)
-        pixels = self.expand_pixels(features).permute(0, 3, 1, 2)
-        return crop_to_image(self.head(pixels), image)
-
-    def _pad(self, image: Tensor) -> Tensor:
-        height, width = image.shape[-2:]
-        max_height, max_width = self.image_size
-        if height > max_height or width > max_width:
-            raise InputError(
-                f"swin_unet: the image is {height} x {width}, expected at most "
-                f"{max_height} x {max_width}. Set image_size to hold it."
-            )
-        return F.pad(image, (0, max_width - width, 0, max_height - height))
+        expanded = self.expand_pixels(features).permute(0, 3, 1, 2)
+        return crop_to_image(self.head(expanded), image)
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
         yield "patch_embedding", self.embedding
@@ -379,16 +362,6 @@ def _check_lists(depth: int, **lists: Sequence[int]) -> None:
             raise InputError(
                 f"swin_unet: {name} is {values}, expected {depth} numbers (depth), at least 1."
             )
-
-
-def _read_image_size(value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of one number or of a pair."""
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or min(sides) < 1:
-        raise InputError(
-            f"swin_unet: image_size is {value}, expected one number or (height, width), at least 1."
-        )
-    return sides
 
 
 def _read_patch_size(value: int | Sequence[int]) -> int:

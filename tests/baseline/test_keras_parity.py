@@ -28,6 +28,10 @@ CASES = [
     ("swin", "best_model.h5"),
     ("efficient", "best_model.h5"),
     ("deeplab", "best_model.h5"),
+    ("transunet", "best_model.h5"),
+    ("u2net", "best_model.h5"),
+    ("sharpunet", "best_model.h5"),
+    ("efficientnetb7", "best_model.h5"),
     ("unet9", "weights_only.h5"),
 ]
 
@@ -43,7 +47,7 @@ def probabilities(network, image: np.ndarray) -> np.ndarray:
 def test_probabilities_equal_those_of_keras(name, weights, shared_file, tmp_path):
     folder = shared_file(f"keras_fixtures/{name}")
     path = folder / weights
-    if not path.exists():  # two folders hold what the file is made from
+    if not path.exists():  # three folders hold what the file is made from
         path = tmp_path / weights
         make_h5 = runpy.run_path(str(folder.parent / "make_h5.py"))
         make_h5["main"](str(folder), str(path))

@@ -5,15 +5,30 @@ from pathlib import Path
 
 import pytest
 
-from ovseg.core.configs import find_config, list_configs, resolve_configs, shorten_configs
+from ovseg.core.configs import (
+    find_config,
+    list_configs,
+    resolve_configs,
+    short_name,
+    shorten_configs,
+)
 from ovseg.core.errors import InputError
 from support import REPOSITORY
 
 
 def test_every_configuration_of_the_clone_has_a_name():
-    files = {path.stem for path in (REPOSITORY / "configs").glob("*.yaml")}
-    assert "unet" in files
+    folder = REPOSITORY / "configs"
+    files = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")}
+    assert {"unet", "mmotu/unet"} <= files
     assert set(list_configs()) == files
+
+
+def test_configurations_in_folders_are_found_and_have_runs_of_their_own():
+    path = find_config("mmotu/unet")
+    assert path == REPOSITORY / "configs" / "mmotu" / "unet.yaml"
+    assert short_name(path) == "mmotu_unet"
+    assert short_name(find_config("unet")) == "unet"
+    assert short_name(Path("elsewhere/mine.yaml")) == "mine"
 
 
 def test_path_comes_before_a_name(tmp_path, monkeypatch):
@@ -43,3 +58,6 @@ def test_wheel_has_every_package_and_the_configurations():
     packages = [".".join(folder.relative_to(REPOSITORY).parts) for folder in folders]
     assert sorted(settings["packages"]) == sorted([*packages, "ovseg.configs"])
     assert settings["package-dir"] == {"ovseg.configs": "configs"}
+    folders = {path.parent for path in list_configs().values()} - {REPOSITORY / "configs"}
+    patterns = ["*.yaml", *(f"{folder.name}/*.yaml" for folder in folders)]
+    assert sorted(settings["package-data"]["ovseg.configs"]) == sorted(patterns)

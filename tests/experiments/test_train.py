@@ -23,6 +23,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 
 from ovseg.core.checkpoints import read_checkpoint, read_members
+from ovseg.core.configs import list_configs
 from ovseg.core.errors import InputError
 from ovseg.core.runs import RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
@@ -32,7 +33,6 @@ from ovseg.models import build_model
 from ovseg.training.callbacks import BestCheckpoint, EpochSeed, EpochSnapshots
 from ovseg.training.checkpoint_io import WholeCheckpointIO
 from ovseg.training.task import SegmentationTask
-from support import REPOSITORY
 
 SETTINGS = {
     "model": {
@@ -573,7 +573,7 @@ def test_whole_configuration_is_read_without_a_run(tiny):
     assert not (tiny / "runs").exists()
 
 
-CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
+CONFIGS = list_configs()
 SMALLER = {
     "flexible_unet": ["--model.arch_args.base_filters", "1", "--model.arch_args.num_layers", "4"],
     "attention_unet": ["--model.arch_args.base_filters", "1"],
@@ -582,6 +582,16 @@ SMALLER = {
     "swin_unet": ["--model.arch_args.filter_num_begin", "8", "--model.arch_args.image_size", "64"],
     "efficient_unet": [],
     "deeplabv3plus": [],
+    "transunet": [
+        *("--model.arch_args.embed_dim", "8", "--model.arch_args.num_mlp", "8"),
+        *("--model.arch_args.filter_num", "[4,4]", "--model.arch_args.image_size", "64"),
+    ],
+    "u2net": ["--model.arch_args.base_filters", "4"],
+    "sharp_unet": ["--model.arch_args.filters", "[4,4]"],
+    "efficientnet_b7_unet": [
+        *("--model.arch_args.efficientnet", "B0"),
+        *("--model.arch_args.encoder_weights", "null"),
+    ],
     "smp": [
         *("--model.arch_args.encoder_name", "resnet18"),
         *("--model.arch_args.encoder_weights", "null"),
@@ -589,17 +599,17 @@ SMALLER = {
 }
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains(tmp_path, run_command, monkeypatch, phantom_root, path):
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_trains(tmp_path, run_command, monkeypatch, phantom_root, name):
     monkeypatch.chdir(tmp_path)
-    config = yaml.safe_load(path.read_text())
+    config = yaml.safe_load(CONFIGS[name].read_text())
     smaller = SMALLER[config["model"]["arch"]]
     data = ["--data.root", phantom_root, "--data.image_size", "64", "--data.num_workers", "0"]
     data += ["--data.batch_size", "2"]
     if "classes" in config["data"]:
         data += ["--data.classes", "5"]  # phantoms have four categories
     trainer = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
-    assert run_command("train", "--config", path, *smaller, *data, *trainer) == 0
+    assert run_command("train", "--config", name, *smaller, *data, *trainer) == 0
     assert not list(tmp_path.iterdir())
 
 

@@ -42,6 +42,39 @@ SETTINGS = {
         {"efficientnet": "B1", "drop_connect_rate": 0.0},
     ],
     "deeplabv3plus": [{}],
+    "transunet": [
+        {
+            "filter_num": [4, 6, 8],
+            "embed_dim": 8,
+            "num_mlp": 16,
+            "num_heads": 2,
+            "num_transformer": 2,
+            "image_size": 160,
+        },
+        {
+            "filter_num": [6, 8],
+            "embed_dim": 6,
+            "num_mlp": 16,
+            "num_heads": 3,
+            "num_transformer": 1,
+            "mlp_activation": "PReLU",
+            "batch_norm": True,
+            "pool": False,
+            "image_size": [66, 130],
+        },
+    ],
+    "u2net": [
+        {"base_filters": 16, "num_layers": 2},
+        {"base_filters": 16, "num_layers": 1, "input_scale": 1 / 255},
+    ],
+    "sharp_unet": [
+        {"filters": [6, 8], "max_filter": 10},
+        {"filters": [6, 8], "max_filter": 10, "base_ksize": [2, 3], "full_decoder": True},
+    ],
+    "efficientnet_b7_unet": [
+        {"efficientnet": "B0", "drop_connect_rate": 0.0},
+        {"efficientnet": "B1", "drop_connect_rate": 0.0, "freeze_encoder": False},
+    ],
     "smp": [
         {"encoder_name": "resnet18", "decoder_args": {"decoder_channels": [16, 8, 8, 4, 4]}},
     ],
@@ -60,6 +93,8 @@ def make_pixels(*shape: int) -> torch.Tensor:
 def names_without_gradient(network: nn.Module) -> list[str]:
     names = []
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue  # frozen
         if parameter.grad is None or not parameter.grad.abs().sum() > 0:
             names.append(name)
     return names

@@ -443,6 +443,84 @@ def _distort(
     return baseline.distort(picture, size, sigma, random)
 
 
+class RandomWindow(A.DualTransform):
+    """Scale a picture at random and cut a square window out of it, smaller than the picture was.
+
+    What lies outside the picture is black. If one class fills too much of a window, another is
+    drawn, ten times at most, as mmsegmentation's RandomCrop does.
+
+    Args:
+        share: side of the window, within 0.1..1, as a share of the picture's side.
+        scale: factor of the picture, within 0.1..10.
+        largest: share of one class above which a window is drawn again, within 0..1.
+        p: probability; 1, because all pictures of a batch have one size.
+    """
+
+    _targets = (Targets.IMAGE, Targets.MASK)
+
+    def __init__(
+        self,
+        share: float = 384 / 448,
+        scale: Span = (0.5, 2),
+        largest: float = 0.75,
+        p: float = 1,
+    ):
+        super().__init__(p=_check_number("p", p, 1, 1))
+        self.share = _check_number("share", share, 0.1, 1)
+        self.scale = _check_span("scale", scale, 0.1, 10)
+        self.largest = _check_number("largest", largest, 0, 1)
+
+    def get_params_dependent_on_data(self, params: dict, data: dict) -> dict:
+        mask = data["mask"]
+        window = self.window_of(len(mask))
+        scale = self.py_random.uniform(*self.scale)
+        scaled = scale * len(mask)
+        for _ in range(10):
+            left = self.py_random.uniform(0, max(0, scaled - window))
+            top = self.py_random.uniform(0, max(0, scaled - window))
+            # A pixel's centre is half a pixel from its edge, before and after the scaling.
+            offset = (scale - 1) / 2
+            matrix = np.array([[scale, 0, offset - left], [0, scale, offset - top]])
+            classes = np.bincount(_warp(mask, matrix, window, cv2.INTER_NEAREST).ravel())
+            if classes.max() <= self.largest * window**2:
+                break
+        return {"matrix": matrix, "window": window}
+
+    def window_of(self, side: int) -> int:
+        """The side of the window in a picture of some side, pixels."""
+        return round(self.share * side)
+
+    def apply(self, img: np.ndarray, matrix: np.ndarray, window: int, **_: object) -> np.ndarray:
+        return _warp(img, matrix, window, cv2.INTER_LINEAR)
+
+    def apply_to_mask(
+        self, mask: np.ndarray, matrix: np.ndarray, window: int, **_: object
+    ) -> np.ndarray:
+        return _warp(mask, matrix, window, cv2.INTER_NEAREST)
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, side: int, interpolation: int) -> np.ndarray:
+    return cv2.warpAffine(image, matrix, (side, side), flags=interpolation, borderValue=0)
+
+
+def _photometric() -> list[A.BasicTransform]:
+    """A flip and mmsegmentation's photometric distortion, whose ranges these are.
+
+    Each step has a chance of a half; contrast comes before or after the colours. Only saturation
+    is not the same: albumentations mixes with grey what mmsegmentation scales in HSV.
+    """
+    contrast = A.RandomBrightnessContrast(brightness_limit=0, contrast_limit=0.5, p=0.5)
+    colours = [
+        A.ColorJitter(brightness=(1, 1), contrast=(1, 1), saturation=(0.5, 1.5), hue=0, p=0.5),
+        A.HueSaturationValue(hue_shift_limit=18, sat_shift_limit=0, val_shift_limit=0, p=0.5),
+    ]
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.RandomBrightnessContrast(brightness_limit=32 / 255, contrast_limit=0, p=0.5),
+        A.OneOf([A.Sequential([contrast, *colours]), A.Sequential([*colours, contrast])], p=1),
+    ]
+
+
 # Transforms that flip, and which of `ovseg.inference.labels.FLIPS` they make.
 FLIPPING: dict[type, tuple[str, ...]] = {
     A.HorizontalFlip: ("horizontal",),
@@ -522,6 +600,10 @@ PIPELINES: dict[str, Callable[..., list[A.BasicTransform] | A.BasicTransform]] =
         GainChange(decibel=(-6, 6), tgc=3.0, p=0.6),
         DrawCalipers(p=0.4),
     ],
+    # Of the MMOTU paper, on pictures of 448 pixels: a window of 384 of the picture at half to
+    # twice its size. Networks with learned positions take `photometric`, which cuts nothing.
+    "mmotu": lambda: [RandomWindow(), *_photometric()],
+    "photometric": _photometric,
 }
 
 
@@ -557,6 +639,14 @@ def build_transform(
     if not steps:
         return None
     return A.Compose(steps, mask_interpolation=cv2.INTER_NEAREST)
+
+
+def side_after(transform: A.Compose | None, side: int) -> int:
+    """The side of the squares that a pipeline makes of squares of some side, pixels."""
+    for step in [] if transform is None else transform.transforms:
+        if isinstance(step, RandomWindow):
+            side = step.window_of(side)
+    return side
 
 
 def flips_of(transform: A.Compose | None) -> set[str]:
@@ -616,7 +706,8 @@ def augment(
         seed: 0 or more.
 
     Raises:
-        InputError: the pipeline fails, or changed the size or the dtype of the image.
+        InputError: the pipeline fails, or changed the dtype of the image, or its size otherwise
+            than `side_after` says.
     """
     seed_transform(transform, seed)
     try:
@@ -627,9 +718,12 @@ def augment(
         ) from error
 
     changed = result["image"]
-    if changed.shape != image.shape or changed.dtype != np.uint8:
+    height, width, channels = image.shape
+    expected = (side_after(transform, height), side_after(transform, width), channels)
+    if changed.shape != expected or changed.dtype != np.uint8:
         raise InputError(
             f"The augmentation turned uint8 {image.shape} into {changed.dtype} {changed.shape}. "
-            "It must keep size and dtype: scaling and normalisation are the network's first layer."
+            "It must keep size and dtype: scaling and normalisation are the network's first layer, "
+            "and only RandomWindow cuts."
         )
     return changed, result["mask"]

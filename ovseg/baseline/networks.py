@@ -1,0 +1,102 @@
+"""What the baseline's four newer networks read of its configuration: arguments of ours."""
+
+from typing import Any
+
+from ovseg.baseline.ini import BaselineFile
+from ovseg.core.errors import InputError
+from ovseg.core.registry import choose, fill_defaults
+from ovseg.models.sharp_unet import SharpUNet
+from ovseg.models.transunet import MLP_ACTIVATIONS, TransUNet
+
+# Networks whose image_channels and num_classes can differ from 3 and 1.
+ANY_CHANNELS = ("TensorflowTransUNet", "TensorflowU2Net", "TensorflowSharpUNet")
+OF_BACKBONE = ("weights", "freeze_backbone", "freeze_batch_norm")
+
+
+def read_transunet(file: BaselineFile) -> dict[str, Any]:
+    """Arguments of `TransUNet`.
+
+    Raises:
+        InputError: a backbone, an activation, or another picture than a square.
+    """
+    if "activation" in file.sections["model"]:
+        raise InputError(
+            f"{file.path}: [model] activation stops the baseline's TransUNet, whatever it is. "
+            "Remove it."
+        )
+    backbone = file.get("model", "backbone", "checked: None", None)
+    if backbone is not None:
+        raise InputError(
+            f"{file.path}: [model] backbone is {backbone!r}, but TransUNet is ported without "
+            "backbones only. Set it to None."
+        )
+    for key in OF_BACKBONE:
+        if key in file.sections["model"]:
+            file.get("model", key, "ignored: there is no backbone")
+
+    defaults: dict[str, Any] = fill_defaults(TransUNet, None)
+    arguments: dict[str, Any] = {}
+    for key in ("stack_num_down", "stack_num_up", "embed_dim", "num_mlp", "num_heads"):
+        arguments[key] = file.integer("model", key, f"model.arch_args.{key}", defaults[key])
+    key = "num_transformer"
+    arguments[key] = file.integer("model", key, f"model.arch_args.{key}", defaults[key])
+    key = "filter_num"
+    arguments[key] = file.integers("model", key, f"model.arch_args.{key}", defaults[key])
+    for key in ("batch_norm", "pool"):
+        arguments[key] = file.flag("model", key, f"model.arch_args.{key}", defaults[key])
+    activation = file.get("model", "mlp_activation", "model.arch_args.mlp_activation", "GELU")
+    choose("mlp_activation", activation, MLP_ACTIVATIONS)
+    arguments["mlp_activation"] = activation
+    return {**arguments, "image_size": _read_square(file), **_read_channels(file)}
+
+
+def read_u2net(file: BaselineFile) -> dict[str, Any]:
+    """Arguments of `U2Net`."""
+    return {
+        "base_filters": file.integer("model", "base_filters", "model.arch_args.base_filters"),
+        "num_layers": file.integer("model", "num_layers", "model.arch_args.num_layers"),
+        **_read_channels(file),
+    }
+
+
+def read_sharp_unet(file: BaselineFile) -> dict[str, Any]:
+    """Arguments of `SharpUNet`."""
+    filters = fill_defaults(SharpUNet, None)["filters"]
+    where = "model.arch_args"
+    return {
+        "filters": file.integers("model", "filters", f"{where}.filters", filters),
+        "max_filter": file.integer("model", "max_filter", f"{where}.max_filter", 512),
+        "base_ksize": file.integers("model", "base_ksize", f"{where}.base_ksize", (3, 3)),
+        "dilation": file.integers("model", "dilation", f"{where}.dilation", (1, 1)),
+        **_read_channels(file),
+    }
+
+
+def read_efficientnet_b7_unet(file: BaselineFile) -> dict[str, Any]:
+    """Arguments of `EfficientNetB7UNet`: all are defaults."""
+    return {}
+
+
+def _read_square(file: BaselineFile) -> list[int]:
+    """Height and width, which are equal: the baseline's position table has width * width rows."""
+    becomes = "model.arch_args.image_size, data.image_size"
+    height = file.integer("model", "image_height", becomes)
+    width = file.integer("model", "image_width", becomes)
+    if height != width:
+        raise InputError(
+            f"{file.path}: pictures are {height} x {width}, but the baseline's TransUNet can only "
+            "be built for squares. Correct image_height and image_width."
+        )
+    return [height, width]
+
+
+def _read_channels(file: BaselineFile) -> dict[str, int]:
+    """The numbers of classes and of channels of the image, where they are not the defaults."""
+    arguments = {}
+    classes = file.integer("model", "num_classes", "model.arch_args.classes", 1)
+    if classes != 1:
+        arguments["classes"] = classes
+    channels = file.integer("model", "image_channels", "model.arch_args.in_channels", 3)
+    if channels != 3:
+        arguments["in_channels"] = channels
+    return arguments

@@ -1,0 +1,119 @@
+"""Configurations of the baseline's four newer networks become arguments of ours."""
+
+import pytest
+
+from ovseg.baseline.config import explain_baseline_config, read_baseline_config
+from ovseg.baseline.importer import import_baseline
+from ovseg.core.errors import InputError
+from ovseg.models import build_model
+
+
+@pytest.fixture
+def write_model(write_experiment):
+    """A function that writes a configuration of a network with further lines in [model]."""
+
+    def write(name: str, *lines: str, num_classes: int = 1, image_channels: int = 3):
+        path = write_experiment('"TensorflowUNet"', f'"{name}"')
+        text = path.read_text().replace("[train]", "\n".join([*lines, "[train]"]), 1)
+        text = text.replace("num_classes    = 1", f"num_classes = {num_classes}")
+        text = text.replace("image_channels = 3", f"image_channels = {image_channels}")
+        path.write_text(text.replace("= 512", "= 64"))
+        return path
+
+    return write
+
+
+def arguments_of(path):
+    model = read_baseline_config(path)["model"]
+    return model["arch"], model["arch_args"]
+
+
+def test_transunet(write_model):
+    lines = ["filter_num = [4, 6]", "embed_dim = 8", "num_mlp = 10", "num_heads = 3"]
+    lines += ["num_transformer = 2", "stack_num_up = 1", "batch_norm = True", "pool = False"]
+    path = write_model("TensorflowTransUNet", *lines, 'mlp_activation = "Snake"', num_classes=4)
+    arch, arguments = arguments_of(path)
+    assert arch == "transunet"
+    assert arguments == {
+        "filter_num": [4, 6],
+        "stack_num_down": 2,
+        "stack_num_up": 1,
+        "embed_dim": 8,
+        "num_mlp": 10,
+        "num_heads": 3,
+        "num_transformer": 2,
+        "batch_norm": True,
+        "pool": False,
+        "mlp_activation": "Snake",
+        "image_size": [64, 64],
+        "classes": 4,
+    }
+    build_model(arch, **arguments)
+
+
+def test_defaults_of_transunet_are_those_of_the_baseline(write_model):
+    _, arguments = arguments_of(write_model("TensorflowTransUNet"))
+    assert arguments["filter_num"] == [64, 128, 256, 512]
+    numbers = ("embed_dim", "num_mlp", "num_heads", "num_transformer")
+    assert [arguments[name] for name in numbers] == [768, 3072, 12, 12]
+
+
+def test_u2net(write_model):
+    path = write_model("TensorflowU2Net", num_classes=2, image_channels=1)
+    arch, arguments = arguments_of(path)
+    assert arch == "u2net"
+    expected = {"base_filters": 16, "num_layers": 8, "classes": 2, "in_channels": 1}
+    assert arguments == expected
+
+
+def test_sharp_unet(write_model):
+    path = write_model("TensorflowSharpUNet", "base_ksize = (5,3)", "max_filter = 20")
+    arch, arguments = arguments_of(path)
+    assert arch == "sharp_unet"
+    assert arguments == {
+        "filters": [32, 64, 128, 256],
+        "max_filter": 20,
+        "base_ksize": [5, 3],
+        "dilation": [3, 3],
+    }
+
+
+def test_efficientnet_b7_unet_reads_nothing(write_model):
+    path = write_model("TensorflowEfficientNetB7UNet")
+    assert arguments_of(path) == ("efficientnet_b7_unet", {})
+    becomes = {key: text for key, _, text in explain_baseline_config(path)}
+    assert becomes["model.dropout_rate"].startswith("ignored")
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "message"),
+    [
+        ("TensorflowTransUNet", ['activation = "ReLU"'], "activation stops the baseline's"),
+        ("TensorflowTransUNet", ['backbone = "VGG16"'], "ported without backbones"),
+        ("TensorflowTransUNet", ['pool = "max"'], "pool is 'max', expected True or False"),
+        ("TensorflowTransUNet", ['mlp_activation = "gelu"'], "Unknown mlp_activation 'gelu'"),
+        ("TensorflowSharpUNet", ["filters = 3"], "filters is 3, expected a list of ints"),
+    ],
+)
+def test_what_the_baseline_does_not_build_is_refused(write_model, name, lines, message):
+    with pytest.raises(InputError, match=message):
+        read_baseline_config(write_model(name, *lines))
+
+
+def test_transunet_is_for_squares(write_model):
+    path = write_model("TensorflowTransUNet")
+    path.write_text(path.read_text().replace("image_height   = 64", "image_height = 32"))
+    with pytest.raises(InputError, match="pictures are 32 x 64, but .* for squares"):
+        read_baseline_config(path)
+
+
+def test_b7_has_one_class_and_three_channels(write_model):
+    path = write_model("TensorflowEfficientNetB7UNet", num_classes=3)
+    with pytest.raises(InputError, match="only 3 and 1 are ported of TensorflowEfficientNetB7UNet"):
+        read_baseline_config(path)
+
+
+def test_other_channels_are_for_the_library_only(write_model, tmp_path):
+    path = write_model("TensorflowU2Net", image_channels=1)
+    with pytest.raises(InputError, match="image_channels is 1, but training and infer"):
+        import_baseline(path, None, tmp_path / "imported")
