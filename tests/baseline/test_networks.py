@@ -14,7 +14,7 @@ def write_model(write_experiment):
 
     def write(name: str, *lines: str, num_classes: int = 1, image_channels: int = 3):
         path = write_experiment('"TensorflowUNet"', f'"{name}"')
-        text = path.read_text().replace("[train]", "\n".join([*lines, "[train]"]), 1)
+        text = path.read_text().replace("[dataset]", "\n".join([*lines, "[dataset]"]), 1)
         text = text.replace("num_classes    = 1", f"num_classes = {num_classes}")
         text = text.replace("image_channels = 3", f"image_channels = {image_channels}")
         path.write_text(text.replace("= 512", "= 64"))
