@@ -457,13 +457,17 @@ class OvarianTumorDataModule(LightningDataModule):
             self.hparams["invert_masks"],
         )
 
+    def train_dataset(self) -> Dataset:
+        """What `train_dataloader` loads: every training image, augmented."""
+        return self.dataset("train", self.hparams["augmentation"])
+
     def train_dataloader(self) -> DataLoader:
         """Every training image once, in the order of the epoch.
 
         Raises:
             InputError: no batch is left without the short last one.
         """
-        dataset = self.dataset("train", self.hparams["augmentation"])
+        dataset = self.train_dataset()
         batch_size = self.hparams["batch_size"]
         drop_last = self.hparams["drop_last"]
         replicas, rank = self._world()
@@ -509,10 +513,11 @@ class OvarianTumorDataModule(LightningDataModule):
         return self.trainer.world_size, self.trainer.global_rank
 
     def _loader(
-        self, dataset: PairDataset, sampler: DistributedSampler, drop_last: bool = False
+        self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool = False
     ) -> DataLoader:
         workers = self.hparams["num_workers"]
-        if dataset.cache is not None and dataset.transform is None:
+        is_pairs = isinstance(dataset, PairDataset)
+        if is_pairs and dataset.cache is not None and dataset.transform is None:
             # Copying a record is quicker than sending it from another process.
             workers = 0
         return PairLoader(

@@ -22,6 +22,7 @@ ARCHITECTURES = {
     "efficient_unet": ("ovseg.models.efficient_unet", "EfficientUNet"),
     "deeplabv3plus": ("ovseg.models.deeplabv3plus", "DeepLabV3Plus"),
     "smp": ("ovseg.models.smp", "SmpNetwork"),
+    "ds2net": ("ovseg.models.ds2net", "DS2Net"),
 }
 
 
