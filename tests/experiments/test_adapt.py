@@ -1,6 +1,9 @@
 """`ovseg adapt` as a user calls it."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -286,20 +289,19 @@ def test_shipped_configurations_have_the_papers_numbers(name):
     assert config["model"]["scheduler_args"]["power"] == power
 
 
-def test_shipped_configuration_trains(run_command, phantom_root, ceus_root, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "encoder"), [("ds2net_pspnet", "tu-lcnet_035"), ("ds2net_segformer", "mit_b0")]
+)
+def test_shipped_configuration_trains(
+    name, encoder, run_command, phantom_root, ceus_root, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    for name, encoder, channels in (
-        ("ds2net_pspnet", "tu-lcnet_035", "[4]"),
-        ("ds2net_segformer", "mit_b0", "[4]"),
-    ):
-        network = f"{{head: {name.removeprefix('ds2net_')}, encoder_name: {encoder}}}"
-        small = ["--model.arch_args", network, "--adaptation.channels", channels]
-        paths = ["--data.root", phantom_root, "--adaptation.target_root", ceus_root]
-        size = ["--data.image_size", 96, "--data.num_workers", 0, "--data.cache", "false"]
-        quick = ["--trainer.fast_dev_run", "true", "--model.scheduler", "null"]
-        arguments = ["--model.scheduler_args", "null", "--trainer.accelerator", "cpu"]
-        command = ["adapt", "--config", name, *small, *paths, *size, *quick, *arguments]
-        assert run_command(*command) == 0
+    small = ["--model.arch_args.encoder_name", encoder, "--adaptation.channels", "[4]"]
+    paths = ["--data.root", phantom_root, "--adaptation.target_root", ceus_root]
+    size = ["--data.image_size", 96, "--data.num_workers", 0, "--data.cache", "false"]
+    quick = ["--trainer.fast_dev_run", "true", "--trainer.accelerator", "cpu"]
+    assert run_command("adapt", "--config", name, *small, *paths, *size, *quick) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_prepared_ceus_download_is_a_target(run_command, adapt, tiny, ceus_root):
@@ -318,3 +320,24 @@ def test_prepared_ceus_download_is_a_target(run_command, adapt, tiny, ceus_root)
     options = ["--split", "official", "--size", 32, "--allow_leakage"]
     assert run_command(*prepare, *options) == 0
     assert adapt("--adaptation.target_root", "prepared", "--trainer.max_epochs", 1) == 0
+
+
+TWO_PROCESSES = """
+import sys
+from ovseg.cli.main import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(["adapt", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_keep_one_network_and_its_discriminators(tiny, run):
+    (tiny / "two.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "two.py", "--config", "tiny.yaml", "--trainer.max_epochs", "1"]
+    command += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=200)
+    checkpoint = torch.load(run.checkpoint("last"), weights_only=True)
+    assert checkpoint["global_step"] == 2  # 14 images, 4 a batch and process
+    assert checkpoint["adaptation"]["state_dict"]

@@ -14,7 +14,15 @@ from ovseg.data.masks import read_mask
 from ovseg.data.pairs import list_images
 from ovseg.data.pictures import advise_on_size, read_image
 from ovseg.data.prepare.files import SourceFiles
-from ovseg.data.prepare.sources import Found, Labels, Reading, Source, no_lesion, path_in
+from ovseg.data.prepare.sources import (
+    LESION,
+    Found,
+    Labels,
+    Reading,
+    Source,
+    no_lesion,
+    path_in,
+)
 
 # The colours and the order of the download's own label files (labels 0..7); ids in our category
 # maps are one higher, 0 is background.
@@ -67,7 +75,7 @@ def find_otu2d(files: SourceFiles, reading: Reading) -> Found:
             colour[stem] = path
 
     is_ceus = reading.kind == "ceus"
-    found = Found(root, categories=[] if is_ceus else list(CATEGORIES.values()))
+    found = Found(root, categories=[LESION] if is_ceus else list(CATEGORIES.values()))
     for stem, path in images.items():
         if stem not in colour:
             found.without_labels.append(Source(stem, path, (), no_lesion))
@@ -156,7 +164,7 @@ def read_ceus_labels(
     if binary_path:
         mask = read_mask(binary_path, threshold=0)
     _check_sizes(image_path, (height, width), annotation, mask)
-    return Labels(mask)
+    return Labels(mask, annotation)
 
 
 def _check_sizes(
