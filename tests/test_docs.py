@@ -23,7 +23,15 @@ README = REPOSITORY / "README.md"
 GUIDES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
 # The changelog also names commands and files that are gone.
 PAGES = [*GUIDES, REPOSITORY / "CHANGELOG.md"]
-SECTIONS = ("model.", "data.", "trainer.", "early_stopping.", "best_checkpoint.", "ema.", "adaptation.")
+SECTIONS = (
+    "model.",
+    "data.",
+    "trainer.",
+    "early_stopping.",
+    "best_checkpoint.",
+    "ema.",
+    "adaptation.",
+)
 # Of files called `model`, which are no keys of a configuration.
 MODEL_SUFFIXES = (".bin", ".json", ".onnx", ".safetensors", ".xml")
 FOLDERS = ("ovseg/", "tests/", "scripts/", "configs/", "docs/", ".ci/")

@@ -1,8 +1,9 @@
 """The LightningModule of an adaptation: the task of `ovseg train` and discriminators."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from ovseg.adaptation.data import AdaptationDataModule
@@ -61,15 +62,17 @@ class AdaptationTask(SegmentationTask):
         self.method = kind(self.network, self.classes, settings.channels, image_size)
         self.settings = settings
 
-    def training_step(self, batch: dict, _: int) -> Tensor:  # type: ignore[override]
+    def training_step(self, batch: dict, _: int) -> Tensor:
         """One step of the network and one of the discriminators."""
         assert self.settings is not None
         losses: StepLosses = self.method(self.network, batch, self.loss)
-        adversarial = sum(losses.adversarial.values())
-        network_loss = sum(losses.segmentation.values()) + self.settings.weight * adversarial
-        discriminator_loss = self.settings.weight * sum(losses.discriminators.values())
+        adversarial = self.settings.weight * _add_up(losses.adversarial)
+        network_loss = _add_up(losses.segmentation) + adversarial
+        discriminator_loss = self.settings.weight * _add_up(losses.discriminators)
 
-        network_optimizer, discriminator_optimizer = self.optimizers()
+        network_optimizer, discriminator_optimizer = cast(
+            list[LightningOptimizer], self.optimizers()
+        )
         network_optimizer.zero_grad()
         discriminator_optimizer.zero_grad()
         self.manual_backward(network_loss + discriminator_loss)
@@ -77,7 +80,8 @@ class AdaptationTask(SegmentationTask):
         # Lightning would count a step of its own for it: trainer.max_steps counts batches.
         discriminator_optimizer.optimizer.step()
         for config in self.trainer.lr_scheduler_configs:
-            config.scheduler.step()
+            schedule: Any = config.scheduler
+            schedule.step()
 
         coef = dice_coef(lesion_probs(losses.logits.detach()), batch["mask"] > 0)
         values = {"train_loss": network_loss, "train_dice_coef": coef}
@@ -105,8 +109,10 @@ class AdaptationTask(SegmentationTask):
             arguments = self.hparams["scheduler_args"] or {}
             mode = monitor_mode(self.hparams["monitor"])
             name = self.hparams["scheduler"]
-            schedule = build_scheduler(name, optimizer, mode, length, **arguments)
-            of_discriminators["lr_scheduler"] = {**of_network["lr_scheduler"], "scheduler": schedule}
+            of_discriminators["lr_scheduler"] = {
+                **of_network["lr_scheduler"],
+                "scheduler": build_scheduler(name, optimizer, mode, length, **arguments),
+            }
         return of_network, of_discriminators
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -126,3 +132,7 @@ class AdaptationTask(SegmentationTask):
         """Put the parts where Lightning looks for them."""
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **checkpoint[STATE]["state_dict"]}
         checkpoint[AdaptationDataModule.__qualname__] = checkpoint[DATA_STATE]
+
+
+def _add_up(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()

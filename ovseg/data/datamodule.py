@@ -516,8 +516,11 @@ class OvarianTumorDataModule(LightningDataModule):
         self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool = False
     ) -> DataLoader:
         workers = self.hparams["num_workers"]
-        is_pairs = isinstance(dataset, PairDataset)
-        if is_pairs and dataset.cache is not None and dataset.transform is None:
+        if (
+            isinstance(dataset, PairDataset)
+            and dataset.cache is not None
+            and dataset.transform is None
+        ):
             # Copying a record is quicker than sending it from another process.
             workers = 0
         return PairLoader(

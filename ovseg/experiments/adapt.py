@@ -5,7 +5,6 @@ from typing import Any, ClassVar, cast
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
-from pytorch_lightning.utilities import rank_zero_only
 
 from ovseg.adaptation.data import AdaptationDataModule
 from ovseg.adaptation.methods import Adaptation

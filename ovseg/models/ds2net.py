@@ -9,6 +9,7 @@ segmentation-models-pytorch: its PSP head projects with 1 x 1 convolutions where
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,11 +74,16 @@ class DS2Net(nn.Module):
 
     Attributes:
         encoder: the source encoder and the target encoder.
+        stride: the deepest maps are that much smaller than the image.
+        map_channels: of the deepest maps.
 
     Raises:
         InputError: an unknown head or encoder, a number out of range, or an encoder that can't be
             dilated.
     """
+
+    stride: int
+    map_channels: int
 
     def __init__(
         self,
@@ -99,7 +105,7 @@ class DS2Net(nn.Module):
 
         # Layers beyond the depth would be dilated in vain: timm's encoders compute them anyway.
         dilated = stride if 2**encoder_depth > stride else 32
-        encoders = []
+        encoders: list[Any] = []
         for _ in range(2):
             encoder = build_encoder("ds2net", encoder_name, encoder_weights, encoder_depth, dilated)
             encoders.append(encoder)

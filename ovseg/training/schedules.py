@@ -166,7 +166,9 @@ def polynomial(
         fallen = (min_lr + (rate - min_lr) * left) / rate
         return fallen * min((step + 1) / (warmup_steps + 1), 1.0)
 
-    factors = [partial(compute_factor, rate=group["lr"]) for group in optimizer.param_groups]
+    factors: list[Callable[[int], float]] = []
+    for group in optimizer.param_groups:
+        factors.append(partial(compute_factor, rate=group["lr"]))
     schedule: Any = LambdaLR(optimizer, factors)
     schedule.total_steps = length.steps  # see `cosine`
     return schedule

@@ -159,12 +159,13 @@ def read_ceus_labels(
     Raises:
         InputError: an annotation can't be used, or has another size.
     """
-    annotation = (read_image(colour_path) > 0).any(axis=2).astype(np.uint8)
+    brightest: np.ndarray = read_image(colour_path).max(axis=2)
+    annotation = (brightest > 0).astype(np.uint8)
     mask = annotation
     if binary_path:
         mask = read_mask(binary_path, threshold=0)
     _check_sizes(image_path, (height, width), annotation, mask)
-    return Labels(mask, annotation)
+    return Labels(mask, mask)
 
 
 def _check_sizes(

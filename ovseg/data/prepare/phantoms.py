@@ -8,8 +8,9 @@ endometrioma-like, solid or mixed, with a bright capsule. Small vessels, shadows
 tissue reach the same grey values, so no threshold finds the lesion.
 
 With contrast agent (CEUS) the scanner shows bubbles in blood instead of echoes of tissue: the
-background is dark, perfused tissue and vessels are bright in the colour of amber, fluid stays black,
-and the wall, septa and nodules of a lesion are enhanced. A phantom has the same anatomy in all looks.
+background is dark, perfused tissue and vessels are bright in the colour of amber, fluid stays
+black, and the wall, septa and nodules of a lesion are enhanced. A phantom has the same anatomy in
+all looks.
 
 Source: R. F. Wagner et al., Statistics of speckle in ultrasound B-scans, IEEE Trans. Sonics
 Ultrason. 30(3), 1983.

@@ -123,7 +123,7 @@ def test_contrast_agent_is_amber_on_black():
 
 
 def test_only_what_has_blood_is_enhanced():
-    """Fluid, which is grey or dark in B-mode, is black with contrast agent; solid tumours are not."""
+    """Fluid is black with contrast agent, whatever it is in B-mode; solid tumours are not."""
     brightness: dict[int, list[float]] = {}
     for seed in range(40):
         image, mask, category = make_phantom_with_category(seed, 96, "ceus")
