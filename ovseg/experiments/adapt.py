@@ -42,9 +42,9 @@ class AdaptCLI(TrainCLI):
                 "trainer.precision 16-mixed scales one loss, but an adaptation has two optimisers. "
                 "Set it to bf16-mixed or 32-true."
             )
-        for name in ("compile", "channels_last"):
-            if self.config.model[name] and self.config.adaptation.method == "ds2net":
-                raise InputError(f"model.{name} does nothing for the method ds2net. Leave it out.")
+        if self.config.model.compile and self.config.adaptation.method == "ds2net":
+            # It calls the network's parts, which are not compiled.
+            raise InputError("model.compile does nothing for the method ds2net. Leave it out.")
         if self.config.ema.decay:
             raise InputError("ema.decay is for `ovseg train`. Leave it out.")
 
