@@ -78,6 +78,14 @@ def phantom_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ceus_root(tmp_path_factory) -> Path:
+    """A dataset of 12 phantoms of 32 x 32 with contrast agent: 8 train. Not to be changed."""
+    root = tmp_path_factory.mktemp("data") / "ceus"
+    write_phantoms(root, 12, size=32, seed=4, look="ceus")
+    return root
+
+
+@pytest.fixture(scope="session")
 def make_run(phantom_root) -> Callable[..., Path]:
     """A function that trains a tiny network for 20 steps and keeps it as a run folder.
 

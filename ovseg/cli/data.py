@@ -13,6 +13,7 @@ def prepare_data(
     masks: Path | None = None,
     output: Path,
     layout: str = "auto",
+    kind: str = "b-mode",
     mask_suffix: str | None = None,
     labels: str | None = None,
     categories: bool = False,
@@ -37,6 +38,7 @@ def prepare_data(
         masks: folder of their masks, with --images
         output: dataset folder to make
         layout: auto (by its content) or otu2d, cvat, ddti, coco, labelme, yolo, tn3k, busi, folders
+        kind: of MMOTU's pictures: b-mode (OTU_2d) or ceus (OTU_3d, every colour is lesion)
         mask_suffix: what follows an image's name in those of its masks (default: found by rule)
         labels: the labels that are lesion, with commas between (default: all)
         categories: keep each label as a category
@@ -68,6 +70,7 @@ def prepare_data(
         labels=chosen,
         categories=categories,
         invert_masks=invert_masks,
+        kind=kind,
     )
     manifest = prepare_dataset(
         source=source,
@@ -134,6 +137,7 @@ def make_phantoms(
     size: int = 256,
     seed: int = 0,
     folds: int = 0,
+    look: str = "b-mode",
     overwrite: bool = False,
 ) -> int:
     """Make a dataset of phantoms, which are synthetic ultrasound pairs.
@@ -141,14 +145,15 @@ def make_phantoms(
     Args:
         output: dataset folder to make
         count: number of pairs
-        size: side of the pictures in pixels
+        size: height of the pictures in pixels
         seed: seed of the drawing
         folds: also divide train and valid into this many folds
+        look: b-mode, ceus (contrast agent in amber on black) or panels (both side by side)
         overwrite: replace an earlier dataset
     """
     from ovseg.data.prepare.phantoms import write_phantoms
 
-    write_phantoms(output, count, size=size, seed=seed, folds=folds, overwrite=overwrite)
+    write_phantoms(output, count, size=size, seed=seed, folds=folds, overwrite=overwrite, look=look)
     return conclude(f"{count} phantoms in {output}")
 
 

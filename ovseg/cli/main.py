@@ -13,6 +13,7 @@ from ovseg.core.trust import FLAG, trusting
 
 COMMANDS: dict[str, Command] = {
     "train": runs.train,
+    "adapt": runs.adapt,
     "evaluate": runs.evaluate,
     "infer": runs.infer,
     "postprocess": runs.postprocess,

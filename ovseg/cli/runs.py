@@ -24,6 +24,23 @@ def train(*arguments: str) -> int:
     return train_from_command_line(resolve_configs(arguments))
 
 
+@long_work
+def adapt(*arguments: str) -> int:
+    """Train on images with masks, and on images of another kind without masks.
+
+    Args:
+        arguments: as those of train, with --data.root for the images with masks and
+            --adaptation.target_root for the others
+    """
+    end_with_caller()
+    quiet_lightning()
+    keep_freed_memory()
+    from ovseg.experiments.adapt import AdaptCLI
+    from ovseg.experiments.train import train_from_command_line
+
+    return train_from_command_line(resolve_configs(arguments), AdaptCLI)
+
+
 def evaluate(
     *,
     run: Path,

@@ -509,13 +509,17 @@ class OvarianTumorDataModule(LightningDataModule):
             None if augmentation == "none" else self.hparams["augmentation_args"],
         )
 
+    def train_dataset(self) -> Dataset:
+        """What `train_dataloader` loads: every training image, augmented."""
+        return self.dataset("train", self.hparams["augmentation"])
+
     def train_dataloader(self) -> DataLoader:
         """The training images in the order of the epoch, once each without `steps_per_epoch`.
 
         Raises:
             InputError: no batch is left without the short last one.
         """
-        dataset = self.dataset("train", self.hparams["augmentation"])
+        dataset = self.train_dataset()
         batch_size = self.hparams["batch_size"]
         drop_last = self.hparams["drop_last"]
         steps = self.hparams["steps_per_epoch"]
@@ -563,10 +567,14 @@ class OvarianTumorDataModule(LightningDataModule):
         return self.trainer.world_size, self.trainer.global_rank
 
     def _loader(
-        self, dataset: PairDataset, sampler: DistributedSampler, drop_last: bool = False
+        self, dataset: Dataset, sampler: DistributedSampler, drop_last: bool = False
     ) -> DataLoader:
         workers = self.hparams["num_workers"]
-        if dataset.cache is not None and dataset.transform is None:
+        if (
+            isinstance(dataset, PairDataset)
+            and dataset.cache is not None
+            and dataset.transform is None
+        ):
             # Copying a record is quicker than sending it from another process.
             workers = 0
         return PairLoader(

@@ -48,11 +48,13 @@ class RunRecord(Callback):
     """Writes the record of a training when it starts.
 
     Args:
-        arguments: of `ovseg train`.
+        command: `train` or `adapt`.
+        arguments: of it.
         config: the whole configuration.
     """
 
-    def __init__(self, arguments: list[str], config: Any):
+    def __init__(self, command: str, arguments: list[str], config: Any):
+        self.command = command
         self.arguments = arguments
         self.config = config
 
@@ -60,17 +62,21 @@ class RunRecord(Callback):
         run = run_of(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             data: OvarianTumorDataModule = trainer.datamodule  # type: ignore[attr-defined]
-            write_record(run, self.arguments, self.config, data)
+            write_record(run, self.command, self.arguments, self.config, data)
 
 
 def write_record(
-    run: RunFolder, arguments: list[str], config: Any, data: OvarianTumorDataModule
+    run: RunFolder,
+    command: str,
+    arguments: list[str],
+    config: Any,
+    data: OvarianTumorDataModule,
 ) -> None:
     """Write the record of a training, see `RunRecord`, into its folder."""
     digests = {split: data.digest(split) for split in SPLITS if data.tree.has_images(split)}
     process = psutil.Process()
     record = {
-        "command": shlex.join(["ovseg", "train", *shorten_configs(arguments)]),
+        "command": shlex.join(["ovseg", command, *shorten_configs(arguments)]),
         "folder": os.getcwd(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "resumed_from": _absolute(config.ckpt_path),

@@ -8,7 +8,7 @@ import sys
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import Callback, Trainer, callbacks
@@ -18,6 +18,7 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from ovseg.adaptation.task import STATE
 from ovseg.core.checkpoints import epochs_done, read_checkpoint
 from ovseg.core.configs import short_name, shorten_configs
 from ovseg.core.errors import InputError
@@ -76,6 +77,8 @@ class TrainCLI(LightningCLI):
     """LightningCLI, where every YAML key is a constructor argument and a command-line option.
 
     Attributes:
+        command: its name.
+        sections: sections of a configuration, and the classes whose arguments are their keys.
         arguments: of the command line.
         settings: what the configuration files and the command line set, for error messages.
         run_folder: the run folder that this process made; None before, and in other processes.
@@ -83,6 +86,8 @@ class TrainCLI(LightningCLI):
         resumed_steps: how many steps the resumed checkpoint has done; None without one.
     """
 
+    command = "train"
+    sections: ClassVar[dict[str, type]] = SECTIONS
     arguments: list[str]
     settings: list[Setting]
     run_folder: RunFolder | None = None
@@ -127,11 +132,11 @@ class TrainCLI(LightningCLI):
         known_keys = list(parser.get_defaults(skip_validation=True).keys())
         self.arguments = cast(list[str], args)  # `build_cli` passes no other kind
         self.settings = read_settings(self.arguments, known_keys)
-        check_values(self.settings, SECTIONS)
+        check_values(self.settings, self.sections)
         try:
             super().parse_arguments(parser, args)
         except (argparse.ArgumentError, TypeError, ValueError) as error:
-            raise explain(error, parser, self.settings, SECTIONS) from error
+            raise explain(error, parser, self.settings, self.sections) from error
         _make_plain(self.config)
 
         seed = self.config.seed_everything
@@ -150,6 +155,7 @@ class TrainCLI(LightningCLI):
             return
 
         self.resumed = read_checkpoint(Path(self.config.ckpt_path))
+        self._check_kind(self.resumed)
         check_checkpoint(self.config, self.resumed)
         self.resumed_steps = self.resumed["global_step"]
         if self.config.model.weights is not None:
@@ -161,6 +167,14 @@ class TrainCLI(LightningCLI):
         arch_args = self.config.model.arch_args or {}
         if arch_args.get("encoder_weights"):
             arch_args["encoder_weights"] = None  # the checkpoint has them: nothing to download
+
+    def _check_kind(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume what another command has trained."""
+        if STATE in checkpoint:
+            raise InputError(
+                f"{self.config.ckpt_path} is of `ovseg adapt`. Resume it with that command, or "
+                f"start a new training from its weights: --model.weights {self.config.ckpt_path}."
+            )
 
     def _find_unfinished(self) -> None:
         """Set `ckpt_path` to the last checkpoint of the newest unfinished run, if there is one."""
@@ -181,7 +195,7 @@ class TrainCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             if was_raised_by(error, "jsonargparse"):
-                raise explain(error, self.parser, self.settings, SECTIONS) from error
+                raise explain(error, self.parser, self.settings, self.sections) from error
             raise
 
     def _check_own_network(self) -> None:
@@ -240,7 +254,7 @@ class TrainCLI(LightningCLI):
         for callback in given:
             if isinstance(callback, callbacks.EarlyStopping):
                 callback.verbose = True  # else it ends the training without a word
-        record = RunRecord(self.arguments, self.config)
+        record = RunRecord(self.command, self.arguments, self.config)
         ordered = [EpochSeed(self.config.data.seed), record, *given]
         has_bar = any(isinstance(callback, ProgressBar) for callback in given)
         if settings["enable_progress_bar"] is not False and not has_bar:
@@ -329,9 +343,17 @@ class TrainCLI(LightningCLI):
         has_path = self.config.ckpt_path is not None and not given.resume
         if has_path or newest != self.run_folder:
             option = ["--ckpt_path", str(last)]
-        command = ["ovseg", "train", *shorten_configs(others), *option]
+        command = ["ovseg", self.command, *shorten_configs(others), *option]
         epochs = epochs_done(read_checkpoint(last))
         return f"Epoch {epochs} is safe in {last}. Continue with: {shlex.join(command)}"
+
+    def evaluate(self, run: RunFolder) -> None:
+        """Score the best checkpoint of the finished run on test."""
+        output = run.evaluation("test")
+        # Someone may have evaluated the run while it trained.
+        print_summary(report_evaluation(Evaluation(run.path), output, overwrite=True))
+        print(f"Snapshots: {run.snapshots}/")
+        print(f"Evaluation: {output}/")
 
     def _explain_failed_resume(self, error: Exception) -> InputError:
         """What is raised for an error of any kind before the first step of a resumed training.
@@ -373,7 +395,7 @@ class ConfigurationCLI(TrainCLI):
 
 
 def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
-    """Parse and check a command line of `train`.
+    """Parse and check a command line of `train`, or of another command of this kind.
 
     Every `--config` of `train`, `cross_validate` and `sweep` is read from `arguments` here.
     """
@@ -382,14 +404,14 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
     # distributed training are started with them.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
     return kind(
-        SegmentationTask,
-        OvarianTumorDataModule,
+        kind.sections["model"],
+        kind.sections["data"],
         args=arguments,
         run=False,
         seed_everything_default=42,
         parser_kwargs={
             "exit_on_error": False,
-            "prog": "ovseg train",
+            "prog": f"ovseg {kind.command}",
             "description": "Train a network. --config takes a YAML file or the name of a shipped "
             "configuration; every option below is a key of it.",
         },
@@ -438,7 +460,7 @@ def read_configuration(arguments: list[str]) -> dict[str, Any]:
     return json.loads(cli.parser.dump(cli.config, format="json", skip_none=False))
 
 
-def train_from_command_line(arguments: list[str]) -> int:
+def train_from_command_line(arguments: list[str], kind: type[TrainCLI] = TrainCLI) -> int:
     """Train, then score the best checkpoint on test, unless `evaluate_test` is false.
 
     With `postprocess: true` the post-processing (see `ovseg.inference.postprocessing`) is chosen on
@@ -446,6 +468,7 @@ def train_from_command_line(arguments: list[str]) -> int:
 
     Args:
         arguments: of the command line, without the command.
+        kind: of the command.
 
     Returns:
         Exit code.
@@ -453,7 +476,7 @@ def train_from_command_line(arguments: list[str]) -> int:
     Raises:
         InputError: a mistake in the configuration or the data, or training diverged.
     """
-    cli = build_cli(TrainCLI, arguments)
+    cli = build_cli(kind, arguments)
     _announce(cli.model, cli.datamodule)
     cli.fit()
 
@@ -468,7 +491,7 @@ def train_from_command_line(arguments: list[str]) -> int:
     if cli.config.postprocess:
         _choose_postprocessing(run)
     if cli.config.evaluate_test:
-        _evaluate_best(run)
+        cli.evaluate(run)
     print(f"Run folder: {run.path}")
     print(f"Curves: {run.curves('losses', '.png')}, {run.curves('metrics', '.png')}")
     return 0
@@ -532,11 +555,3 @@ def _choose_postprocessing(run: RunFolder) -> None:
         print_search(search_postprocessing(run.path))
     except InputError as error:
         print(f"No post-processing was chosen, so the run is used without it: {error}")
-
-
-def _evaluate_best(run: RunFolder) -> None:
-    output = run.evaluation("test")
-    # Someone may have evaluated the run while it trained.
-    print_summary(report_evaluation(Evaluation(run.path), output, overwrite=True))
-    print(f"Snapshots: {run.snapshots}/")
-    print(f"Evaluation: {output}/")

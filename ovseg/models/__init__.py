@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "sharp_unet": ("ovseg.models.sharp_unet", "SharpUNet"),
     "efficientnet_b7_unet": ("ovseg.models.efficientnet_b7_unet", "EfficientNetB7UNet"),
     "smp": ("ovseg.models.smp", "SmpNetwork"),
+    "ds2net": ("ovseg.models.ds2net", "DS2Net"),
 }
 
 

@@ -92,9 +92,7 @@ class SmpNetwork(nn.Module):
         if architecture == "dpt":
             # So that the transformer's position embeddings are interpolated to the image's size.
             decoder_args["dynamic_img_size"] = True
-        hub_weights = None
-        if encoder_weights and not is_local(encoder_weights):
-            hub_weights = encoder_weights
+        hub_weights = _find_hub_weights(encoder_weights)
         with _explain_build(architecture, encoder_name, hub_weights):
             self.network = architecture_class(
                 encoder_name=encoder_name,
@@ -112,8 +110,7 @@ class SmpNetwork(nn.Module):
         self.stride = self.network.encoder.output_stride
         if architecture == "dpt":
             self.stride *= 2  # it halves the encoder's deepest map once more
-        normalization = _find_normalization(encoder_name, hub_weights)
-        self.scale = InputScale(1 / 255, normalization.mean, normalization.std)
+        self.scale = build_scale(encoder_name, encoder_weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Predict logits.
@@ -127,6 +124,48 @@ class SmpNetwork(nn.Module):
         # The zeros that are padded here are the mean colour after normalisation.
         logits = self.network(pad_to_stride(self.scale(image), self.stride))
         return crop_to_image(logits, image)
+
+
+def build_encoder(
+    arch: str, name: str, weights: str | None, depth: int, output_stride: int
+) -> nn.Module:
+    """An encoder of segmentation-models-pytorch alone, for networks with a decoder of their own.
+
+    Args:
+        arch: the network, for messages.
+        name: see `SmpNetwork`.
+        weights: see `SmpNetwork`.
+        depth: number of times that the maps are halved without dilation.
+        output_stride: 8 or 16 dilates the deeper layers instead of halving; 32 dilates none.
+
+    Raises:
+        InputError: see `SmpNetwork`; or an encoder that can't be dilated.
+    """
+    _check_encoder(name, weights)
+    hub_weights = _find_hub_weights(weights)
+    with _explain_build(arch, name, hub_weights):
+        encoder = smp.encoders.get_encoder(
+            name,
+            depth=depth,
+            weights=_weights_argument(name, hub_weights),
+            output_stride=output_stride,
+        )
+    if weights and hub_weights is None:
+        load_encoder(encoder, name, weights)
+    return encoder
+
+
+def build_scale(encoder_name: str, encoder_weights: str | None) -> InputScale:
+    """The first layer that an encoder's pretrained weights expect."""
+    normalization = _find_normalization(encoder_name, _find_hub_weights(encoder_weights))
+    return InputScale(1 / 255, normalization.mean, normalization.std)
+
+
+def _find_hub_weights(weights: str | None) -> str | None:
+    """The name of weights that are downloaded; None for none, or those of a file."""
+    if weights and not is_local(weights):
+        return weights
+    return None
 
 
 def _weights_argument(encoder_name: str, hub_weights: str | None) -> str | bool | None:

@@ -7,6 +7,7 @@ of parameters keeps its own rate: every schedule multiplies the rate with which 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch.optim import Optimizer
@@ -140,8 +141,45 @@ def one_cycle(
     )
 
 
+def polynomial(
+    optimizer: Optimizer,
+    length: Length,
+    power: float = 0.9,
+    min_lr: float = 0.0,
+    warmup_steps: int = 0,
+) -> LRScheduler:
+    """A fall from the rate to `min_lr` as (1 - share of the training)^power.
+
+    The first `warmup_steps` rise linearly to what the fall would have at their end. It is
+    mmsegmentation's `poly`, with which networks for semantic segmentation are usually trained.
+    """
+    if power <= 0 or min_lr < 0:
+        raise ValueError(f"power {power} is expected above 0, min_lr {min_lr} 0 or more")
+    if not 0 <= warmup_steps < length.steps:
+        raise ValueError(f"warmup_steps {warmup_steps} is not inside the {length.steps} steps")
+    lowest = min(group["lr"] for group in optimizer.param_groups)
+    if min_lr > lowest:
+        raise ValueError(f"min_lr {min_lr} is above the rate {lowest}")
+
+    def compute_factor(step: int, rate: float) -> float:
+        left = max(1 - step / length.steps, 0.0) ** power
+        fallen = (min_lr + (rate - min_lr) * left) / rate
+        return fallen * min((step + 1) / (warmup_steps + 1), 1.0)
+
+    factors: list[Callable[[int], float]] = []
+    for group in optimizer.param_groups:
+        factors.append(partial(compute_factor, rate=group["lr"]))
+    schedule: Any = LambdaLR(optimizer, factors)
+    schedule.total_steps = length.steps  # see `cosine`
+    return schedule
+
+
 # Schedules that step with the optimiser and need the length of the training.
-STEPWISE: dict[str, Callable[..., LRScheduler]] = {"cosine": cosine, "one_cycle": one_cycle}
+STEPWISE: dict[str, Callable[..., LRScheduler]] = {
+    "cosine": cosine,
+    "one_cycle": one_cycle,
+    "polynomial": polynomial,
+}
 # All schedules; those not above step once an epoch on a watched value.
 SCHEDULERS: dict[str, Callable[..., LRScheduler]] = {
     "keras_plateau": keras_plateau,

@@ -79,7 +79,7 @@ def test_scripts_are_those_of_the_baseline():
 
 def test_unknown_command_lists_the_commands(run_command, capsys):
     assert run_command("fly") == 2
-    assert "Unknown command 'fly'. Choose one of: audit_data, " in capsys.readouterr().err
+    assert "Unknown command 'fly'. Choose one of: adapt, audit_data, " in capsys.readouterr().err
 
 
 def test_version_is_that_of_the_package(run_command, capsys):

@@ -573,7 +573,11 @@ def test_whole_configuration_is_read_without_a_run(tiny):
     assert not (tiny / "runs").exists()
 
 
-CONFIGS = list_configs()
+CONFIGS = {}
+for name, path in list_configs().items():
+    # Those of `adapt` are tested with it.
+    if "adaptation" not in yaml.safe_load(path.read_text()):
+        CONFIGS[name] = path
 SMALLER = {
     "flexible_unet": ["--model.arch_args.base_filters", "1", "--model.arch_args.num_layers", "4"],
     "attention_unet": ["--model.arch_args.base_filters", "1"],

@@ -78,12 +78,17 @@ SETTINGS = {
     "smp": [
         {"encoder_name": "resnet18", "decoder_args": {"decoder_channels": [16, 8, 8, 4, 4]}},
     ],
+    "ds2net": [
+        {"encoder_name": "resnet18", "output_stride": 16},
+        {"encoder_name": "mit_b0", "head": "segformer"},
+    ],
 }
 CASES = [(arch, settings) for arch, cases in SETTINGS.items() for settings in cases]
 NAMES = [f"{arch}{number}" for arch, cases in SETTINGS.items() for number in range(len(cases))]
 every_case = pytest.mark.parametrize(("arch", "settings"), CASES, ids=NAMES)
 every_arch = pytest.mark.parametrize("arch", SETTINGS)
-PORTS = [arch for arch in SETTINGS if arch != "smp"]
+WITH_ENCODERS = ("smp", "ds2net")  # of segmentation-models-pytorch
+PORTS = [arch for arch in SETTINGS if arch not in WITH_ENCODERS]
 
 
 def make_pixels(*shape: int) -> torch.Tensor:
@@ -153,7 +158,7 @@ def test_pickle_round_trip_keeps_the_numbers(arch):
 
 @every_arch
 def test_input_scale_is_the_first_layer(arch):
-    if arch == "smp":
+    if arch in WITH_ENCODERS:
         pytest.skip("its encoder's normalisation is its scale")
     raw = build_model(arch, **SETTINGS[arch][0], input_scale=1.0).eval()
     unit = build_model(arch, **SETTINGS[arch][0], input_scale=1 / 255).eval()

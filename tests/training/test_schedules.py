@@ -88,6 +88,18 @@ def test_one_cycle_peaks_at_each_groups_rate():
     assert tenth == pytest.approx([value / 10 for value in whole])
 
 
+def test_polynomial_falls_with_the_power_of_what_is_left():
+    whole, tenth = rates_of("polynomial", Length(10, 2), 1.0, 0.1, power=2.0, min_lr=0.01)
+    assert whole[0] == 1.0
+    assert whole[5] == pytest.approx(0.01 + 0.99 * 0.25)
+    assert tenth[5] == pytest.approx(0.01 + 0.09 * 0.25)  # both end at the same rate
+
+
+def test_polynomial_rises_to_the_fall_over_the_warmup():
+    (whole,) = rates_of("polynomial", Length(10, 2), 1.0, power=1.0, warmup_steps=3)
+    assert whole[:5] == pytest.approx([1 / 4, 0.9 * 2 / 4, 0.8 * 3 / 4, 0.7, 0.6])
+
+
 @pytest.mark.parametrize("name", STEPWISE)
 def test_a_training_of_one_step_has_a_schedule(name):
     assert math.isfinite(rates_of(name, Length(1, 1), 1.0)[0][0])
@@ -132,7 +144,8 @@ def test_plateau_has_no_length():
         (
             "cliff",
             {},
-            "Unknown scheduler 'cliff'. Choose one of: cosine, keras_plateau, one_cycle, plateau",
+            "Unknown scheduler 'cliff'. Choose one of: cosine, keras_plateau, one_cycle, plateau, "
+            "polynomial",
         ),
         ("keras_plateau", {"factor": 2.0}, "scheduler keras_plateau refuses"),
         ("keras_plateau", {"patience": 0}, "patience is 0, expected at least 1"),
@@ -147,6 +160,9 @@ def test_plateau_has_no_length():
         ("cosine", {"warmup_epochs": -1}, "warmup_epochs -1 is not inside"),
         ("cosine", {"min_factor": 1.5}, "min_factor is 1.5, expected 0..1"),
         ("cosine", {"length": 3}, "scheduler cosine does not take length"),
+        ("polynomial", {"power": 0.0}, "power 0.0 is expected above 0"),
+        ("polynomial", {"warmup_steps": 12}, "warmup_steps 12 is not inside the 12 steps"),
+        ("polynomial", {"min_lr": 2.0}, "min_lr 2.0 is above the rate 1.0"),
         ("one_cycle", {"pct_start": 2.0}, "scheduler one_cycle refuses"),
         ("one_cycle", {"div_factor": 0.0}, "div_factor and final_div_factor are expected above 0"),
     ],

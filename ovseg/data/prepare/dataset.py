@@ -216,6 +216,7 @@ def prepare_dataset(
         "labels": list(reading.labels),
         "keep_categories": reading.categories,
         "invert_masks": reading.invert_masks,
+        "kind": reading.kind,
         "unmatched": unmatched,
         "size": size,
         "fit": fit,

@@ -25,7 +25,7 @@ from ovseg.data.prepare.annotations import (
 from ovseg.data.prepare.files import SourceFiles
 from ovseg.data.prepare.folders import find_folders, find_spots, find_tn3k, has_classes, holds_masks
 from ovseg.data.prepare.otu2d import find_otu2d, is_otu2d
-from ovseg.data.prepare.sources import Found, Reading
+from ovseg.data.prepare.sources import MMOTU_KINDS, Found, Reading
 
 LOOKED_AT = 20  # annotation files that are opened to recognise a layout, the largest ones
 MAX_WRAPPERS = 3  # folders that hold only one folder, as archives make them
@@ -49,7 +49,7 @@ class Layout:
 MASK_OPTIONS = ("mask_suffix", "categories", "invert_masks")
 OUTLINE_OPTIONS = ("images", "labels", "categories")
 LAYOUTS = {
-    "otu2d": Layout("OTU_2d of MMOTU: images, and annotations in colours", find_otu2d, ()),
+    "otu2d": Layout("OTU_2d of MMOTU: images, and annotations in colours", find_otu2d, ("kind",)),
     "cvat": Layout("CVAT for images 1.1: annotations.xml", find_cvat, OUTLINE_OPTIONS),
     "ddti": Layout("DDTI: N.xml with the outlines of N_1.jpg", find_ddti, OUTLINE_OPTIONS),
     "coco": Layout("COCO: a JSON for all images", find_coco, OUTLINE_OPTIONS),
@@ -90,6 +90,8 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
             one, or does not follow an option; the dataset is malformed.
     """
     choose("layout", layout, {"auto": None, **LAYOUTS})
+    choose("kind", reading.kind, MMOTU_KINDS)
+    is_ceus = reading.kind == "ceus"
     if reading.masks is not None:
         if reading.images is None or source is not None:
             raise InputError(
@@ -97,6 +99,8 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
             )
         if layout not in ("auto", "folders"):
             raise InputError(f"--layout {layout} needs --source in place of --images and --masks.")
+        if is_ceus:
+            raise InputError("--kind ceus needs --source in place of --images and --masks.")
         return "folders", find_folders(SourceFiles(Path()), reading)
     if source is None:
         raise InputError("Name a dataset with --source, or two folders with --images and --masks.")
@@ -110,7 +114,9 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
         raise InputError(f"There is no folder {reading.images}. Check the path.")
     files = SourceFiles(unwrap(source), reading.images)
     name = layout
-    if layout == "auto":
+    if layout == "auto" and is_ceus:
+        name = "otu2d"  # with other colours
+    elif layout == "auto":
         name = recognise(files, reading.mask_suffix)
         if not name:
             raise InputError(f"{source} has no layout that is known. {_list_layouts(files)}")
@@ -121,6 +127,7 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
         "labels": bool(reading.labels),
         "categories": reading.categories,
         "invert_masks": reading.invert_masks,
+        "kind": is_ceus,
     }
     for option, is_given in given.items():
         if is_given and option not in chosen.takes:

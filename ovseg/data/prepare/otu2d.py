@@ -1,4 +1,7 @@
-"""Read the official OTU_2d download of MMOTU: images, and annotations in colours."""
+"""Read the official downloads of MMOTU: images, and annotations in colours.
+
+OTU_2d is B-mode, of eight categories; OTU_3d is contrast-enhanced ultrasound, of one.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -11,7 +14,15 @@ from ovseg.data.masks import read_mask
 from ovseg.data.pairs import list_images
 from ovseg.data.pictures import advise_on_size, read_image
 from ovseg.data.prepare.files import SourceFiles
-from ovseg.data.prepare.sources import Found, Labels, Reading, Source, no_lesion, path_in
+from ovseg.data.prepare.sources import (
+    LESION,
+    Found,
+    Labels,
+    Reading,
+    Source,
+    no_lesion,
+    path_in,
+)
 
 # The colours and the order of the download's own label files (labels 0..7); ids in our category
 # maps are one higher, 0 is background.
@@ -63,7 +74,8 @@ def find_otu2d(files: SourceFiles, reading: Reading) -> Found:
         else:
             colour[stem] = path
 
-    found = Found(root, categories=list(CATEGORIES.values()))
+    is_ceus = reading.kind == "ceus"
+    found = Found(root, categories=[LESION] if is_ceus else list(CATEGORIES.values()))
     for stem, path in images.items():
         if stem not in colour:
             found.without_labels.append(Source(stem, path, (), no_lesion))
@@ -71,7 +83,8 @@ def find_otu2d(files: SourceFiles, reading: Reading) -> Found:
         label_paths = [colour[stem]]
         if stem in binary:
             label_paths.append(binary[stem])
-        read = partial(read_labels, path, colour[stem], binary.get(stem))
+        read_all = read_ceus_labels if is_ceus else read_labels
+        read = partial(read_all, path, colour[stem], binary.get(stem))
         found.sources.append(Source(stem, path, tuple(label_paths), read))
     for stem, path in colour.items():
         if stem not in images:
@@ -134,11 +147,36 @@ def read_labels(
     mask = (categories > 0).astype(np.uint8)
     if binary_path:
         mask = read_mask(binary_path, threshold=0)
-    if not (height, width) == categories.shape == mask.shape:
-        other = mask.shape if categories.shape == (height, width) else categories.shape
-        raise InputError(
-            f"{image_path}, its annotation and its mask differ in size ({width} x {height}, "
-            f"{categories.shape[1]} x {categories.shape[0]}, {mask.shape[1]} x {mask.shape[0]}). "
-            f"{advise_on_size(image_path, (height, width), other)}"
-        )
+    _check_sizes(image_path, (height, width), categories, mask)
     return Labels(mask, categories)
+
+
+def read_ceus_labels(
+    image_path: Path, colour_path: Path, binary_path: Path | None, height: int, width: int
+) -> Labels:
+    """The lesion of an image of OTU_3d: what is not black, in the binary one where there is one.
+
+    Raises:
+        InputError: an annotation can't be used, or has another size.
+    """
+    brightest: np.ndarray = read_image(colour_path).max(axis=2)
+    annotation = (brightest > 0).astype(np.uint8)
+    mask = annotation
+    if binary_path:
+        mask = read_mask(binary_path, threshold=0)
+    _check_sizes(image_path, (height, width), annotation, mask)
+    return Labels(mask, mask)
+
+
+def _check_sizes(
+    image_path: Path, size: tuple[int, int], annotation: np.ndarray, mask: np.ndarray
+) -> None:
+    """Refuse an annotation or a mask that has not the height and width of its image."""
+    if size == annotation.shape == mask.shape:
+        return
+    other = mask.shape if annotation.shape == size else annotation.shape
+    raise InputError(
+        f"{image_path}, its annotation and its mask differ in size ({size[1]} x {size[0]}, "
+        f"{annotation.shape[1]} x {annotation.shape[0]}, {mask.shape[1]} x {mask.shape[0]}). "
+        f"{advise_on_size(image_path, size, other)}"
+    )

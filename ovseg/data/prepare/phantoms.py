@@ -1,4 +1,4 @@
-"""Synthetic B-mode pairs with exact masks: a dataset that needs no download.
+"""Synthetic pairs with exact masks, in B-mode and with contrast agent: they need no download.
 
 The image model is the usual one for fully developed speckle. A complex Gaussian field of
 scatterers, weighted by the square root of the local echogenicity, passes through a point-spread
@@ -6,6 +6,11 @@ function whose lateral width grows with depth. Envelope, depth attenuation, shad
 compression follow, and the beams are scan-converted to a sector. Lesions are cysts,
 endometrioma-like, solid or mixed, with a bright capsule. Small vessels, shadows and gas in the
 tissue reach the same grey values, so no threshold finds the lesion.
+
+With contrast agent (CEUS) the scanner shows bubbles in blood instead of echoes of tissue: the
+background is dark, perfused tissue and vessels are bright in the colour of amber, fluid stays
+black, and the wall, septa and nodules of a lesion are enhanced. A phantom has the same anatomy in
+all looks.
 
 Source: R. F. Wagner et al., Statistics of speckle in ultrasound B-scans, IEEE Trans. Sonics
 Ultrason. 30(3), 1983.
@@ -21,6 +26,7 @@ from scipy.ndimage import gaussian_filter1d
 from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
 from ovseg.core.files import atomic_dir, write_image, write_json
+from ovseg.core.registry import choose
 from ovseg.data.manifest import FILE_NAME
 
 # The polar grid, fine enough that a grain of speckle spans several cells at 512 pixels.
@@ -33,6 +39,16 @@ CATEGORIES = ("cyst", "haze", "solid", "mixed")
 FRACTIONS = {"train": 0.7, "valid": 0.15, "test": 0.15}
 MAX_FOLDS = 8  # 10 phantoms leave 8 for train and valid
 
+LOOKS = {
+    "b-mode": "grey echoes",
+    "ceus": "contrast agent in amber on black",
+    "panels": "both side by side, as scanners show them; pictures are twice as wide as high",
+}
+# Red, green and blue of full enhancement, and the exponents that darken the weaker one.
+AMBER = (255.0, 190.0, 90.0)
+AMBER_GAMMA = (0.8, 1.2, 2.0)
+SOLID_DECIBEL = -6.0  # echoes of a lesion above it are of tissue, those below it of fluid
+
 
 def make_phantom(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Draw an image and its mask, uint8 of 0 and 1; see `make_phantom_with_category`."""
@@ -40,38 +56,117 @@ def make_phantom(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray]:
     return image, mask
 
 
-def make_phantom_with_category(seed: int, size: int = 256) -> tuple[np.ndarray, np.ndarray, int]:
+def make_phantom_with_category(
+    seed: int, size: int = 256, look: str = "b-mode"
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Draw an image, its mask, and the category of its lesion.
 
     Args:
-        seed: the same seed and size give the same pixels; 0 or more.
-        size: side of the square picture, pixels, at least 32.
+        seed: the same seed, size and look give the same pixels; 0 or more.
+        size: height of the picture, pixels, at least 32.
+        look: see `LOOKS`. The same seed draws the same lesion in each.
 
     Returns:
-        RGB image, uint8 (size, size, 3); lesion mask, uint8 (size, size) of 0 and 1; and id, 1..4
-        in the order of `CATEGORIES`. There is always one lesion.
+        RGB image, uint8 (size, size, 3), of panels (size, 2 * size, 3); lesion mask, uint8 of the
+        same height and width, of 0 and 1, in both panels; and id, 1..4 in the order of
+        `CATEGORIES`. There is always one lesion.
 
     Raises:
-        InputError: `size` is below 32.
+        InputError: `size` is below 32, or an unknown look.
     """
+    choose("look of phantoms", look, LOOKS)
     if size < 32:
         raise InputError(f"Phantoms of {size} pixels are too small to draw, expected at least 32.")
 
     rng = np.random.default_rng(seed)
     fan = Fan.draw(rng)
     x, y = fan.positions()
-    decibel = _tissue(rng, x, y)
-    decibel, distance, category = _add_lesion(rng, x, y, decibel)
-    decibel = decibel + _attenuation(rng, fan.near)
-    envelope = speckle_envelope(rng, decibel)
+    tissue = _tissue(rng, x, y)
+    lesion = _draw_lesion(rng, x, y)
 
+    drawn = []
+    if look in ("b-mode", "panels"):
+        drawn.append(_draw_echoes(rng, fan, tissue, lesion, size))
+    if look in ("ceus", "panels"):
+        # Numbers of its own: they are the same whether the echoes are drawn too.
+        drawn.append(_draw_perfusion(np.random.default_rng([seed, 1]), fan, tissue, lesion, size))
+    image = np.concatenate(drawn, axis=1)
+
+    inside = (lesion.distance < 0).astype(np.float32)
+    mask = (fan.scan_convert(inside, size) > 0.5).astype(np.uint8)
+    return image, np.concatenate([mask] * len(drawn), axis=1), lesion.category
+
+
+def _draw_echoes(
+    rng: np.random.Generator, fan: "Fan", tissue: "Tissue", lesion: "Lesion", size: int
+) -> np.ndarray:
+    """The phantom in B-mode, RGB, uint8 (size, size, 3)."""
+    decibel = _add_lesion(tissue.decibel, lesion) + _attenuation(rng, fan.near)
+    envelope = speckle_envelope(rng, decibel)
     grey = fan.scan_convert(_compress(rng, envelope), size)
     grey = grey.clip(0, 255).astype(np.uint8)
-    image = np.repeat(grey[..., None], 3, 2)
+    return np.repeat(grey[..., None], 3, 2)
 
-    lesion = (distance < 0).astype(np.float32)
-    mask = fan.scan_convert(lesion, size) > 0.5
-    return image, mask.astype(np.uint8), category
+
+def _draw_perfusion(
+    rng: np.random.Generator, fan: "Fan", tissue: "Tissue", lesion: "Lesion", size: int
+) -> np.ndarray:
+    """The phantom with contrast agent, RGB, uint8 (size, size, 3)."""
+    x, y = fan.positions()
+    decibel = rng.uniform(-34, -26) + 4 * _smooth_noise(rng, (20, 20))
+    for _ in range(rng.integers(2, 6)):
+        # Organs around take up the agent too, more or less than the lesion does.
+        distance = _distance_to_ellipse(
+            rng, x, y, rng.uniform(0.15, 0.85), rng.uniform(0.2, 0.9), rng.uniform(0.05, 0.16)
+        )
+        decibel = np.where(distance < 0, rng.uniform(-26, -8), decibel)
+    decibel = np.where(tissue.vessels, rng.uniform(-8, 4), decibel)
+
+    # Fluid has no blood; septa, nodules and solid tumours have.
+    perfused = rng.uniform(-22, -4) + 2 * _smooth_noise(rng, (10, 10))
+    within = np.where(lesion.inside > SOLID_DECIBEL, perfused, -45.0)
+    decibel = np.where(lesion.distance < 0, within, decibel)
+    decibel = decibel + rng.uniform(6, 18) * np.exp(-0.5 * (lesion.distance / 0.008) ** 2)
+    decibel = decibel + tissue.shadow + _attenuation(rng, fan.near)
+
+    envelope = speckle_envelope(rng, decibel)
+    share = fan.scan_convert(_compress(rng, envelope), size).clip(0, 255) / 255
+    channels = []
+    for brightest, gamma in zip(AMBER, AMBER_GAMMA, strict=True):
+        channels.append(brightest * share**gamma)
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """What is around the lesion; maps are (DEPTHS, BEAMS).
+
+    Attributes:
+        decibel: echogenicity, with reflectors and their shadows, dB.
+        vessels: where blood flows, bool.
+        shadow: what reflectors leave of the sound behind them, dB, 0 or less.
+    """
+
+    decibel: np.ndarray
+    vessels: np.ndarray
+    shadow: np.ndarray
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion; maps are (DEPTHS, BEAMS).
+
+    Attributes:
+        distance: to its edge, negative inside; its unit is the picture's side.
+        inside: echogenicity, dB, over the whole picture.
+        capsule: what the capsule adds, dB.
+        category: its id, 1..4.
+    """
+
+    distance: np.ndarray
+    inside: np.ndarray
+    capsule: np.ndarray
+    category: int
 
 
 @dataclass(frozen=True)
@@ -125,28 +220,31 @@ def _smooth_noise(rng: np.random.Generator, scale: tuple[float, float]) -> np.nd
     return noise / noise.std()
 
 
-def _tissue(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Echogenicity of the tissue in dB: layers, dark vessels, bright reflectors with shadows."""
+def _tissue(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Tissue:
+    """Draw the tissue: layers, dark vessels, bright reflectors with shadows."""
     grains = _smooth_noise(rng, (30, 30))
     layers = _smooth_noise(rng, (6, 50))
     decibel = 3 * grains + 2.5 * layers
 
-    vessels = rng.integers(2, 7)
-    for _ in range(vessels):
+    vessels = np.zeros(x.shape, bool)
+    for _ in range(rng.integers(2, 7)):
         center_x = rng.uniform(0.2, 0.8)
         center_y = rng.uniform(0.2, 0.9)
         radius = rng.uniform(0.015, 0.04)
         distance = _distance_to_ellipse(rng, x, y, center_x, center_y, radius)
         decibel = np.where(distance < 0, rng.uniform(-30, -15), decibel)
+        vessels |= distance < 0
 
-    reflectors = rng.integers(0, 4)
-    for _ in range(reflectors):
-        decibel = _add_reflector(rng, decibel)
-    return decibel
+    shadows = np.zeros(x.shape)
+    for _ in range(rng.integers(0, 4)):
+        reflector, shadow = _draw_reflector(rng)
+        decibel = decibel + reflector
+        shadows = shadows + shadow
+    return Tissue(decibel, vessels, shadows)
 
 
-def _add_reflector(rng: np.random.Generator, decibel: np.ndarray) -> np.ndarray:
-    """Add a short bright interface (gas, calcification) and the acoustic shadow below it."""
+def _draw_reflector(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A short bright interface (gas, calcification) with its acoustic shadow; the shadow alone."""
     depth = rng.integers(20, DEPTHS - 60)
     beam = rng.integers(0, BEAMS)
     width = rng.uniform(4, 18)
@@ -156,7 +254,7 @@ def _add_reflector(rng: np.random.Generator, decibel: np.ndarray) -> np.ndarray:
     profile = np.exp(-0.5 * ((column - beam) / width) ** 4)
     bright = 16 * np.exp(-0.5 * ((row - depth) / 2.5) ** 2)
     shadow = -rng.uniform(8, 30) * (row > depth + 4)
-    return decibel + profile * (bright + shadow)
+    return profile * (bright + shadow), profile * shadow
 
 
 def _distance_to_ellipse(
@@ -188,31 +286,27 @@ def _distance_to_ellipse(
     return np.hypot(u, v) - edge
 
 
-def _add_lesion(
-    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, decibel: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Draw a lesion into the echogenicity.
-
-    Returns:
-        The echogenicity with the lesion, dB; the distance to the lesion's edge, negative inside;
-        the category's id.
-    """
+def _draw_lesion(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Lesion:
+    """Draw a lesion near the middle of the picture."""
     radius = rng.uniform(0.09, 0.24)
     center_x = rng.uniform(0.35, 0.65)
     center_y = rng.uniform(0.36, 0.68)
     distance = _distance_to_ellipse(rng, x, y, center_x, center_y, radius)
     kind = str(rng.choice(CATEGORIES))
     inside = _lesion_inside(rng, x, y, center_x, center_y, radius, kind)
-
-    decibel = np.where(distance < 0, inside, decibel)
     capsule = rng.uniform(6, 12) * np.exp(-0.5 * (distance / 0.007) ** 2)
-    decibel = decibel + capsule
+    return Lesion(distance, inside, capsule, CATEGORIES.index(kind) + 1)
+
+
+def _add_lesion(decibel: np.ndarray, lesion: Lesion) -> np.ndarray:
+    """The echogenicity with a lesion in it, dB."""
+    decibel = np.where(lesion.distance < 0, lesion.inside, decibel)
+    decibel = decibel + lesion.capsule
 
     # Fluid attenuates little, so what is below a dark lesion is brighter.
-    enhancement = max(0.0, -float(inside.mean()) - 8) / 4
-    below = np.maximum.accumulate(distance < 0, axis=0) & (distance > 0.01)
-    decibel = decibel + enhancement * cv2.GaussianBlur(below.astype(float), (0, 0), 4)
-    return decibel, distance, CATEGORIES.index(kind) + 1
+    enhancement = max(0.0, -float(lesion.inside.mean()) - 8) / 4
+    below = np.maximum.accumulate(lesion.distance < 0, axis=0) & (lesion.distance > 0.01)
+    return decibel + enhancement * cv2.GaussianBlur(below.astype(float), (0, 0), 4)
 
 
 def _lesion_inside(
@@ -305,6 +399,7 @@ def write_phantoms(
     seed: int = 0,
     overwrite: bool = False,
     folds: int = 0,
+    look: str = "b-mode",
 ) -> None:
     """Write a dataset tree of phantoms as `ovseg prepare_data` writes one, and its `manifest.json`.
 
@@ -313,15 +408,18 @@ def write_phantoms(
     Args:
         output: folder to make; it appears only when it is complete.
         count: number of pairs, at least 10, split 70 : 15 : 15.
-        size: side of the pictures, pixels.
+        size: height of the pictures, pixels.
         seed: phantom n is drawn from (seed, n); 0 or more.
         overwrite: replace a dataset that this function wrote before.
         folds: also divide train and valid into so many folds, in turn (`ovseg prepare_data` does it
             by groups); 0 makes none.
+        look: see `LOOKS`.
 
     Raises:
-        InputError: `seed`, `count`, `size` or `folds` out of range, or `output` exists.
+        InputError: `seed`, `count`, `size` or `folds` out of range, an unknown look, or `output`
+            exists.
     """
+    choose("look of phantoms", look, LOOKS)
     if seed < 0:
         raise InputError(f"The seed of phantoms is {seed}, expected 0 or more.")
     if count < 10:
@@ -342,7 +440,8 @@ def write_phantoms(
             split = splits[number]
             fold = number % folds if folds and split != "test" else None
 
-            image, mask, category = make_phantom_with_category(seed * 1_000_003 + number, size)
+            own_seed = seed * 1_000_003 + number
+            image, mask, category = make_phantom_with_category(own_seed, size, look)
             write_image(folder / split / "images" / f"{stem}.png", image)
             write_image(folder / split / "masks" / f"{stem}.png", mask * 255)
             write_image(folder / split / "categories" / f"{stem}.png", mask * np.uint8(category))
@@ -353,6 +452,7 @@ def write_phantoms(
             "count": count,
             "size": size,
             "seed": seed,
+            "look": look,
             "categories": CATEGORIES,
             "items": items,
         }

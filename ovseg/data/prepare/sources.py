@@ -16,6 +16,11 @@ UNMATCHED = {
     "skip": "leave them out",
     "empty": "they show no lesion",
 }
+# MMOTU's downloads have the same folders, but other annotations.
+MMOTU_KINDS = {
+    "b-mode": "OTU_2d: the colours of annotations are eight categories",
+    "ceus": "OTU_3d, with contrast agent: every colour of an annotation is lesion",
+}
 LESION = "lesion"  # the one category of a dataset that names none
 # Names of folders, in lower case -> split that they hold. `trainval` is divided into train and
 # valid.
@@ -110,6 +115,7 @@ class Reading:
         categories: keep each label as a category.
         patients: folders of images are patients, not classes.
         invert_masks: the darker of a mask's two values is lesion.
+        kind: of the pictures of MMOTU, see `MMOTU_KINDS`.
     """
 
     images: Path | None = None
@@ -119,6 +125,7 @@ class Reading:
     categories: bool = False
     patients: bool = False
     invert_masks: bool = False
+    kind: str = "b-mode"
 
 
 def no_lesion(height: int, width: int) -> Labels:

@@ -445,3 +445,58 @@ def test_names_of_decomposed_letters_are_prepared_once(source, output):
     first = prepare_dataset(source, output, size=32)
     assert first["items"][0]["stem"] == "ä1"
     assert prepare_dataset(source, output, size=32) == first
+
+
+# OTU_3d, with contrast agent
+
+
+@pytest.fixture
+def ceus(source):
+    """The same pairs, with annotations in a colour that is no category of OTU_2d."""
+    for path in (source / "annotations").iterdir():
+        annotation = np.array(Image.open(path))
+        annotation[annotation.any(axis=2)] = (128, 0, 64)
+        Image.fromarray(annotation).save(path)
+    return source
+
+
+def test_every_colour_of_ceus_is_lesion(ceus, output):
+    manifest = prepare_dataset(ceus, output, size=32, fit="stretch", reading=Reading(kind="ceus"))
+    assert len(manifest["items"]) == 30
+    assert (manifest["kind"], manifest["categories"]) == ("ceus", ["lesion"])
+    for item in manifest["items"]:
+        _, mask, categories = read_kinds(output, item)
+        assert set(np.unique(mask)) == {0, 255}
+        assert np.array_equal(categories > 0, mask > 0)
+        assert mask.mean() / 255 == pytest.approx(1 / 16, rel=0.3)
+
+
+def test_binary_annotation_of_ceus_comes_first(ceus, output):
+    for number in range(1, 31):
+        colour = np.array(Image.open(ceus / "annotations" / f"{number}.PNG"))
+        binary = np.zeros(colour.shape[:2], np.uint8)
+        binary[-12:, -12:] = 255
+        Image.fromarray(binary).save(ceus / "annotations" / f"{number}_binary.PNG")
+    manifest = prepare_dataset(ceus, output, size=32, fit="stretch", reading=Reading(kind="ceus"))
+    _, mask, _ = read_kinds(output, manifest["items"][0])
+    assert mask[-1, -1] == 255 and mask[10, 10] == 0
+
+
+def test_annotation_of_ceus_of_another_size_is_a_failure(ceus, output, save_png):
+    save_png(ceus / "annotations" / "7.PNG", draw_annotation(20, 20))
+    manifest = prepare_dataset(ceus, output, size=32, reading=Reading(kind="ceus"))
+    (failure,) = manifest["failures"]
+    assert "7.JPG, its annotation and its mask differ in size (83 x 47, 20 x 20" in failure
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "folders"}, "--kind has no meaning for the layout folders"),
+        ({"kind": "mri"}, "Unknown kind 'mri'. Choose one of: b-mode, ceus"),
+    ],
+)
+def test_kind_that_does_not_fit_is_refused(options, message, ceus, output):
+    reading = Reading(kind=options.pop("kind", "ceus"))
+    with pytest.raises(InputError, match=message):
+        prepare_dataset(ceus, output, size=32, reading=reading, **options)

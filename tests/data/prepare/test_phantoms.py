@@ -103,6 +103,47 @@ def test_every_category_is_drawn():
     assert categories == {1, 2, 3, 4}
 
 
+def test_the_same_seed_draws_the_same_lesion_in_every_look():
+    grey, mask, category = make_phantom_with_category(3, 64)
+    amber, same_mask, same_category = make_phantom_with_category(3, 64, "ceus")
+    both, two_masks, _ = make_phantom_with_category(3, 64, "panels")
+    assert np.array_equal(mask, same_mask)
+    assert category == same_category
+    assert np.array_equal(both, np.concatenate([grey, amber], axis=1))
+    assert np.array_equal(two_masks, np.concatenate([mask, mask], axis=1))
+
+
+def test_contrast_agent_is_amber_on_black():
+    for seed in range(6):
+        image, _, _ = make_phantom_with_category(seed, 64, "ceus")
+        red, green, blue = image.reshape(-1, 3).T.astype(int)
+        assert (red >= green).all() and (green >= blue).all()
+        grey, _, _ = make_phantom_with_category(seed, 64)
+        assert np.median(green) < np.median(grey[..., 1])
+
+
+def test_only_what_has_blood_is_enhanced():
+    """Fluid is black with contrast agent, whatever it is in B-mode; solid tumours are not."""
+    brightness: dict[int, list[float]] = {}
+    for seed in range(40):
+        image, mask, category = make_phantom_with_category(seed, 96, "ceus")
+        inner = cv2.erode(mask, np.ones((9, 9), np.uint8)) > 0
+        if inner.any():
+            brightness.setdefault(category, []).append(image[inner, 0].mean())
+    means = {category: np.mean(values) for category, values in brightness.items()}
+    cyst, haze, solid, _ = (means[category] for category in (1, 2, 3, 4))
+    assert max(cyst, haze) < 0.5 * solid
+
+
+def test_looks_are_chosen_by_the_command(run_command, tmp_path):
+    command = ["make_phantoms", "--count", 10, "--size", 32, "--output"]
+    assert run_command(*command, tmp_path / "panels", "--look", "panels") == 0
+    pairs = find_pairs(tmp_path / "panels/train/images", tmp_path / "panels/train/masks")
+    assert read_mask(pairs[0].mask_path).shape == (32, 64)
+    verify_pairs(pairs)
+    assert run_command(*command, tmp_path / "mri", "--look", "mri") == 2
+
+
 def test_too_small_or_too_few_is_an_error(tmp_path):
     with pytest.raises(InputError, match="too small to draw"):
         make_phantom(0, 16)
