@@ -19,8 +19,9 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, atomic_path, check_output_dir, write_image
 from ovseg.core.runs import RunFolder
 from ovseg.data.pictures import read_image
+from ovseg.inference.folder import MARKER
 from ovseg.inference.pictures import InferPicture, find_pictures
-from ovseg.inference.predictor import MARKER, Predictor, check_batch_size
+from ovseg.inference.predictor import Predictor, check_batch_size
 
 MERGED = "merged"  # folder of the pictures with their predictions added
 MERGED_SUFFIXES = (".jpg", ".png", ".tif", ".bmp")  # that the baseline reads, and writes merged

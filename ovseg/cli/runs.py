@@ -162,7 +162,7 @@ def infer(
             run, images, output, batch_size, engine, device, overwrite, others
         )
         return conclude(f"{count} pictures as of the baseline written to {output}", failures)
-    from ovseg.inference.predictor import infer_folder
+    from ovseg.inference.folder import infer_folder
 
     count, failures = infer_folder(
         run=run,

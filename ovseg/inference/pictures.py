@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import fit_file_name
 from ovseg.data.pairs import list_images
@@ -14,12 +16,16 @@ from ovseg.data.pictures import (
     is_dicom,
     list_pictures,
     list_visible,
+    read_image,
     stem_of,
 )
 
 OVERLAYS = "overlays"  # the folders in the output, of the same structure as the masks
 PROBABILITIES = "probabilities"
 SEGS = "dicomseg"
+
+# Why a picture gets no mask: the mask that it should have, and a message.
+Problem = tuple[Path, str]
 
 
 @dataclass(frozen=True)
@@ -208,3 +214,20 @@ def _check_names(pictures: Sequence[InferPicture]) -> None:
             "Rename one of each, call infer for one folder at a time, or give the folder above "
             "them with --recursive."
         )
+
+
+def read_pictures(
+    pictures: Sequence[InferPicture],
+) -> tuple[list[tuple[InferPicture, np.ndarray]], list[Problem]]:
+    """The pictures that can be read, and what is wrong with the others."""
+    images = []
+    problems = []
+    for picture in pictures:
+        if picture.problem:
+            problems.append((picture.mask, picture.problem))
+            continue
+        try:
+            images.append((picture, read_image(picture.path, picture.frame)))
+        except InputError as error:
+            problems.append((picture.mask, str(error)))
+    return images, problems

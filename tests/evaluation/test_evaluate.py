@@ -17,8 +17,8 @@ from ovseg.core.files import write_json
 from ovseg.data.boxes import fit_box
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.postprocessing_search import search_postprocessing
+from ovseg.inference.folder import infer_folder
 from ovseg.inference.labels import Postprocessing, to_dict
-from ovseg.inference.predictor import infer_folder
 
 CHOSEN = Postprocessing(("horizontal", "vertical"), 0.3, keep_largest=True, fill_holes=True)
 

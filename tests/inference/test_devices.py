@@ -13,8 +13,8 @@ import pytest
 
 from ovseg.core.errors import InputError, WriteError
 from ovseg.core.files import write_image
-from ovseg.inference import predictor as predictor_module
-from ovseg.inference.predictor import infer_folder
+from ovseg.inference import folder as folder_module
+from ovseg.inference.folder import infer_folder
 
 pytestmark = pytest.mark.skipif(
     (os.cpu_count() or 1) < 2, reason="a core for each of two processes is needed"
@@ -54,7 +54,7 @@ def test_two_processes_continue_and_write_what_one_writes(
             raise WriteError(f"Cannot write {path}: No space left on device.")
         write_image(path, image)
 
-    monkeypatch.setattr(predictor_module, "write_image", fill_disk_at_the_fourth)
+    monkeypatch.setattr(folder_module, "write_image", fill_disk_at_the_fourth)
     output = tmp_path / "two"
     assert run_command(*command, "--output", output) == 2
     monkeypatch.undo()

@@ -18,8 +18,9 @@ from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.core.errors import InputError, WriteError
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference import dicom_seg
+from ovseg.inference.folder import infer_folder
 from ovseg.inference.postprocessing import Postprocessing
-from ovseg.inference.predictor import Predictor, infer_folder
+from ovseg.inference.predictor import Predictor
 
 WHOLE = make_region((0, 63, 0, 63), (0.02, 0.01))  # of a phantom of 64 x 64
 

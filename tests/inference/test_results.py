@@ -18,7 +18,8 @@ from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.data.prepare.sources import Reading
 from ovseg.inference import annotation_files
-from ovseg.inference.predictor import Predictor, infer_folder
+from ovseg.inference.folder import infer_folder
+from ovseg.inference.predictor import Predictor
 
 SIZE = 64
 ALL = ["png", "npy", "coco", "labelme", "labelstudio", "contours"]
