@@ -9,6 +9,7 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
@@ -83,7 +84,7 @@ def _add_option(
     parser: ArgumentParser, parameter: inspect.Parameter, description: str | None
 ) -> None:
     name = parameter.name
-    kind = parameter.annotation
+    kind = _without_none(parameter.annotation)
     default = parameter.default
     if parameter.kind is parameter.POSITIONAL_ONLY:
         parser.add_argument(name, type=kind, help=description)
@@ -95,12 +96,19 @@ def _add_option(
         item = _item_type(kind)
         parser.add_argument(f"--{name}", type=item, nargs="+", required=True, help=description)
     elif _item_type(kind) is not None:
-        parser.add_argument(f"--{name}", type=_item_type(kind), nargs="*", help=description)
+        parser.add_argument(f"--{name}", type=_item_type(kind), nargs="+", help=description)
     elif default is parameter.empty:
         parser.add_argument(f"--{name}", type=kind, required=True, help=description)
     else:
         text = description if default is None else f"{description} (default: {default})"
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+
+
+def _without_none(kind: Any) -> Any:
+    """X of the type `X | None`, whose messages are sentences; any other type as it is."""
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    is_optional = type(None) in typing.get_args(kind) and len(parts) == 1
+    return parts[0] if is_optional else kind
 
 
 def _item_type(kind: object) -> type | None:

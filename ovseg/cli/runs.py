@@ -157,6 +157,7 @@ def infer(
             "format": format is not None,
             "tiles": tiles is not None,
             "devices": devices != 1,
+            "frame_step": frame_step != 1,
         }
         count, failures = infer_as_baseline(
             run, images, output, batch_size, engine, device, overwrite, others

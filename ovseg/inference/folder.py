@@ -156,8 +156,10 @@ def infer_folder(
             "each picture with that of its mirror image."
         )
     if tiles is not None:
+        sides = sorted({member.image_size for member in predictor.members})
         print(
-            "--tiles: a network that was trained on whole pictures has never seen a part of one; "
+            f"--tiles: pictures larger than {sides[0]} x {sides[0]} pixels are predicted in tiles. "
+            "A network that was trained on whole pictures has never seen a part of one; "
             "compare some of the masks with those without --tiles.",
             file=sys.stderr,
         )
@@ -322,7 +324,7 @@ def _infer_batches(
                     )
                 yield problems, writing
 
-        # While the next batch is predicted, this one is written: at most two are in memory.
+        # One batch is written, the next one predicted, and a third one read.
         for problems, writing in one_late(begin_to_write()):
             refusals = [future.result() for future in writing]
             yield [*problems, *(refusal for refusal in refusals if refusal is not None)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import fit_file_name
-from ovseg.data.pairs import list_images
+from ovseg.data.pairs import list_images, natural_key
 from ovseg.data.pictures import (
     describe_left_out,
     import_dicom,
@@ -119,6 +119,23 @@ def find_pictures(
         )
     _warn_of_names(pictures)
     return pictures
+
+
+def list_folder(folder: Path) -> list[tuple[Path, int | None, str]]:
+    """Each picture of a folder, in natural order, and each frame of a DICOM file.
+
+    Returns:
+        The path, the frame of DICOM from 0, and why the file can't be read, where that is known.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = []
+    for path in sorted(list_pictures(folder, dicom=True), key=lambda path: natural_key(path.name)):
+        found += [(path, frame, problem) for _, frame, problem in _list_frames(path, 1)]
+    if not found:
+        raise InputError(f"There is no picture in {folder}. Name a folder of pictures.")
+    return found
 
 
 def _list_frames(path: Path, frame_step: int) -> Iterator[tuple[str, int | None, str]]:

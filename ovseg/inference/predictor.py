@@ -13,8 +13,9 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -37,9 +38,9 @@ from ovseg.inference.engines import Engine, arrange_for_inference
 from ovseg.inference.labels import Postprocessing, expected_dice, lesion_of_classes
 from ovseg.inference.model_files import FromProbabilities, is_model, open_model
 from ovseg.inference.outlines import outer_contours
-from ovseg.inference.pictures import InferPicture, find_pictures, read_pictures
+from ovseg.inference.pictures import list_folder
 from ovseg.inference.postprocessing import flip_logits, mean_logits, read_postprocessing, to_probs
-from ovseg.inference.tiles import ProbsAndVariance, check_overlap, in_batches, predict_in_tiles
+from ovseg.inference.tiles import ProbsAndVariance, check_overlap, predict_in_tiles
 from ovseg.inference.uncertainty import (
     deviation_of_members,
     lesion_views,
@@ -49,6 +50,7 @@ from ovseg.models import build_model
 
 # A picture: the path of a file, an image of Pillow, or an array, see `load_picture`.
 Picture = np.ndarray | Image.Image | str | Path
+Item = TypeVar("Item")
 
 BOX = Path(__file__).parents[1] / "weights"  # the model that comes with ovseg
 
@@ -365,7 +367,7 @@ class Predictor:
         Raises:
             InputError: a picture can't be read, an array has another shape or dtype, a folder holds
                 no picture, or an argument is out of range. An iterator raises it when it comes to
-                the picture, and ends.
+                the picture, after the predictions of those before it, and ends.
         """
         check_batch_size(batch_size)
         check_overlap(tiles)
@@ -373,14 +375,7 @@ class Predictor:
             self._predict_batch, batch_size=batch_size, uncertainty=uncertainty, tiles=tiles
         )
         if isinstance(images, str | Path) and Path(images).is_dir():
-            found = find_pictures(
-                [Path(images)],
-                recursive=False,
-                overlays=False,
-                probabilities=False,
-                uncertainty=False,
-            )
-            return _predict_found(predict, found, batch_size)
+            return _predict_folder(predict, list_folder(Path(images)), batch_size)
         if isinstance(images, str | Path | Image.Image):
             return predict([load_picture(images)])[0]
         # An array of four dimensions is a stack of pictures.
@@ -388,7 +383,8 @@ class Predictor:
             return predict([load_picture(images)])[0]
         if not isinstance(images, Iterable):
             raise InputError(_describe_type(images))
-        predictions = _predict_in_batches(predict, images, batch_size)
+        pairs = _predict_in_batches(predict, images, load_picture, batch_size)
+        predictions = (prediction for _, prediction in pairs)
         if isinstance(images, Sequence | np.ndarray):
             return list(predictions)
         return predictions
@@ -434,27 +430,48 @@ class Predictor:
 
 def _predict_in_batches(
     predict: Callable[[list[np.ndarray]], list[Prediction]],
-    pictures: Iterable[Picture],
+    pictures: Iterable[Item],
+    read: Callable[[Item], np.ndarray],
     batch_size: int,
-) -> Iterator[Prediction]:
-    """The predictions of any number of pictures, which are read when they are needed."""
-    for batch in in_batches(map(load_picture, pictures), batch_size):
-        yield from predict(batch)
+) -> Iterator[tuple[Item, Prediction]]:
+    """Predict any number of pictures, which are read when they are needed.
+
+    If one can't be read, those before it are predicted, and its error is raised.
+    """
+    iterator = iter(pictures)
+    problem = None
+    while problem is None:
+        batch = []
+        images = []
+        for picture in islice(iterator, batch_size):
+            try:
+                images.append(read(picture))
+            except InputError as error:
+                problem = error
+                break
+            batch.append(picture)
+        if images:
+            yield from zip(batch, predict(images), strict=True)
+        elif problem is None:
+            return
+    raise problem
 
 
-def _predict_found(
+def _predict_folder(
     predict: Callable[[list[np.ndarray]], list[Prediction]],
-    pictures: Sequence[InferPicture],
+    found: Sequence[tuple[Path, int | None, str]],
     batch_size: int,
 ) -> Iterator[Prediction]:
-    """The predictions of the pictures of a folder."""
-    for batch in in_batches(pictures, batch_size):
-        images, problems = read_pictures(batch)
-        if problems:
-            raise InputError(problems[0][1])
-        predictions = predict([image for _, image in images])
-        for picture, prediction in zip(batch, predictions, strict=True):
-            yield replace(prediction, path=picture.path, frame=picture.frame)
+    """The predictions of what `list_folder` found."""
+
+    def read(picture: tuple[Path, int | None, str]) -> np.ndarray:
+        path, frame, problem = picture
+        if problem:
+            raise InputError(problem)
+        return read_image(path, frame)
+
+    for (path, frame, _), prediction in _predict_in_batches(predict, found, read, batch_size):
+        yield replace(prediction, path=path, frame=frame)
 
 
 def load_network(path: Path) -> torch.nn.Module:
@@ -548,5 +565,5 @@ def restore_probs(probs: np.ndarray, height: int, width: int, fit: str) -> np.nd
 
 def check_batch_size(batch_size: int) -> None:
     """Raise InputError where a batch size is below 1."""
-    if batch_size < 1:
+    if not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, expected at least 1.")

@@ -45,7 +45,10 @@ class Tile:
 def check_overlap(overlap: float | None) -> None:
     """Raise InputError for an overlap outside of `OVERLAPS`; None stands for no tiles."""
     low, high = OVERLAPS
-    if overlap is not None and not low <= overlap <= high:
+    if overlap is None:
+        return
+    is_number = isinstance(overlap, int | float) and not isinstance(overlap, bool)
+    if not is_number or not low <= overlap <= high:
         raise InputError(
             f"tiles is {overlap}, expected the share of a tile's side by which it overlaps the "
             f"next one, {low:g}..{high:g}, such as 0.25."
@@ -90,19 +93,34 @@ def _blend_tiles(
     probs = None
     variance = None
     for tiles in in_batches(split_tiles(height, width, side, overlap), batch_size):
-        found = predict([cut(picture, tile.box) for tile in tiles])
+        found = predict([_in_square(picture, tile.box, side) for tile in tiles])
         for tile, (tile_probs, tile_variance) in zip(tiles, found, strict=True):
+            inside = _centre(tile.box, side)
             if probs is None:
                 probs = np.zeros((len(tile_probs), height, width), np.float32)
             for total, of_tile in zip(probs, tile_probs, strict=True):
-                cut(total, tile.box)[:] += tile.share * of_tile
+                cut(total, tile.box)[:] += tile.share * cut(of_tile, inside)
             if tile_variance is None:
                 continue
             if variance is None:
                 variance = np.zeros((height, width), np.float32)
-            cut(variance, tile.box)[:] += tile.share * tile_variance
+            cut(variance, tile.box)[:] += tile.share * cut(tile_variance, inside)
     assert probs is not None  # there is a tile at least
     return probs, variance
+
+
+def _in_square(picture: np.ndarray, tile: Box, side: int) -> np.ndarray:
+    """A tile of a picture in a square, black around it: else some networks would stretch it."""
+    square = np.zeros((side, side, 3), np.uint8)
+    cut(square, _centre(tile, side))[:] = cut(picture, tile)
+    return square
+
+
+def _centre(tile: Box, side: int) -> Box:
+    """Where a tile that is smaller than the square lies in it: as a letterbox places it."""
+    top = (side - tile.height) // 2
+    left = (side - tile.width) // 2
+    return Box(top, left, tile.height, tile.width)
 
 
 def split_tiles(height: int, width: int, side: int, overlap: float) -> Iterator[Tile]:

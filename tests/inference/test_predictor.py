@@ -129,6 +129,29 @@ def test_generator_raises_at_the_picture_that_cannot_be_read(predictor, images):
         next(predictions)
 
 
+def test_pictures_before_one_that_cannot_be_read_are_predicted(predictor, images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "in")
+    (folder / "bb.png").touch()
+    paths = [images / "a.png", images / "b.jpg", images / "gone.png", images / "c.bmp"]
+    for source, problem in ((iter(paths), "gone"), (folder, "bb")):
+        predictions = predictor.predict(source, batch_size=4)
+        assert next(predictions).labels.shape == (64, 64)
+        assert next(predictions).labels.shape == (50, 64)
+        with pytest.raises(InputError, match=rf"{problem}\.png cannot be read"):
+            next(predictions)
+        assert list(predictions) == []
+
+
+def test_folder_may_hold_pictures_of_one_name_and_folders(predictor, tmp_path, capsys):
+    """No file is written, so names may be equal."""
+    (tmp_path / "inner").mkdir()
+    for name in ("a.png", "a.jpg"):
+        make_picture(tmp_path / name)
+    found = [prediction.path.name for prediction in predictor.predict(tmp_path)]
+    assert found == ["a.jpg", "a.png"]
+    assert capsys.readouterr().err == ""
+
+
 def test_folder_gives_the_predictions_of_its_pictures_and_their_paths(predictor, images):
     paths = [images / name for name in ("a.png", "b.jpg", "c.bmp", "d.tif")]
     for folder in (images, str(images)):
@@ -218,6 +241,10 @@ def test_orientation_of_a_photograph_is_applied_from_a_file_and_from_pillow(tmp_
 def test_path_without_a_picture_is_an_error(predictor, tmp_path):
     with pytest.raises(InputError, match=r"gone\.png cannot be read"):
         predictor.predict(tmp_path / "gone.png")
+
+
+def make_picture(path):
+    Image.fromarray(make_phantom(1, 64)[0]).save(path)
 
 
 def test_batch_size_of_zero_is_an_error(predictor, pictures):

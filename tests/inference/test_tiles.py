@@ -47,6 +47,30 @@ def test_shares_of_each_pixel_sum_to_one(size, overlap):
     assert np.abs(total - 1).max() < 1e-5
 
 
+def test_tile_of_a_narrow_picture_is_not_stretched():
+    """What lies outside of the picture is black, and left out of the result."""
+    picture = np.full((10, 90, 3), 200, np.uint8)
+    seen = []
+
+    def predict(pictures):
+        seen.extend(pictures)
+        return [(part[None, ..., 0] / np.float32(255), part[..., 0] / 255) for part in pictures]
+
+    probs, variance = predict_in_tiles(predict, [picture], 40, 0.25, batch_size=2)[0]
+    assert {part.shape for part in seen} == {(40, 40, 3)}
+    for part in seen:
+        assert (part[15:25] == 200).all()
+        assert (part[:15] == 0).all() and (part[25:] == 0).all()
+    np.testing.assert_allclose(probs, np.full((1, 10, 90), 200 / 255), rtol=1e-5)
+    np.testing.assert_allclose(variance, np.full((10, 90), 200 / 255), rtol=1e-5)
+
+
+@pytest.mark.parametrize("tiles", [False, True, "0.25", -0.1, 0.8, float("nan")])
+def test_overlap_that_is_no_share_is_an_error(predictor, large, tiles):
+    with pytest.raises(InputError, match=r"tiles is .*, expected the share .* 0\.\.0\.75"):
+        predictor.predict(large, tiles=tiles)
+
+
 def test_prediction_changes_smoothly_from_tile_to_tile():
     """Two tiles of 40 that overlap by 20, of probability 0 and 1."""
     picture = np.zeros((40, 60, 3), np.uint8)
