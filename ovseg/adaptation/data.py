@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 from ovseg.core.console import map_with_progress
 from ovseg.core.errors import InputError, first_five, join_problems
 from ovseg.core.files import file_digest
-from ovseg.data.augment.pipelines import augment, build_transform
+from ovseg.data.augment.pipelines import augment, build_transform, side_after
 from ovseg.data.boxes import cut
 from ovseg.data.datamodule import Key, OvarianTumorDataModule, PairDataset
 from ovseg.data.geometry import place
@@ -31,12 +31,12 @@ class TargetImages:
     Args:
         root: a dataset, whose `train/images` are used, or a folder of pictures. No mask is read,
             nor need there be any.
-        image_size: side of the square, pixels.
+        image_size: side of the square that is given to the network, pixels.
         fit: see `OvarianTumorDataModule`.
         augmentation: see `OvarianTumorDataModule`.
 
     Raises:
-        InputError: no such folder, or no picture in it; an unknown augmentation.
+        InputError: no such folder, or no picture in it; an unknown augmentation, or one that cuts.
     """
 
     def __init__(self, root: Path, image_size: int, fit: str, augmentation: str = "none"):
@@ -46,6 +46,11 @@ class TargetImages:
         self.image_size = image_size
         self.fit = fit
         self.transform = build_transform(augmentation)
+        if side_after(self.transform, image_size) != image_size:
+            raise InputError(
+                f"adaptation.target_augmentation {augmentation} cuts a window, but the target's "
+                "images are placed as a whole. Take another, such as distortion."
+            )
         if not self.folder.is_dir():
             raise InputError(
                 f"There is no folder {root}, which adaptation.target_root names. Name a dataset "
@@ -147,12 +152,13 @@ class AdaptationDataModule(OvarianTumorDataModule):
 
     target: TargetImages
 
-    def add_target(self, root: str, augmentation: str) -> None:
-        """Add the images of the target.
+    def add_target(self, root: str, augmentation: str, fit: str | None = None) -> None:
+        """Add the images of the target, which are as large as the source's in training.
 
         Args:
             root: see `TargetImages`.
             augmentation: see `TargetImages`.
+            fit: see `TargetImages`; None for that of the source.
 
         Raises:
             InputError: see `TargetImages`; or it is the source's folder.
@@ -163,9 +169,9 @@ class AdaptationDataModule(OvarianTumorDataModule):
                 "adapt to. Name the images of the other domain."
             )
         settings = self.hparams
-        self.target = TargetImages(
-            Path(root), settings["image_size"], settings["fit"], augmentation
-        )
+        of_source = build_transform(settings["augmentation"], settings["augmentation_args"])
+        side = side_after(of_source, settings["image_size"])
+        self.target = TargetImages(Path(root), side, fit or settings["fit"], augmentation)
 
     def prepare_data(self) -> None:
         """Verify the source as `OvarianTumorDataModule` does, and every image of the target.

@@ -157,6 +157,7 @@ class Adaptation:
             Masks in it are never read in training.
         method: see `METHODS`.
         target_augmentation: of the target's images, as `data.augmentation`.
+        target_fit: how the target's images fill the square, as `data.fit`; None for the same.
         weight: of the adversarial losses and those of the discriminators; 0.005 in the paper.
         channels: of the discriminators' convolutions, see
             `ovseg.adaptation.discriminator.Discriminator`.
@@ -171,6 +172,7 @@ class Adaptation:
         target_root: str,
         method: str = "ds2net",
         target_augmentation: str = "none",
+        target_fit: str | None = None,
         weight: float = 0.005,
         channels: list[int] | None = None,
         lr: float = 2.5e-4,
@@ -189,5 +191,6 @@ class Adaptation:
         self.target_root = target_root
         self.method = method
         self.target_augmentation = target_augmentation
+        self.target_fit = target_fit
         self.weight = weight
         self.lr = lr

@@ -37,6 +37,17 @@ class AdaptCLI(TrainCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse settings that would fail or do nothing in an adaptation."""
         super().before_instantiate_classes()
+        trainer = self.config.trainer
+        if trainer.gradient_clip_val:
+            raise InputError(
+                "trainer.gradient_clip_val is for one optimiser, but an adaptation has two. Set it "
+                "to null."
+            )
+        if trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                "trainer.accumulate_grad_batches is for one optimiser, but an adaptation has two. "
+                "Set it to 1, and data.batch_size to what fits into memory."
+            )
         if str(self.config.trainer.precision) in ("16", "16-mixed"):
             raise InputError(
                 "trainer.precision 16-mixed scales one loss, but an adaptation has two optimisers. "
@@ -69,8 +80,8 @@ class AdaptCLI(TrainCLI):
         """Add what the adaptation needs to the task and the data, then as `train` does."""
         settings = self.config_init["adaptation"]
         data = cast(AdaptationDataModule, self.datamodule)
-        data.add_target(settings.target_root, settings.target_augmentation)
-        cast(AdaptationTask, self.model).adapt(settings, self.config.data.image_size)
+        data.add_target(settings.target_root, settings.target_augmentation, settings.target_fit)
+        cast(AdaptationTask, self.model).adapt(settings, data.target.image_size)
         return super().instantiate_trainer(**kwargs)
 
     def _verify_data(self) -> None:

@@ -156,7 +156,10 @@ def polynomial(
     if power <= 0 or min_lr < 0:
         raise ValueError(f"power {power} is expected above 0, min_lr {min_lr} 0 or more")
     if not 0 <= warmup_steps < length.steps:
-        raise ValueError(f"warmup_steps {warmup_steps} is not inside the {length.steps} steps")
+        raise ValueError(
+            f"scheduler_args.warmup_steps {warmup_steps} is not inside the {length.steps} steps of "
+            "the training; lower it, or train for longer"
+        )
     lowest = min(group["lr"] for group in optimizer.param_groups)
     if min_lr > lowest:
         raise ValueError(f"min_lr {min_lr} is above the rate {lowest}")

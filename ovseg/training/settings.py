@@ -24,7 +24,7 @@ from ovseg.core.yaml_files import parse_yaml, read_yaml
 
 COMMAND_LINE = "command line"
 FLAGS = ("--print_config", "--resume")  # options that need no value
-HELP = "`ovseg train --help` lists the keys and what they take."
+HELP = "The command's --help lists the keys and what they take."
 # Keys below a key that is a dict; people look for them by their last part.
 WANTED_KEYS = ("model.optimizer_args.lr",)
 # Plain types by what they are called in messages.
@@ -169,6 +169,11 @@ def _check_key(setting: Setting, known: Sequence[str]) -> None:
     key = setting.key.rstrip("+")  # `key+` appends to a list
     if key in known or any(key.startswith(f"{other}.") for other in known):
         return
+    if key.partition(".")[0] == "adaptation" and "adaptation" not in _list_sections(known):
+        raise InputError(
+            f"{setting.where}: the section adaptation is for `ovseg adapt`, which trains with "
+            "unlabelled images. Start it in place of this command, or leave the section out."
+        )
     candidates = [*known, *_list_sections(known), *WANTED_KEYS]
     closest = max(candidates, key=lambda other: _similarity(key, other))
     hint = ""

@@ -64,6 +64,14 @@ def test_epochs_and_seeds_draw_other_images(make_data):
     assert any(not torch.equal(image, other[stem]) for stem, image in read_epoch(data).items())
 
 
+def test_target_is_as_large_as_what_the_augmentation_cuts_of_the_source(phantom_root, ceus_root):
+    settings = {"image_size": 56, "batch_size": 2, "num_workers": 0, "cache": False}
+    data = AdaptationDataModule(str(phantom_root), augmentation="mmotu", **settings)
+    data.add_target(str(ceus_root), "distortion", "stretch")
+    batch = next(iter(data.train_dataloader()))
+    assert batch["image"].shape[-2:] == batch["target"].shape[-2:] == (48, 48)
+
+
 def test_target_smaller_than_a_batch_is_drawn_again(make_data, ceus_root, tmp_path):
     path = next((ceus_root / "train" / "images").iterdir())
     (tmp_path / "one").mkdir()

@@ -1,6 +1,5 @@
 """Mistakes on train's command line and in its files: one line with source, key and a remedy."""
 
-import re
 import signal
 import subprocess
 import sys
@@ -29,7 +28,7 @@ KNOWN = [
 
 
 FILES = [
-    ("model: {foo: 1}", "bad.yaml: there is no key model.foo. `ovseg train --help` lists the keys"),
+    ("model: {foo: 1}", "bad.yaml: there is no key model.foo. The command's --help lists the keys"),
     ("model: {lr: 3}", "bad.yaml: there is no key model.lr. Did you mean model.optimizer_args.lr?"),
     (
         "data: {imagesize: 128}",
@@ -42,7 +41,7 @@ FILES = [
     ("modle: {arch: smp}", "bad.yaml: there is no key modle. Did you mean model?"),
     (
         "data: {image_size: big}",
-        "bad.yaml: data.image_size is big, expected a whole number. `ovseg",
+        "bad.yaml: data.image_size is big, expected a whole number. The",
     ),
     (
         "trainer: {max_epochs: many}",
@@ -326,6 +325,11 @@ def test_ctrl_c_while_packages_are_imported_is_one_line(command):
     assert (result.returncode, result.stderr) == (130, "error: stopped by Ctrl-C\n")
 
 
+def test_section_of_another_command_names_that_command():
+    with pytest.raises(InputError, match="the section adaptation is for `ovseg adapt`"):
+        read_settings(["--adaptation.method", "ds2net"], KNOWN)
+
+
 def test_every_raise_of_the_parser_names_the_help():
-    with pytest.raises(InputError, match=re.escape("`ovseg train --help` lists")):
+    with pytest.raises(InputError, match="The command's --help lists"):
         read_settings(["--datas", "3"], KNOWN)

@@ -503,8 +503,8 @@ def _warp(image: np.ndarray, matrix: np.ndarray, side: int, interpolation: int) 
     return cv2.warpAffine(image, matrix, (side, side), flags=interpolation, borderValue=0)
 
 
-def _photometric() -> list[A.BasicTransform]:
-    """A flip and mmsegmentation's photometric distortion, whose ranges these are.
+def _distortion() -> list[A.BasicTransform]:
+    """mmsegmentation's photometric distortion, whose ranges these are.
 
     Each step has a chance of a half; contrast comes before or after the colours. Only saturation
     is not the same: albumentations mixes with grey what mmsegmentation scales in HSV.
@@ -515,7 +515,6 @@ def _photometric() -> list[A.BasicTransform]:
         A.HueSaturationValue(hue_shift_limit=18, sat_shift_limit=0, val_shift_limit=0, p=0.5),
     ]
     return [
-        A.HorizontalFlip(p=0.5),
         A.RandomBrightnessContrast(brightness_limit=32 / 255, contrast_limit=0, p=0.5),
         A.OneOf([A.Sequential([contrast, *colours]), A.Sequential([*colours, contrast])], p=1),
     ]
@@ -602,8 +601,9 @@ PIPELINES: dict[str, Callable[..., list[A.BasicTransform] | A.BasicTransform]] =
     ],
     # Of the MMOTU paper, on pictures of 448 pixels: a window of 384 of the picture at half to
     # twice its size. Networks with learned positions take `photometric`, which cuts nothing.
-    "mmotu": lambda: [RandomWindow(), *_photometric()],
-    "photometric": _photometric,
+    "mmotu": lambda: [RandomWindow(), A.HorizontalFlip(p=0.5), *_distortion()],
+    "photometric": lambda: [A.HorizontalFlip(p=0.5), *_distortion()],
+    "distortion": _distortion,
 }
 
 
