@@ -16,7 +16,7 @@ from ovseg.benchmark.measure import OTHERS
 from ovseg.core.checkpoints import read_members
 from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
-from ovseg.core.processes import busy_seconds, own_process
+from ovseg.core.processes import busy_seconds, own_process, peak_memory
 from ovseg.inference.agreement import choose_images, dice_between
 from ovseg.inference.export import export_run
 from ovseg.inference.model_files import find_model_file
@@ -53,7 +53,8 @@ def measure_formats(
     Returns:
         A row each, but for files that are refused: seconds to load (after torch's import), seconds
         a picture (median, least and most; from pixels to mask with the run's post-processing),
-        pictures a second in batches, size of the file, mean Dice against the reference, and the
+        pictures a second in batches, the most memory of the process, in which torch (about 0.4 GB)
+        is imported in any case, size of the file, mean Dice against the reference, and the
         least Dice of a mask with the run's own.
 
     Raises:
@@ -101,6 +102,8 @@ def measure_formats(
         cores = (time.perf_counter() - began) * torch.get_num_threads()
         others = max(0.0, busy_seconds() - busy - own) / cores
 
+        for name, process in processes.items():
+            rows[name]["peak MiB"] = process.submit(peak_memory).result()
         labels = {}
         for name, process in progress_bar(processes.items(), "Comparing masks"):
             labels[name] = process.submit(_label, sample.pictures).result()

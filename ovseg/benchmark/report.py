@@ -159,13 +159,15 @@ def _draw_data(table: pd.DataFrame) -> Figure:
 
 
 def _draw_formats(table: pd.DataFrame) -> Figure:
-    """Bars of seconds a picture with their spread, of Dice, and of size, a row a file."""
-    figure = Figure(figsize=(11, 1.2 + 0.4 * len(table)), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, sharey=True)
+    """Bars of seconds a picture with their spread, of Dice, memory and size, a row a file."""
+    figure = Figure(figsize=(13, 1.2 + 0.4 * len(table)), layout="constrained")
+    left, middle, memory, right = figure.subplots(1, 4, sharey=True)
     _draw_seconds(left, table)
     left.set(xlabel="seconds a picture (median, least and most)")
     middle.barh(table.index, table["Dice"], color="tab:green")
     middle.set(xlabel="mean Dice on validation images")
+    memory.barh(table.index, table["peak MiB"], color="tab:gray")
+    memory.set(xlabel="most memory, MiB")
     right.barh(table.index, table["file MB"], color="tab:gray")
     right.set(xlabel="size of the file, MB")
     left.invert_yaxis()

@@ -114,6 +114,7 @@ def test_files_of_a_run_are_measured(trained_run, tmp_path, monkeypatch):
     for name, row in rows.items():
         assert name in text
         assert 0 < row["least s"] <= row["median s"] <= row["most s"]
+        assert row["peak MiB"] > 100
 
 
 @pytest.mark.parametrize(
