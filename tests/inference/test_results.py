@@ -171,6 +171,35 @@ def test_labelstudio_predicts_tasks_in_percent(output):
 # The way back
 
 
+@pytest.mark.parametrize("kind", ["labelme"])
+def test_predictions_of_other_folders_are_not_drawn_on_pictures_of_their_names(
+    run, tmp_path, run_command, capsys, read_png, kind
+):
+    for number in range(20):
+        path = tmp_path / "rec" / ("a" if number < 10 else "b") / f"s{number % 10}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_phantom(number, SIZE)[0]).save(path)
+    output = tmp_path / "out"
+    infer_folder(
+        run, tmp_path / "rec", output, device="cpu", recursive=True, formats=["labelme", "coco"]
+    )
+    capsys.readouterr()
+    command = ["prepare_data", "--output", tmp_path / "dataset", "--size", SIZE]
+    command += ["--allow_leakage", "--unmatched", "empty"]
+    assert run_command(*command, "--source", output / kind, "--images", tmp_path / "rec" / "a") == 2
+    error = capsys.readouterr().err
+    assert "10 pictures in" in error
+    assert "rec/b/s0.png" in error if kind == "labelme" else "coco.json: b/s0.png" in error
+    assert not (tmp_path / "dataset").exists()
+
+    assert run_command(*command, "--source", output / kind, "--images", tmp_path / "rec") == 0
+    items = read_json(tmp_path / "dataset" / "manifest.json")["items"]
+    assert len(items) == 20
+    for item in items:
+        mask = read_png(tmp_path / "dataset" / item["split"] / "masks" / f"{item['stem']}.png")
+        assert np.array_equal(mask, read_png(output / item["source"]))
+
+
 @pytest.fixture
 def check_round_trip(output, folder, tmp_path, labels_of, read_png) -> Callable[..., dict]:
     """A function that prepares a dataset of annotations and compares it with the predictions."""

@@ -1015,6 +1015,59 @@ def test_name_of_several_pictures_is_an_error(coco, prepare):
     assert "b_case3" in column(prepare(unmatched="skip"), "stem")
 
 
+# Which annotations
+
+
+def test_several_marks_of_a_ddti_image_are_united(root, prepare, count_lesion):
+    records = []
+    for outline in (RECTANGLE, SECOND):
+        points = [{"x": x, "y": y} for x, y in np.reshape(outline, (-1, 2)).tolist()]
+        records.append(json.dumps([{"points": points}]))
+    for case in range(10):
+        draw_image(root / f"{case}_1.jpg")
+        marks = "".join(f"<mark><image>1</image><svg>{text}</svg></mark>" for text in records)
+        (root / f"{case}.xml").write_text(f"<case>{marks}</case>")
+    assert set(count_lesion(prepare()).values()) == {RECTANGLE_PIXELS + SECOND_PIXELS}
+
+
+def test_annotations_of_other_pictures_with_the_same_names_are_refused(root, prepare):
+    names = [f"case{number}.png" for number in range(COUNT)]
+    for name in names:
+        draw_image(root / "a" / name)
+        draw_image(root / "b" / name)
+    content = coco_records(["a/case1.png", "b/case1.png", "a/case2.png"])
+    # An image that is listed without an annotation is looked at too.
+    content["images"].append({"id": 9, "file_name": "b/case2.png"})
+    path = write_json(root.parent / "coco" / "predictions.coco.json", content)
+    message = (
+        r"2 pictures in .*/in/a have several annotations each: case1.png "
+        r"\(predictions.coco.json: a/case1.png, predictions.coco.json: b/case1.png\), case2.png"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare(Reading(images=root / "a"), path.parent, unmatched="empty")
+    manifest = prepare(Reading(images=root), path.parent, unmatched="skip")
+    sources = sorted(item["source"] for item in manifest["items"])
+    assert sources == ["a/case1.png", "a/case2.png", "b/case1.png"]
+
+
+@pytest.mark.parametrize("kind", ["labelme", "yolo"])
+def test_second_file_of_a_picture_is_refused(root, prepare, kind):
+    if kind == "labelme":
+        draw_labelme(root)
+        file = root / "case3.json"
+    else:
+        draw_yolo(root)
+        file = root / "labels" / "case3.txt"
+    (root / "older").mkdir()
+    shutil.copy(file, root / "older")
+    message = rf"1 pictures .* \({file.relative_to(root)}: .*case3.*, older/{file.name}: .*case3"
+    with pytest.raises(InputError, match=message):
+        prepare()
+
+
+# Boxes
+
+
 @pytest.mark.parametrize("layout", ["auto", "yolo"])
 def test_yolo_boxes_alone_are_an_error_that_says_what_to_export(root, prepare, layout):
     draw_yolo(root)
