@@ -171,7 +171,7 @@ def test_labelstudio_predicts_tasks_in_percent(output):
 # The way back
 
 
-@pytest.mark.parametrize("kind", ["labelme"])
+@pytest.mark.parametrize("kind", ["labelme", "predictions.coco.json"])
 def test_predictions_of_other_folders_are_not_drawn_on_pictures_of_their_names(
     run, tmp_path, run_command, capsys, read_png, kind
 ):
@@ -198,6 +198,13 @@ def test_predictions_of_other_folders_are_not_drawn_on_pictures_of_their_names(
     for item in items:
         mask = read_png(tmp_path / "dataset" / item["split"] / "masks" / f"{item['stem']}.png")
         assert np.array_equal(mask, read_png(output / item["source"]))
+
+
+def test_corrected_labelme_beside_the_predicted_coco_is_a_question(predicted, folder, tmp_path):
+    reading = Reading(images=folder)
+    message = r"2 layouts: coco .*predictions.coco.json.*, labelme \(such as labelme/./\d+.json\)"
+    with pytest.raises(InputError, match=message):
+        prepare_dataset(predicted, tmp_path / "dataset", reading=reading)
 
 
 @pytest.fixture

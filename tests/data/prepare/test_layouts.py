@@ -1065,6 +1065,73 @@ def test_second_file_of_a_picture_is_refused(root, prepare, kind):
         prepare()
 
 
+def test_annotations_of_several_layouts_are_a_question(root, prepare, count_lesion):
+    draw_labelme(root / "images")
+    (root / "labelme").mkdir()
+    for path in (root / "images").glob("*.json"):
+        path.rename(root / "labelme" / path.name)
+    write_json(root / "old.json", coco_records([f"case{number}.jpg" for number in range(COUNT)]))
+    # Larger files of another folder do not hide those of LabelMe.
+    for number in range(30):
+        write_json(root / "contours" / f"{number}.json", {"contours": [0] * 1000})
+
+    message = (
+        r"in holds annotations of 2 layouts: coco \(such as old.json\), labelme \(such as "
+        r"labelme/case\d+.json\). .*--source of prepare_data, or add --layout coco or labelme"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare()
+    assert prepare(layout="labelme")["layout"] == "labelme"
+    by_folder = prepare(Reading(images=root / "images"), root / "labelme")
+    assert by_folder["layout"] == "labelme"
+    assert set(count_lesion(by_folder).values()) == {RECTANGLE_PIXELS}
+
+
+def test_one_annotation_file_is_a_source(coco, root, tmp_path, run_command, capsys):
+    path, content = coco
+    corrected = json.loads(json.dumps(content))
+    for annotation in corrected["annotations"]:
+        annotation["segmentation"] = [SECOND]
+    exported = write_json(path.parent / "corrected.json", corrected)
+    arguments = ["--output", tmp_path / "out", "--size", WIDTH, "--images", root / "images"]
+    assert run_command("prepare_data", "--source", path.parent, *arguments) == 2
+    assert "12 pictures in" in capsys.readouterr().err  # have annotations in both files
+    assert run_command("prepare_data", "--source", exported, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "coco layout: 12 images" in printed
+    for mask in (tmp_path / "out").glob("*/masks/*.png"):
+        assert (np.array(Image.open(mask)) > 0).sum() == SECOND_PIXELS
+
+
+def test_annotation_file_may_lie_beside_its_pictures(root, prepare):
+    draw_labelme(root)
+    shapes = draw_cvat(root, '<polygon label="cyst" points="10,8;30,8;30,20;10,20"/>')
+    manifest = prepare(source=shapes, unmatched="skip")
+    assert manifest["layout"] == "cvat"
+    assert len(manifest["items"]) == COUNT
+    with pytest.raises(InputError, match="which is read"):
+        prepare_dataset(shapes, root / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "message"),
+    [
+        ("case3.png", "auto", r"case3.png is a file, .* is read \(cvat, ddti, coco, labelme\)"),
+        ("list.json", "auto", "list.json is a file, .* Name such a file or the folder"),
+        ("broken.json", "auto", r"broken.json is no JSON"),
+        ("list.json", "folders", "list.json is a file"),
+        ("absent.json", "auto", "There is no folder or file .*absent.json"),
+    ],
+)
+def test_file_that_is_no_annotation_file_is_one_sentence(
+    coco, root, prepare, name, layout, message
+):
+    write_json(root / "images" / "list.json", [1, 2])
+    (root / "images" / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=message):
+        prepare(source=root / "images" / name, layout=layout)
+
+
 # Boxes
 
 
