@@ -105,6 +105,7 @@ def test_contours_are_those_of_the_prediction(run, predicted, folder):
     prediction = Predictor.load(run, "cpu").predict(folder / "a" / "3.png")
     content = read_json(predicted / "contours" / "a" / "3.json")
     assert (content["picture"], content["width"], content["height"]) == ("a/3.png", SIZE, SIZE)
+    assert content["frame"] is None
     assert [found["category"] for found in content["contours"]] == (
         ["lesion"] * len(prediction.contours)
     )
@@ -147,6 +148,18 @@ def test_labelme_names_its_picture_and_joins_the_polygons_of_a_component(predict
     groups = {shape["group_id"] for shape in content["shapes"]}
     row = pd.read_csv(predicted / "predictions.csv", index_col="mask").loc["a/0.png"]
     assert groups == set(range(1, row["components"] + 1))
+
+
+def test_contours_of_a_cine_say_which_frame(run, tmp_path):
+    frames = np.stack([make_phantom(number, SIZE)[0] for number in range(3)])
+    path = save_dicom(tmp_path / "cine.dcm", make_dicom(frames))
+    infer_folder(run, path, tmp_path / "out", device="cpu", formats=["contours"], frame_step=2)
+    found = [read_json(path) for path in sorted((tmp_path / "out" / "contours").iterdir())]
+    assert [(content["picture"], content["frame"]) for content in found] == [
+        ("cine.dcm", 1),
+        ("cine.dcm", 3),
+    ]
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["frame"].tolist() == [1, 3]
 
 
 def test_labelstudio_predicts_tasks_in_percent(output):
