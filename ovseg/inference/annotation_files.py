@@ -64,6 +64,13 @@ class Result:
         return (self.picture.mask.parent / self.picture.path.name).as_posix()
 
     @property
+    def name_with_folder(self) -> str:
+        """`file_name` after the name of the folder that `infer` was given."""
+        path = Path(os.path.abspath(self.picture.path))
+        folder = path.parents[len(self.picture.mask.parent.parts)]
+        return f"{folder.name}/{self.file_name}"
+
+    @property
     def masks(self) -> Iterator[tuple[int, np.ndarray]]:
         """The ids in the labels, and the mask of each, bool (H, W)."""
         for number in range(1, int(self.labels.max()) + 1):
@@ -234,7 +241,9 @@ def write_label_studio(place: Place) -> Iterator[Add]:
                 "score": result.confidence,
                 "result": regions,
             }
-            url = f"/data/local-files/?d={quote(result.file_name)}"
+            # From the parent of the pictures' folder: Label Studio refuses a storage that is the
+            # root of all local files (`validate_connection` in its io_storages/localfiles).
+            url = f"/data/local-files/?d={quote(result.name_with_folder)}"
             tasks.add({"data": {"image": url}, "predictions": [prediction]})
 
         file.write("[")

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -162,9 +163,9 @@ def test_contours_of_a_cine_say_which_frame(run, tmp_path):
     assert pd.read_csv(tmp_path / "out" / "predictions.csv")["frame"].tolist() == [1, 3]
 
 
-def test_labelstudio_predicts_tasks_in_percent(output):
+def test_labelstudio_predicts_tasks_in_percent(output, folder):
     tasks = read_json(output / "predictions.labelstudio.json")
-    assert tasks[0]["data"] == {"image": "/data/local-files/?d=a/0.png"}
+    assert tasks[0]["data"] == {"image": f"/data/local-files/?d={folder.name}/a/0.png"}
     assert len(tasks) == 13
     used = set()
     for task in tasks:
@@ -179,6 +180,30 @@ def test_labelstudio_predicts_tasks_in_percent(output):
             used |= set(region["value"]["polygonlabels"])
     assert used <= set(names_of(output))
     assert len(used) == (3 if names_of(output) == NAMES else 1)
+
+
+def test_labelstudio_finds_each_picture_below_the_parent_of_its_folder(run, tmp_path, monkeypatch):
+    """Its root of local files may not be the storage itself, the pictures' folder."""
+    for name in ("first set/1 #.png", "second/a/1.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        Image.fromarray(make_phantom(1, SIZE)[0]).save(path)
+
+    def names(sources: list[Path], output: Path) -> list[str]:
+        options = {"recursive": True, "formats": ["labelstudio"], "overwrite": True}
+        infer_folder(run, sources, output, device="cpu", **options)
+        tasks = read_json(output / "predictions.labelstudio.json")
+        urls = [task["data"]["image"] for task in tasks]
+        assert all(url.startswith("/data/local-files/?d=") for url in urls)
+        assert not any("#" in url for url in urls)
+        return [unquote(url.partition("?d=")[2]) for url in urls]
+
+    several = names([tmp_path / "first set", tmp_path / "second"], tmp_path / "out")
+    assert several == ["first set/1 #.png", "second/a/1.png"]
+    assert all((tmp_path / name).is_file() for name in several)
+    monkeypatch.chdir(tmp_path / "second" / "a")
+    assert names([Path()], tmp_path / "out") == ["a/1.png"]
+    assert names([Path("..")], tmp_path / "out") == ["second/a/1.png"]
 
 
 # The way back
