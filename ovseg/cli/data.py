@@ -32,7 +32,7 @@ def prepare_data(
     """Make a dataset of squares, split without leakage, from a dataset of any usual layout.
 
     Args:
-        source: folder of the dataset, or of its annotation files
+        source: folder of the dataset or of its annotation files, or one annotation file
         images: folder of images, with --masks in place of --source, or with --source where
             annotation files lie elsewhere
         masks: folder of their masks, with --images

@@ -50,14 +50,12 @@ class Result:
 
     Attributes:
         picture: the picture and its mask.
-        labels: uint8 (H, W), 0 or an id of `names`.
-        names: of the ids 1, 2, ...
+        labels: uint8 (H, W), 0 or an id of `Place.names`.
         confidence: of the prediction, 0..1.
     """
 
     picture: InferPicture
     labels: np.ndarray
-    names: Sequence[str]
     confidence: float
 
     @property
@@ -66,9 +64,16 @@ class Result:
         return (self.picture.mask.parent / self.picture.path.name).as_posix()
 
     @property
+    def name_with_folder(self) -> str:
+        """`file_name` after the name of the folder that `infer` was given."""
+        path = Path(os.path.abspath(self.picture.path))
+        folder = path.parents[len(self.picture.mask.parent.parts)]
+        return f"{folder.name}/{self.file_name}"
+
+    @property
     def masks(self) -> Iterator[tuple[int, np.ndarray]]:
         """The ids in the labels, and the mask of each, bool (H, W)."""
-        for number in range(1, len(self.names) + 1):
+        for number in range(1, int(self.labels.max()) + 1):
             mask = self.labels == number
             if mask.any():
                 yield number, mask
@@ -106,10 +111,12 @@ def write_contours(place: Place) -> Iterator[Add]:
         contours = []
         for number, mask in result.masks:
             for points in outer_contours(mask):
-                contours.append({"category": result.names[number - 1], "points": points.tolist()})
+                contours.append({"category": place.names[number - 1], "points": points.tolist()})
         height, width = result.labels.shape
+        frame = result.picture.frame
         content = {
             "picture": result.file_name,
+            "frame": None if frame is None else frame + 1,
             "width": width,
             "height": height,
             "contours": contours,
@@ -129,7 +136,7 @@ def write_labelme(place: Place) -> Iterator[Add]:
         for group, (number, component) in enumerate(result.components, start=1):
             for polygon in component.polygons:
                 shape = {
-                    "label": result.names[number - 1],
+                    "label": place.names[number - 1],
                     "points": polygon.tolist(),
                     "group_id": group,
                     "description": "",
@@ -216,7 +223,7 @@ def write_label_studio(place: Place) -> Iterator[Add]:
                     value = {
                         "points": percent.tolist(),
                         "closed": True,
-                        "polygonlabels": [result.names[number - 1]],
+                        "polygonlabels": [place.names[number - 1]],
                     }
                     region = {
                         "id": f"region{len(regions) + 1}",
@@ -234,7 +241,9 @@ def write_label_studio(place: Place) -> Iterator[Add]:
                 "score": result.confidence,
                 "result": regions,
             }
-            url = f"/data/local-files/?d={quote(result.file_name)}"
+            # From the parent of the pictures' folder: Label Studio refuses a storage that is the
+            # root of all local files (`validate_connection` in its io_storages/localfiles).
+            url = f"/data/local-files/?d={quote(result.name_with_folder)}"
             tasks.add({"data": {"image": url}, "predictions": [prediction]})
 
         file.write("[")

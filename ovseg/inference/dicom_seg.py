@@ -12,7 +12,6 @@ from itertools import groupby
 from pathlib import Path
 
 import highdicom
-import numpy as np
 from highdicom.seg import (
     SegmentAlgorithmTypeValues,
     Segmentation,
@@ -147,12 +146,9 @@ def _write_series(
     series = highdicom.UID()
     for number, picture in enumerate(frames, start=1):
         assert picture.frame is not None and picture.seg is not None  # as of all DICOM
-        labels = read_labels(folder / picture.mask)
-        if len(segments) == 1:
-            labels = (labels > 0).astype(np.uint8)
         seg = Segmentation(
             source_images=[source],
-            pixel_array=labels,
+            pixel_array=read_labels(folder / picture.mask, len(segments)),
             segmentation_type=SegmentationTypeValues.BINARY,
             segment_descriptions=segments,
             series_instance_uid=series,

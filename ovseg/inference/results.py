@@ -108,10 +108,8 @@ def write_results(
 
         def read(predicted: tuple[InferPicture, Row]) -> Result:
             picture, row = predicted
-            labels = read_labels(table.folder / picture.mask)
-            if not categories:
-                labels = (labels > 0).astype(np.uint8)
-            return Result(picture, labels, place.names, row["confidence"])
+            labels = read_labels(table.folder / picture.mask, len(place.names))
+            return Result(picture, labels, row["confidence"])
 
         with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
             writers = [stack.enter_context(WRITERS[name](place)) for name in chosen]
@@ -127,7 +125,13 @@ def write_results(
     return _import_dicom_seg().write_segs(dicom, table.folder, categories, digest)
 
 
-def read_labels(path: Path) -> np.ndarray:
-    """A mask that `infer` wrote, as it is stored: uint8 (H, W)."""
+def read_labels(path: Path, classes: int) -> np.ndarray:
+    """The labels of a mask that `infer` wrote: uint8 (H, W), 0 and the ids 1..`classes`.
+
+    Args:
+        path: the mask, which holds ids, or 0 and 255 for one class.
+        classes: how many there are.
+    """
     with Image.open(path) as picture:
-        return np.array(picture)
+        stored = np.array(picture)
+    return (stored > 0).astype(np.uint8) if classes == 1 else stored

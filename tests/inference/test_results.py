@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,7 @@ def test_contours_are_those_of_the_prediction(run, predicted, folder):
     prediction = Predictor.load(run, "cpu").predict(folder / "a" / "3.png")
     content = read_json(predicted / "contours" / "a" / "3.json")
     assert (content["picture"], content["width"], content["height"]) == ("a/3.png", SIZE, SIZE)
+    assert content["frame"] is None
     assert [found["category"] for found in content["contours"]] == (
         ["lesion"] * len(prediction.contours)
     )
@@ -149,9 +151,21 @@ def test_labelme_names_its_picture_and_joins_the_polygons_of_a_component(predict
     assert groups == set(range(1, row["components"] + 1))
 
 
-def test_labelstudio_predicts_tasks_in_percent(output):
+def test_contours_of_a_cine_say_which_frame(run, tmp_path):
+    frames = np.stack([make_phantom(number, SIZE)[0] for number in range(3)])
+    path = save_dicom(tmp_path / "cine.dcm", make_dicom(frames))
+    infer_folder(run, path, tmp_path / "out", device="cpu", formats=["contours"], frame_step=2)
+    found = [read_json(path) for path in sorted((tmp_path / "out" / "contours").iterdir())]
+    assert [(content["picture"], content["frame"]) for content in found] == [
+        ("cine.dcm", 1),
+        ("cine.dcm", 3),
+    ]
+    assert pd.read_csv(tmp_path / "out" / "predictions.csv")["frame"].tolist() == [1, 3]
+
+
+def test_labelstudio_predicts_tasks_in_percent(output, folder):
     tasks = read_json(output / "predictions.labelstudio.json")
-    assert tasks[0]["data"] == {"image": "/data/local-files/?d=a/0.png"}
+    assert tasks[0]["data"] == {"image": f"/data/local-files/?d={folder.name}/a/0.png"}
     assert len(tasks) == 13
     used = set()
     for task in tasks:
@@ -168,7 +182,67 @@ def test_labelstudio_predicts_tasks_in_percent(output):
     assert len(used) == (3 if names_of(output) == NAMES else 1)
 
 
+def test_labelstudio_finds_each_picture_below_the_parent_of_its_folder(run, tmp_path, monkeypatch):
+    """Its root of local files may not be the storage itself, the pictures' folder."""
+    for name in ("first set/1 #.png", "second/a/1.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        Image.fromarray(make_phantom(1, SIZE)[0]).save(path)
+
+    def names(sources: list[Path], output: Path) -> list[str]:
+        options = {"recursive": True, "formats": ["labelstudio"], "overwrite": True}
+        infer_folder(run, sources, output, device="cpu", **options)
+        tasks = read_json(output / "predictions.labelstudio.json")
+        urls = [task["data"]["image"] for task in tasks]
+        assert all(url.startswith("/data/local-files/?d=") for url in urls)
+        assert not any("#" in url for url in urls)
+        return [unquote(url.partition("?d=")[2]) for url in urls]
+
+    several = names([tmp_path / "first set", tmp_path / "second"], tmp_path / "out")
+    assert several == ["first set/1 #.png", "second/a/1.png"]
+    assert all((tmp_path / name).is_file() for name in several)
+    monkeypatch.chdir(tmp_path / "second" / "a")
+    assert names([Path()], tmp_path / "out") == ["a/1.png"]
+    assert names([Path("..")], tmp_path / "out") == ["second/a/1.png"]
+
+
 # The way back
+
+
+@pytest.mark.parametrize("kind", ["labelme", "predictions.coco.json"])
+def test_predictions_of_other_folders_are_not_drawn_on_pictures_of_their_names(
+    run, tmp_path, run_command, capsys, read_png, kind
+):
+    for number in range(20):
+        path = tmp_path / "rec" / ("a" if number < 10 else "b") / f"s{number % 10}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(make_phantom(number, SIZE)[0]).save(path)
+    output = tmp_path / "out"
+    infer_folder(
+        run, tmp_path / "rec", output, device="cpu", recursive=True, formats=["labelme", "coco"]
+    )
+    capsys.readouterr()
+    command = ["prepare_data", "--output", tmp_path / "dataset", "--size", SIZE]
+    command += ["--allow_leakage", "--unmatched", "empty"]
+    assert run_command(*command, "--source", output / kind, "--images", tmp_path / "rec" / "a") == 2
+    error = capsys.readouterr().err
+    assert "10 pictures in" in error
+    assert "rec/b/s0.png" in error if kind == "labelme" else "coco.json: b/s0.png" in error
+    assert not (tmp_path / "dataset").exists()
+
+    assert run_command(*command, "--source", output / kind, "--images", tmp_path / "rec") == 0
+    items = read_json(tmp_path / "dataset" / "manifest.json")["items"]
+    assert len(items) == 20
+    for item in items:
+        mask = read_png(tmp_path / "dataset" / item["split"] / "masks" / f"{item['stem']}.png")
+        assert np.array_equal(mask, read_png(output / item["source"]))
+
+
+def test_corrected_labelme_beside_the_predicted_coco_is_a_question(predicted, folder, tmp_path):
+    reading = Reading(images=folder)
+    message = r"2 layouts: coco .*predictions.coco.json.*, labelme \(such as labelme/./\d+.json\)"
+    with pytest.raises(InputError, match=message):
+        prepare_dataset(predicted, tmp_path / "dataset", reading=reading)
 
 
 @pytest.fixture

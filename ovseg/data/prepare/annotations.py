@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -70,9 +69,9 @@ class Collection:
         self._pictures = files.pictures
         self._stems = unique_stems(self.picture_root, self._pictures)
         self._names = PictureNames(self._pictures)
+        self._annotations: dict[Path, list[str]] = {}
         self._drawings: dict[Path, Drawing] = {}
         self._broken: set[Path] = set()
-        self._without_outline: dict[Path, str] = {}
         self._left_out: dict[Path, Counter[str]] = {}
 
     def picture(self, name: str, beside: Path) -> Path | None:
@@ -104,6 +103,24 @@ class Collection:
             )
         return candidates[0] if candidates else None
 
+    def claim(self, name: str, beside: Path) -> Path | None:
+        """The picture of an annotation, which must be its only one (see `finish`).
+
+        Args:
+            name: see `picture`; one without a picture is noted.
+            beside: see `picture`.
+
+        Raises:
+            InputError: several pictures could be meant.
+        """
+        path = self.picture(name, beside)
+        annotation = f"{path_in(self.root, beside)}: {name}"
+        if path is None:
+            self.found.without_image.append(annotation)
+        else:
+            self._annotations.setdefault(path, []).append(annotation)
+        return path
+
     def add(
         self,
         name: str,
@@ -114,7 +131,7 @@ class Collection:
         patient: str = "",
         split: str = "",
     ) -> None:
-        """Take the shapes of a picture, after those that it has already.
+        """Take the shapes of a picture.
 
         Args:
             name: see `picture`.
@@ -125,9 +142,8 @@ class Collection:
             patient: patient or examination of the picture.
             split: of the picture, where its folders say none.
         """
-        path = self.picture(name, beside)
+        path = self.claim(name, beside)
         if path is None:
-            self.found.without_image.append(f"{path_in(self.root, beside)}: {name}")
             return
 
         left_out = Counter(others)
@@ -135,22 +151,14 @@ class Collection:
             self._left_out.setdefault(beside, Counter()).update(left_out)
         if left_out and not shapes:
             types = describe_types(left_out)
-            self._without_outline[path] = f"{beside} has no outline of {path.name}, only {types}."
+            self.fail(f"{beside} has no outline of {path.name}, only {types}.", path)
             return
 
-        drawing = self._drawings.get(path)
-        if drawing is None:
-            own_split = split_of_folders(self.picture_root, path) or split
-            source = Source(
-                self._stems[path], path, (beside,), no_lesion, split=own_split, patient=patient
-            )
-            self._drawings[path] = Drawing(source, shapes, size)
-            return
-        label_paths = drawing.source.label_paths
-        if beside not in label_paths:
-            label_paths = (*label_paths, beside)
-        source = replace(drawing.source, label_paths=label_paths)
-        self._drawings[path] = Drawing(source, drawing.shapes + shapes, drawing.size or size)
+        own_split = split_of_folders(self.picture_root, path) or split
+        source = Source(
+            self._stems[path], path, (beside,), no_lesion, split=own_split, patient=patient
+        )
+        self._drawings[path] = Drawing(source, shapes, size)
 
     def fail(self, problem: str, *pictures: Path | None) -> None:
         """Note that an annotation file can't be used, which is that of these pictures."""
@@ -161,13 +169,12 @@ class Collection:
         """All that was found.
 
         Raises:
-            InputError: no picture has an outline, but some have boxes; see `make_sources`.
+            InputError: pictures have several annotations each; no picture has an outline, but some
+                have boxes; see `make_sources`.
         """
+        self._refuse_several()
         if self._left_out:
             self._judge_left_out()
-        for path, problem in self._without_outline.items():
-            if path not in self._drawings:
-                self.fail(problem, path)
         self.found.read |= self._broken
         drawings = []
         for path in self._pictures:
@@ -180,6 +187,21 @@ class Collection:
                 source = Source(self._stems[path], path, (), no_lesion, split=split)
                 self.found.without_labels.append(source)
         return make_sources(drawings, self.found, reading)
+
+    def _refuse_several(self) -> None:
+        """Refuse annotations that share a picture: some may be another picture's of its name."""
+        shared = []
+        for path, annotations in self._annotations.items():
+            if len(annotations) > 1:
+                name = path_in(self.picture_root, path)
+                shared.append(f"{name} ({first_five(annotations)})")
+        if shared:
+            raise InputError(
+                f"{len(shared)} pictures in {self.picture_root} have several annotations each: "
+                f"{first_five(shared)}. Some may be of pictures in other folders, or older. Name "
+                "the folder of all these pictures with --images, or only the annotations that you "
+                "mean, their folder or file, with --source."
+            )
 
     def _judge_left_out(self) -> None:
         """Say what is no outline, and refuse a dataset that has nothing else."""
@@ -262,8 +284,8 @@ def _read_coco(path: Path, content: dict[str, Any], collection: Collection) -> N
             shapes = shapes_of.get(image, [])
             split = split_of_name(path.stem)
             collection.add(name, path, shapes, size, others_of.get(image, ()), split=split)
-        elif collection.picture(name, path) is None:
-            collection.found.without_image.append(f"{path_in(collection.root, path)}: {name}")
+        else:
+            collection.claim(name, path)
     unknown = (shapes_of.keys() | others_of.keys()) - known
     if unknown:
         raise InputError(
@@ -524,8 +546,7 @@ def _read_cvat(path: Path, image: ElementTree.Element, collection: Collection) -
         elif element.tag != "tag":
             others.append(element.tag)
     if not shapes and not others:
-        if collection.picture(name, path) is None:
-            collection.found.without_image.append(f"{path_in(collection.root, path)}: {name}")
+        collection.claim(name, path)
         return
     shapes.sort(key=lambda pair: pair[0])
     split = split_of_name(image.get("subset", ""))
@@ -608,6 +629,7 @@ def is_ddti(tree: ElementTree.Element) -> bool:
 
 
 def _read_ddti(path: Path, tree: ElementTree.Element, collection: Collection) -> None:
+    shapes_of: dict[str, list[Shape]] = {}
     for mark in tree.iter("mark"):
         number = (mark.findtext("image") or "").strip()
         where = f"{path}: image {number}"
@@ -620,10 +642,11 @@ def _read_ddti(path: Path, tree: ElementTree.Element, collection: Collection) ->
             raise InputError(f"{where} has an outline that is no JSON. Correct it.") from None
         if not isinstance(records, list):
             raise InputError(f"{where} has an outline that is no list. Correct it.")
-        shapes: list[Shape] = []
+        shapes = shapes_of.setdefault(number, [])
         for record in records:
             points = []
             for point in take(record, "points", list, where):
                 points.append([take(point, axis, (int, float), where) for axis in ("x", "y")])
             shapes.append(Polygon(LESION, make_points(points, where)))
+    for number, shapes in shapes_of.items():
         collection.add(f"{path.stem}_{number}", path, shapes, patient=path.stem)

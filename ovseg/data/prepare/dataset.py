@@ -197,10 +197,13 @@ def prepare_dataset(
     reading = replace(reading or Reading(), patients=groups == "folders")
     _check_settings(size, fit, split, split_file, folds, seed)
     choose("unmatched", unmatched, UNMATCHED)
+    source = None if source is None else Path(source)
     inputs = [path for path in (source, reading.images, reading.masks) if path is not None]
+    if source is not None and source.is_file() and reading.images is None:
+        inputs.append(source.parent)  # of its pictures
     refuse_nested(output, inputs)
 
-    layout, found = find_dataset(None if source is None else Path(source), layout, reading)
+    layout, found = find_dataset(source, layout, reading)
     print(_describe(layout, found))
     sources, left_out = settle_unmatched(found, unmatched)
     sources = _with_patients(found.root, sources, groups)

@@ -19,24 +19,26 @@ class SourceFiles:
     """The files of a dataset in a folder and in the folders in it.
 
     Args:
-        root: the folder.
+        root: the folder, or one file: its annotations, which alone are read.
         picture_root: the folder of its pictures, where it is another one.
     """
 
     def __init__(self, root: Path, picture_root: Path | None = None):
-        self.root = root
-        self.picture_root = picture_root or root
+        self.only = root if root.is_file() else None
+        self.root = root.parent if self.only else root
+        self.picture_root = picture_root or self.root
         self._parsed: dict[Path, Any] = {}
 
     @cached_property
     def paths(self) -> list[Path]:
-        """All files in natural order, without hidden ones."""
-        return _list_files(self.root)
+        """All files in natural order, without hidden ones; or the one that is read."""
+        return [self.only] if self.only else _list_files(self.root)
 
     @cached_property
     def pictures(self) -> list[Path]:
-        """The pictures, as `paths`."""
-        paths = self.paths if self.picture_root == self.root else _list_files(self.picture_root)
+        """The pictures in natural order, without hidden ones."""
+        is_listed = self.only is None and self.picture_root == self.root
+        paths = self.paths if is_listed else _list_files(self.picture_root)
         return [path for path in paths if has_suffix(path)]
 
     def with_suffix(self, *suffixes: str) -> list[Path]:

@@ -3,6 +3,7 @@
 A layout is a reader: it finds the images and how the labels of each are read.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from ovseg.data.prepare.annotations import (
 from ovseg.data.prepare.files import SourceFiles
 from ovseg.data.prepare.folders import find_folders, find_spots, find_tn3k, has_classes, holds_masks
 from ovseg.data.prepare.otu2d import find_otu2d, is_otu2d
-from ovseg.data.prepare.sources import MMOTU_KINDS, Found, Reading
+from ovseg.data.prepare.sources import MMOTU_KINDS, Found, Reading, path_in
 
 LOOKED_AT = 20  # annotation files that are opened to recognise a layout, the largest ones
 MAX_WRAPPERS = 3  # folders that hold only one folder, as archives make them
@@ -73,12 +74,23 @@ LAYOUTS = {
 }
 
 
+# The layouts of annotation files: their suffix, and whether the content of one is of the layout.
+# One such file is a dataset too.
+IS_OF_LAYOUT: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "cvat": (".xml", is_cvat),
+    "ddti": (".xml", is_ddti),
+    "coco": (".json", is_coco),
+    "labelme": (".json", is_labelme),
+}
+
+
 def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[str, Found]:
     """The images of a dataset, read by its layout.
 
     Args:
         source: its folder, or that of its annotation files where `reading` names that of its
-            images; None where `reading` names the folders of images and masks.
+            images; or one annotation file; None where `reading` names the folders of images and
+            masks.
         layout: a name in `LAYOUTS`, or `auto`.
         reading: how labels are to be read.
 
@@ -86,8 +98,8 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
         The name of the layout, and what it found.
 
     Raises:
-        InputError: the folders are named in part or twice, the layout isn't recognised, is another
-            one, or does not follow an option; the dataset is malformed.
+        InputError: the folders are named in part or twice, the layout isn't recognised, is one of
+            several, is another one, or does not follow an option; the dataset is malformed.
     """
     choose("layout", layout, {"auto": None, **LAYOUTS})
     choose("kind", reading.kind, MMOTU_KINDS)
@@ -104,10 +116,10 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
         return "folders", find_folders(SourceFiles(Path()), reading)
     if source is None:
         raise InputError("Name a dataset with --source, or two folders with --images and --masks.")
-    if not source.is_dir():
+    if not source.is_dir() and not source.is_file():
         raise InputError(
-            f"There is no folder {source}. Name the folder of a dataset: its images and their "
-            "masks or annotations."
+            f"There is no folder or file {source}. Name the folder of a dataset, its images and "
+            "their masks or annotations, or a file of annotations."
         )
 
     if reading.images is not None and not reading.images.is_dir():
@@ -118,8 +130,14 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
         name = "otu2d"  # with other colours
     elif layout == "auto":
         name = recognise(files, reading.mask_suffix)
-        if not name:
-            raise InputError(f"{source} has no layout that is known. {_list_layouts(files)}")
+    if files.only and name not in IS_OF_LAYOUT:
+        raise InputError(
+            f"{source} is a file, but of a dataset only a file of annotations is read "
+            f"({', '.join(IS_OF_LAYOUT)}). Name such a file or the folder of the dataset; unpack "
+            f"archives. {_list_problems(files)}".strip()
+        )
+    if not name:
+        raise InputError(f"{source} has no layout that is known. {_list_layouts(files)}")
     chosen = LAYOUTS[name]
     given = {
         "images": reading.images is not None,
@@ -136,21 +154,28 @@ def find_dataset(source: Path | None, layout: str, reading: Reading) -> tuple[st
 
 
 def _list_layouts(files: SourceFiles) -> str:
-    """The layouts for an error message, and which annotation files can't be read."""
+    """The layouts for an error message, and what `_list_problems` says."""
     lines = [f"{name} ({layout.description})" for name, layout in LAYOUTS.items()]
     text = f"Known are: {'; '.join(lines)}. Name two folders with --images and --masks, or a layout"
     text += " with --layout."
+    return f"{text} {_list_problems(files)}".strip()
+
+
+def _list_problems(files: SourceFiles) -> str:
+    """Which annotation files can't be read, for an error message; empty where all can."""
     problems = []
     for path in _largest(files, ".json", ".xml"):
         try:
             files.read(path)
         except InputError as error:
             problems.append(str(error))
-    return f"{text} {join_problems(problems)}".strip()
+    return join_problems(problems)
 
 
 def unwrap(source: Path) -> Path:
-    """The folder that holds a dataset: `source`, or the only thing in it, if that is a folder."""
+    """Where a dataset is: `source`, or the only thing in it, if that is a folder."""
+    if not source.is_dir():
+        return source
     folder = source
     for _ in range(MAX_WRAPPERS):
         inner = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -165,27 +190,22 @@ def recognise(files: SourceFiles, mask_suffix: str | None = None) -> str:
     """The layout of a dataset by its content; empty where it is none of `LAYOUTS`.
 
     Raises:
-        InputError: folders of masks are there twice.
+        InputError: folders of masks are there twice, or annotation files of several layouts.
     """
     root = files.root
+    if files.only:
+        return _recognise_annotations(files)
     if is_otu2d(root):
         return "otu2d"
     if not files.pictures:
         return ""
 
-    trees = _readable(files, ".xml")
-    contents = _readable(files, ".json")
+    name = _recognise_annotations(files)
+    if name:
+        return name
     texts = _largest(files, ".txt")
-    matches = {
-        "cvat": any(is_cvat(tree) for tree in trees),
-        "ddti": any(is_ddti(tree) for tree in trees),
-        "coco": any(is_coco(content) for content in contents),
-        "labelme": any(is_labelme(content) for content in contents),
-        "yolo": any(is_yolo(path) for path in texts),
-    }
-    for name, is_it in matches.items():
-        if is_it:
-            return name
+    if any(is_yolo(path) for path in texts):
+        return "yolo"
 
     if (root / "trainval-image").is_dir() and (root / "trainval-mask").is_dir():
         return "tn3k"
@@ -200,19 +220,51 @@ def recognise(files: SourceFiles, mask_suffix: str | None = None) -> str:
     return ""
 
 
+def _recognise_annotations(files: SourceFiles) -> str:
+    """The layout of the annotation files; empty where they are of none in `IS_OF_LAYOUT`.
+
+    Raises:
+        InputError: they are of several: what was corrected in one may be as it was in another.
+    """
+    readable = {suffix: _readable(files, suffix) for suffix in (".xml", ".json")}
+    found = {}
+    for name, (suffix, is_it) in IS_OF_LAYOUT.items():
+        paths = [path for path, content in readable[suffix].items() if is_it(content)]
+        if paths:
+            found[name] = path_in(files.root, paths[0])
+    if len(found) > 1:
+        examples = [f"{name} (such as {path})" for name, path in found.items()]
+        raise InputError(
+            f"{files.root} holds annotations of {len(found)} layouts: {', '.join(examples)}. Say "
+            "which to read: name their folder or file as --source of prepare_data, or add "
+            f"--layout {' or '.join(found)}."
+        )
+    return next(iter(found), "")
+
+
 def _largest(files: SourceFiles, *suffixes: str) -> list[Path]:
-    """The `LOOKED_AT` largest files with one of these suffixes."""
+    """`LOOKED_AT` files with one of these suffixes, the largest ones.
+
+    The folders in the dataset take turns, so that large files of one do not hide another's.
+    """
     chosen = files.with_suffix(*suffixes)
     chosen.sort(key=lambda path: -path.stat().st_size)
+    turns: Counter[tuple[str, ...]] = Counter()
+    turn_of = {}
+    for path in chosen:
+        folder = path.relative_to(files.root).parts[:-1][:1]
+        turn_of[path] = turns[folder]
+        turns[folder] += 1
+    chosen.sort(key=lambda path: turn_of[path])
     return chosen[:LOOKED_AT]
 
 
-def _readable(files: SourceFiles, suffix: str) -> list[Any]:
+def _readable(files: SourceFiles, suffix: str) -> dict[Path, Any]:
     """The content of those of the largest files that can be read; it is kept for their reader."""
-    contents = []
+    contents = {}
     for path in _largest(files, suffix):
         try:
-            contents.append(files.read(path, keep=True))
+            contents[path] = files.read(path, keep=True)
         except InputError:
             continue
     return contents

@@ -1,5 +1,6 @@
 """What a layout's reader hands over: the images of a dataset, and how their labels are read."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -264,7 +265,7 @@ class PictureNames:
             return []
         found = []
         for path in self._named.get(parts[-1], []):
-            folders = [normal_stem(part) for part in path.parts[:-1]]
+            folders = [normal_stem(part) for part in Path(os.path.abspath(path)).parts[:-1]]
             if folders[len(folders) - len(parts) + 1 :] == parts[:-1]:
                 found.append(path)
         return found or self._named.get(parts[-1], [])

@@ -1015,6 +1015,126 @@ def test_name_of_several_pictures_is_an_error(coco, prepare):
     assert "b_case3" in column(prepare(unmatched="skip"), "stem")
 
 
+# Which annotations
+
+
+def test_several_marks_of_a_ddti_image_are_united(root, prepare, count_lesion):
+    records = []
+    for outline in (RECTANGLE, SECOND):
+        points = [{"x": x, "y": y} for x, y in np.reshape(outline, (-1, 2)).tolist()]
+        records.append(json.dumps([{"points": points}]))
+    for case in range(10):
+        draw_image(root / f"{case}_1.jpg")
+        marks = "".join(f"<mark><image>1</image><svg>{text}</svg></mark>" for text in records)
+        (root / f"{case}.xml").write_text(f"<case>{marks}</case>")
+    assert set(count_lesion(prepare()).values()) == {RECTANGLE_PIXELS + SECOND_PIXELS}
+
+
+def test_annotations_of_other_pictures_with_the_same_names_are_refused(root, prepare):
+    names = [f"case{number}.png" for number in range(COUNT)]
+    for name in names:
+        draw_image(root / "a" / name)
+        draw_image(root / "b" / name)
+    content = coco_records(["a/case1.png", "b/case1.png", "a/case2.png"])
+    # An image that is listed without an annotation is looked at too.
+    content["images"].append({"id": 9, "file_name": "b/case2.png"})
+    path = write_json(root.parent / "coco" / "predictions.coco.json", content)
+    message = (
+        r"2 pictures in .*/in/a have several annotations each: case1.png "
+        r"\(predictions.coco.json: a/case1.png, predictions.coco.json: b/case1.png\), case2.png"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare(Reading(images=root / "a"), path.parent, unmatched="empty")
+    manifest = prepare(Reading(images=root), path.parent, unmatched="skip")
+    sources = sorted(item["source"] for item in manifest["items"])
+    assert sources == ["a/case1.png", "a/case2.png", "b/case1.png"]
+
+
+@pytest.mark.parametrize("kind", ["labelme", "yolo"])
+def test_second_file_of_a_picture_is_refused(root, prepare, kind):
+    if kind == "labelme":
+        draw_labelme(root)
+        file = root / "case3.json"
+    else:
+        draw_yolo(root)
+        file = root / "labels" / "case3.txt"
+    (root / "older").mkdir()
+    shutil.copy(file, root / "older")
+    message = rf"1 pictures .* \({file.relative_to(root)}: .*case3.*, older/{file.name}: .*case3"
+    with pytest.raises(InputError, match=message):
+        prepare()
+
+
+def test_annotations_of_several_layouts_are_a_question(root, prepare, count_lesion):
+    draw_labelme(root / "images")
+    (root / "labelme").mkdir()
+    for path in (root / "images").glob("*.json"):
+        path.rename(root / "labelme" / path.name)
+    write_json(root / "old.json", coco_records([f"case{number}.jpg" for number in range(COUNT)]))
+    # Larger files of another folder do not hide those of LabelMe.
+    for number in range(30):
+        write_json(root / "contours" / f"{number}.json", {"contours": [0] * 1000})
+
+    message = (
+        r"in holds annotations of 2 layouts: coco \(such as old.json\), labelme \(such as "
+        r"labelme/case\d+.json\). .*--source of prepare_data, or add --layout coco or labelme"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare()
+    assert prepare(layout="labelme")["layout"] == "labelme"
+    by_folder = prepare(Reading(images=root / "images"), root / "labelme")
+    assert by_folder["layout"] == "labelme"
+    assert set(count_lesion(by_folder).values()) == {RECTANGLE_PIXELS}
+
+
+def test_one_annotation_file_is_a_source(coco, root, tmp_path, run_command, capsys):
+    path, content = coco
+    corrected = json.loads(json.dumps(content))
+    for annotation in corrected["annotations"]:
+        annotation["segmentation"] = [SECOND]
+    exported = write_json(path.parent / "corrected.json", corrected)
+    arguments = ["--output", tmp_path / "out", "--size", WIDTH, "--images", root / "images"]
+    assert run_command("prepare_data", "--source", path.parent, *arguments) == 2
+    assert "12 pictures in" in capsys.readouterr().err  # have annotations in both files
+    assert run_command("prepare_data", "--source", exported, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "coco layout: 12 images" in printed
+    for mask in (tmp_path / "out").glob("*/masks/*.png"):
+        assert (np.array(Image.open(mask)) > 0).sum() == SECOND_PIXELS
+
+
+def test_annotation_file_may_lie_beside_its_pictures(root, prepare):
+    draw_labelme(root)
+    shapes = draw_cvat(root, '<polygon label="cyst" points="10,8;30,8;30,20;10,20"/>')
+    manifest = prepare(source=shapes, unmatched="skip")
+    assert manifest["layout"] == "cvat"
+    assert len(manifest["items"]) == COUNT
+    with pytest.raises(InputError, match="which is read"):
+        prepare_dataset(shapes, root / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "message"),
+    [
+        ("case3.png", "auto", r"case3.png is a file, .* is read \(cvat, ddti, coco, labelme\)"),
+        ("list.json", "auto", "list.json is a file, .* Name such a file or the folder"),
+        ("broken.json", "auto", r"broken.json is no JSON"),
+        ("list.json", "folders", "list.json is a file"),
+        ("absent.json", "auto", "There is no folder or file .*absent.json"),
+    ],
+)
+def test_file_that_is_no_annotation_file_is_one_sentence(
+    coco, root, prepare, name, layout, message
+):
+    write_json(root / "images" / "list.json", [1, 2])
+    (root / "images" / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=message):
+        prepare(source=root / "images" / name, layout=layout)
+
+
+# Boxes
+
+
 @pytest.mark.parametrize("layout", ["auto", "yolo"])
 def test_yolo_boxes_alone_are_an_error_that_says_what_to_export(root, prepare, layout):
     draw_yolo(root)
