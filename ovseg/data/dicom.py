@@ -265,7 +265,8 @@ def _check_pixels(path: Path, header: Dataset, max_pixels: int) -> None:
     columns = header.Columns
     if not _is_count(rows) or not _is_count(columns) or rows * columns > max_pixels:
         raise InputError(
-            f"{path} has {rows} rows and {columns} columns, expected 1 to {max_pixels:,} pixels."
+            f"{path} has {rows} rows and {columns} columns, expected 1 to {max_pixels:,} pixels. "
+            "Export it at another size."
         )
     frames = _frames_of(header)
     if frames > MAX_FRAMES:
