@@ -1,10 +1,10 @@
 """A model that `ovseg export` wrote, without torch: numpy, ONNX Runtime and Pillow are enough.
 
-    model = Model("export/model.onnx")
+    model = Model("export")
     prediction = model.predict("scan.png")
     prediction.labels  # uint8 (H, W), 1 where there is lesion
 
-From a terminal: `python -m ovseg.runtime --model model.onnx --images scan.png --output masks`.
+From a terminal: `python -m ovseg.runtime --model export --images scan.png --output masks`.
 In a small container: `pip install numpy pillow onnxruntime`, and `pip install --no-deps .` in a
 clone.
 """
@@ -20,15 +20,18 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovseg.core.errors import InputError, first_five
+from ovseg.core.files import check_writable, write_image
+from ovseg.core.text import printable
 from ovseg.data.boxes import cut, fit_box
-from ovseg.data.pictures import list_pictures, open_picture
+from ovseg.data.pictures import check_eight_bits, describe_left_out, list_pictures, open_picture
 from ovseg.inference.labels import Postprocessing, flip_axes
 
 CUBIC = -0.75  # OpenCV's parameter of cubic interpolation
 METADATA = "ovseg"  # the key of the description in the file
+MODEL_FILE = "model.onnx"  # in a folder of `ovseg export`
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Model:
     """A network in ONNX Runtime, and what its file says about the way from picture to mask.
 
     Args:
-        path: `model.onnx`, written by `ovseg export`.
+        path: `model.onnx`, written by `ovseg export`, or its folder.
         threads: of the CPU; 0 for all cores.
 
     Attributes:
@@ -60,6 +63,8 @@ class Model:
     """
 
     def __init__(self, path: str | Path, threads: int = 0):
+        if Path(path).is_dir():
+            path = Path(path) / MODEL_FILE
         if not Path(path).is_file():
             raise InputError(f"There is no file {path}. Write it with ovseg export.")
         options = onnxruntime.SessionOptions()
@@ -79,17 +84,26 @@ class Model:
         self.size = self.description["image_size"]
         self.fit = self.description["fit"]
 
-    def predict(self, picture: str | Path | np.ndarray) -> RuntimePrediction:
+    def predict(self, picture: str | Path | Image.Image | np.ndarray) -> RuntimePrediction:
         """Segment one picture.
 
         Args:
-            picture: a path, or RGB, uint8 (H, W, 3).
+            picture: a path; an image of Pillow of 8 bits a channel, which is turned as viewers show
+                it (EXIF orientation); or an array, RGB, uint8 (H, W, 3).
 
         Raises:
-            InputError: the file can't be read, or the array is of another kind.
+            InputError: the file can't be read, or the picture is of another kind.
         """
         if isinstance(picture, str | Path):
             picture = np.array(open_picture(Path(picture)).convert("RGB"))
+        elif isinstance(picture, Image.Image):
+            check_eight_bits(picture, "The picture")
+            picture = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        if not isinstance(picture, np.ndarray):
+            raise InputError(
+                f"A picture is of the type {type(picture).__name__}, expected a path, an image of "
+                "Pillow or an array of numpy. Predict several one by one."
+            )
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             raise InputError(
                 f"A picture is {picture.dtype} of shape {picture.shape}, expected uint8 (H, W, 3)."
@@ -247,49 +261,100 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m ovseg.runtime",
         description="Write a mask for each picture, by a model.onnx of ovseg export.",
     )
-    parser.add_argument("--model", required=True, type=Path, help="model.onnx of ovseg export")
+    parser.add_argument("--model", required=True, type=Path, help="folder of ovseg export")
     parser.add_argument("--images", required=True, type=Path, nargs="+", help="pictures, folders")
     parser.add_argument("--output", required=True, type=Path, help="folder of the masks")
+    parser.add_argument("--overwrite", action="store_true", help="replace masks that are there")
     options = parser.parse_args(arguments)
     try:
-        return _write_masks(options.model, options.images, options.output)
+        pictures = _find_pictures(options.images)
+        masks = _name_masks(pictures, options.output, options.overwrite)
+        model = Model(options.model)
+        failures = _write_masks(model, pictures, masks)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         return 2
+    print(f"{len(pictures) - failures} masks written to {printable(options.output)}")
+    return 1 if failures else 0
 
 
-def _write_masks(model_file: Path, images: Sequence[Path], output: Path) -> int:
-    """See `main`.
+def _find_pictures(sources: Sequence[Path]) -> list[Path]:
+    """The pictures of files and folders; a line says what of a folder is left out.
 
     Raises:
-        InputError: there is no picture, two would have one mask, or the model can't be used.
-        OSError: the output can't be written.
+        InputError: a folder holds no picture.
     """
     pictures: list[Path] = []
-    for path in images:
-        pictures += list_pictures(path) if path.is_dir() else [path]
-    if not pictures:
-        raise InputError(f"There is no picture in {first_five(images)}.")
-    names = Counter(path.stem for path in pictures)
-    twice = [name for name, count in names.items() if count > 1]
+    empty = []
+    for source in sources:
+        if not source.is_dir():
+            pictures.append(source)
+            continue
+        left_out = describe_left_out(source)
+        if left_out:
+            print(left_out, file=sys.stderr)
+        found = list_pictures(source)
+        if not found:
+            empty.append(source)
+        pictures += found
+    if empty:
+        raise InputError(f"There is no picture in {first_five(empty)}. DICOM is not read here.")
+    return pictures
+
+
+def _name_masks(pictures: Sequence[Path], output: Path, overwrite: bool) -> list[Path]:
+    """The mask of each picture.
+
+    Raises:
+        InputError: two pictures would have one mask, the folder is one of pictures or a file, or a
+            mask is there already.
+    """
+    stems = Counter(picture.stem for picture in pictures)
+    twice = [stem for stem, count in stems.items() if count > 1]
     if twice:
         raise InputError(f"Several pictures would have one mask: {first_five(twice)}. Rename them.")
-    model = Model(model_file)
-    output.mkdir(parents=True, exist_ok=True)
+    if output.resolve() in [picture.resolve().parent for picture in pictures]:
+        raise InputError(f"{output} holds pictures that are read. Choose another --output.")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file. Name a folder.")
+    masks = [output / f"{picture.stem}.png" for picture in pictures]
+    present = [mask.name for mask in masks if mask.exists()]
+    if present and not overwrite:
+        raise InputError(
+            f"{output} holds {len(present)} of the masks already: {first_five(present)}. Choose "
+            "another --output or add --overwrite."
+        )
+    return masks
+
+
+def _write_masks(model: Model, pictures: Sequence[Path], masks: Sequence[Path]) -> int:
+    """Predict pictures and write their masks, each of them whole.
+
+    Returns:
+        How many pictures can't be read; each of them is a line.
+
+    Raises:
+        OSError: a mask can't be written.
+    """
+    masks[0].parent.mkdir(parents=True, exist_ok=True)
+    check_writable(masks[0])
     failures = 0
-    for path in pictures:
+    for picture, mask in zip(pictures, masks, strict=True):
         try:
-            prediction = model.predict(path)
+            prediction = model.predict(picture)
         except (InputError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            _print_error(error)
             failures += 1
             continue
         values = prediction.labels
         if len(prediction.probs) == 1:
             values = values * np.uint8(255)
-        Image.fromarray(values).save(output / f"{path.stem}.png")
-    print(f"{len(pictures) - failures} masks written to {output}")
-    return 1 if failures else 0
+        write_image(mask, values)
+    return failures
+
+
+def _print_error(error: Exception) -> None:
+    print(f"error: {printable(error)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -89,16 +89,27 @@ config.settings.reading_validation_mode = config.IGNORE
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 
-def count_frames(path: Path, content: bytes | None = None) -> int:
+def count_frames(
+    path: Path,
+    content: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+    decode_last: bool = True,
+) -> int:
     """How many frames a DICOM file has.
 
+    Args:
+        path: of the file.
+        content: of the file, where it is in memory.
+        max_pixels: how many pixels a frame may have.
+        decode_last: whether to decode the last of several frames, so that a file that is cut off is
+            refused as a whole.
+
     Raises:
-        InputError: it is no image that can be read, or has too many frames. The last frame is
-            decoded for it, so that a file that is cut off is refused as a whole.
+        InputError: it is no image that can be read, or has too many frames or pixels.
     """
-    header = _read_header(path, content)
+    header = _read_header(path, content, max_pixels)
     frames = _frames_of(header)
-    if frames > 1:
+    if decode_last and frames > 1:
         _decode(path, content, header, frames - 1)
     return frames
 
@@ -128,8 +139,9 @@ def read_frame(
     frames = _frames_of(header)
     if frame is None and frames > 1:
         raise InputError(
-            f"{path} has {frames} frames, expected 1. `ovseg infer` takes them all; in Python "
-            "read one with ovseg.data.pictures.read_image(path, frame)."
+            f"{path} has {frames} frames, expected 1. `ovseg infer` takes them all, and in Python "
+            f"Predictor.predict does where it is given the folder, {path.parent}. Read one with "
+            "ovseg.data.pictures.read_image(path, frame), which counts from 0."
         )
     return _decode(path, content, header, frame or 0)
 
@@ -253,7 +265,8 @@ def _check_pixels(path: Path, header: Dataset, max_pixels: int) -> None:
     columns = header.Columns
     if not _is_count(rows) or not _is_count(columns) or rows * columns > max_pixels:
         raise InputError(
-            f"{path} has {rows} rows and {columns} columns, expected 1 to {max_pixels:,} pixels."
+            f"{path} has {rows} rows and {columns} columns, expected 1 to {max_pixels:,} pixels. "
+            "Export it at another size."
         )
     frames = _frames_of(header)
     if frames > MAX_FRAMES:

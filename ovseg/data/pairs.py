@@ -79,9 +79,10 @@ def list_images(folder: Path, dicom: bool = False) -> dict[str, Path]:
 
     paths = list_pictures(folder, dicom)
     if not paths:
+        kinds = (*SUFFIXES, "DICOM") if dicom else SUFFIXES
         raise InputError(
-            f"{folder} holds no picture ({', '.join(SUFFIXES)}). Folders inside it are not read. "
-            f"{describe_left_out(folder)}"
+            f"{folder} holds no picture ({', '.join(kinds)}). Folders inside it are not read. "
+            f"{describe_left_out(folder, dicom=dicom)}"
         )
 
     counts = Counter(normal_stem(stem_of(path)) for path in paths)

@@ -6,6 +6,7 @@ import re
 import stat
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -30,6 +31,7 @@ FORMATS = {
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # DICOM is recognised by its content. A file of such a name that is no DICOM is not passed over.
 DICOM_SUFFIXES = (".dcm", ".dicom")
+KINDS = (*FORMATS, "DICOM")
 DICOM_START = b"DICM"
 DICOM_START_AT = 128  # after as many bytes of any content
 # Formats that keep every value; of WEBP, JPEG 2000 and AVIF Pillow does not say which kind a file
@@ -168,7 +170,10 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def _open(
-    path: Path, content: bytes | None = None, max_pixels: int = MAX_PIXELS
+    path: Path,
+    content: bytes | None = None,
+    max_pixels: int = MAX_PIXELS,
+    kinds: Iterable[str] = FORMATS,
 ) -> tuple[Image.Image, int]:
     """`open_picture`, and the EXIF orientation that it had, 1..8.
 
@@ -176,6 +181,7 @@ def _open(
         path: of the file.
         content: of the file, where it is in memory; `path` is then only its name in messages.
         max_pixels: how many pixels the picture may have.
+        kinds: that the caller reads, for messages.
     """
     try:
         source: Path | io.BytesIO = path
@@ -196,7 +202,7 @@ def _open(
     except UnidentifiedImageError:
         raise InputError(
             f"{path} cannot be read: it is damaged, or no picture of a kind that is read "
-            f"({', '.join(FORMATS)}). Replace or remove the file."
+            f"({', '.join(kinds)}). Replace or remove the file."
         ) from None
     # The decoders of Pillow raise nearly anything for a broken file.
     except Exception as error:
@@ -208,7 +214,7 @@ def _open(
 
 
 def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The picture of a file that is in memory, as `read_image` reads it from a disk.
+    """The picture of a file in memory that is no DICOM, as `read_image` reads it from a disk.
 
     Args:
         content: of the file.
@@ -218,7 +224,8 @@ def decode_image(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.
     Raises:
         InputError: see `open_picture`.
     """
-    return np.array(_open(Path(name), content, max_pixels)[0].convert("RGB"))
+    picture, _ = _open(Path(name), content, max_pixels, KINDS)
+    return np.array(picture.convert("RGB"))
 
 
 def _check_file(path: Path) -> None:
@@ -341,12 +348,20 @@ def read_image(path: Path, frame: int | None = None) -> np.ndarray:
             f"{path} does not begin as a DICOM file does: it is another kind of file, damaged or "
             "encrypted. Export it again, or remove it."
         )
-    return read_image_and_orientation(path)[0]
+    return _read(path, KINDS)[0]
 
 
 def read_image_and_orientation(path: Path) -> tuple[np.ndarray, int]:
-    """`read_image`, and the EXIF orientation of the file: 1 as it is stored, 2..8 turned by it."""
-    picture, orientation = _open(path)
+    """`read_image` where DICOM is not taken, and the EXIF orientation of the file.
+
+    It is 1 for a picture as it is stored, 2..8 for one that is turned by it.
+    """
+    return _read(path, FORMATS)
+
+
+def _read(path: Path, kinds: Iterable[str]) -> tuple[np.ndarray, int]:
+    """`_open` as RGB, uint8 (H, W, 3)."""
+    picture, orientation = _open(path, kinds=kinds)
     if picture.mode != "RGB":  # to convert what is RGB already would copy it
         picture = picture.convert("RGB")
     return np.array(picture), orientation

@@ -46,8 +46,15 @@ class Answer(BaseModel):
     area_mm2: float | None = Field(
         description="Square millimetres of lesion; null where the size of a pixel is unknown."
     )
+    pixel_height_mm: float | None = Field(
+        description="Millimetres that a pixel is high; null where that is unknown."
+    )
+    pixel_width_mm: float | None = Field(
+        description="Millimetres that a pixel is wide; null where that is unknown."
+    )
     calibration: str = Field(
-        description="Where the size of a pixel is from: region or PixelSpacing of a DICOM file; or "
+        description="Where the size of a pixel is from: `region` or `PixelSpacing` of a DICOM "
+        "file; `no lesion` where the file gives it by region and no lesion lies in one; or "
         "`unknown:` and why."
     )
     frames: int = Field(description="How many frames the file has; other than 1 only in DICOM.")
@@ -164,6 +171,8 @@ def make_answer(
         area=prediction.area,
         area_percent=100 * prediction.area / labels.size,
         area_mm2=area_mm2,
+        pixel_height_mm=None if size is None else size.height,
+        pixel_width_mm=None if size is None else size.width,
         calibration=calibration,
         frames=sent.frames,
         category_areas=category_areas,

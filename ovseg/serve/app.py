@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from ovseg import __version__
 from ovseg.core.drawing import PALETTE, PRED
 from ovseg.core.pages import render_page
+from ovseg.data.pictures import DICOM_SUFFIXES, FORMATS, SUFFIXES
 from ovseg.serve.answer import Answer, ModelDescription, Wanted
 from ovseg.serve.upload import FIELD, Uploads
 from ovseg.serve.worker import Worker
@@ -64,8 +65,8 @@ FORM = {
                         FIELD: {
                             "type": "string",
                             "format": "binary",
-                            "description": "The picture: JPEG, PNG, BMP, TIFF, WEBP, JPEG 2000, "
-                            "GIF or PPM of 8 bits a channel, or DICOM.",
+                            "description": f"The picture: {', '.join(FORMATS)} of 8 bits a "
+                            "channel, or DICOM.",
                         }
                     },
                 }
@@ -144,6 +145,7 @@ def _page_values(worker: Worker, uploads: Uploads) -> dict[str, object]:
                 "categories": worker.model.categories,
                 "colors": colors,
                 "maxBytes": uploads.max_bytes,
+                "suffixes": (*SUFFIXES, *DICOM_SUFFIXES),
             }
         ),
     }

@@ -50,7 +50,8 @@ def decode_picture(content: bytes, frame: int = 1) -> Picture:
         return Picture(decode_image(content, NAME, MAX_PIXELS))
     path = Path(NAME)
     dicom = import_dicom(path)
-    frames = dicom.count_frames(path, content)
+    # A page asks for the first frame before others, so a cine that is cut off is refused there.
+    frames = dicom.count_frames(path, content, MAX_PIXELS, decode_last=frame == 1)
     _check_frame(frame, frames)
     image = dicom.read_frame(path, frame - 1, content, MAX_PIXELS)
     return Picture(image, frames, dicom.read_calibration(path, content))

@@ -24,6 +24,7 @@ async function handle(file, item, batch) {
     const button = document.createElement("button");
     button.type = "button";
     picture.button = button;
+    picture.threshold = settings.threshold;
     button.textContent = `${file.name}: ${describeArea(picture.ownMask)}`;
     button.addEventListener("click", () => show(picture));
     item.replaceChildren(button);
@@ -40,19 +41,17 @@ async function handle(file, item, batch) {
 // Another frame of a cine takes the place of the one in the viewer.
 function changeFrame(frame) {
   const picture = shown;
-  element("frame").disabled = true;
+  element("frame").readOnly = true; // disabled, it would lose the focus
   sending = sending.then(async () => {
     tell(`Frame ${frame} of ${picture.file.name} is in work.`);
     try {
-      const { threshold, button } = picture;
-      const other = await read(await ask(picture.file, frame), picture.file, frame);
-      Object.assign(picture, other, { threshold, button });
-      button.textContent = `${picture.name}: ${describeArea(picture.ownMask)}`;
+      Object.assign(picture, await read(await ask(picture.file, frame), picture.file, frame));
+      picture.button.textContent = `${picture.name}: ${describeArea(picture.ownMask)}`;
       tell(`${picture.name} is done: ${describeArea(picture.ownMask)}.`);
     } catch (error) {
       tell(`Frame ${frame} of ${picture.file.name}: ${error.message}`);
     }
-    element("frame").disabled = false;
+    element("frame").readOnly = false;
     if (shown === picture) show(picture);
   });
 }
@@ -98,7 +97,6 @@ async function read(answer, file, frame) {
     ownMask,
     probabilities: firstChannel(probabilities, answer),
     image: await decode(answer.picture),
-    threshold: settings.threshold,
   };
 }
 
@@ -132,9 +130,7 @@ function show(picture) {
   element("frames").textContent = answer.frames;
   element("frame").max = answer.frames;
   element("frame").value = picture.frame;
-  element("calibration").textContent = answer.area_mm2 === null
-    ? answer.calibration
-    : `from the file (${answer.calibration})`;
+  element("calibration").textContent = describePixel(answer);
   element("size").textContent = `${answer.width} x ${answer.height} pixels`;
   element("confidence").textContent = answer.confidence.toFixed(2);
   element("flag").hidden = answer.flag !== true;
@@ -175,6 +171,15 @@ function describeArea(mask) {
 function millimetres(area) {
   const digits = { minimumFractionDigits: 1, maximumFractionDigits: 1 };
   return `${area.toLocaleString("en", digits)} mm²`;
+}
+
+function describePixel({ pixel_height_mm: height, pixel_width_mm: width, calibration }) {
+  if (calibration === "no lesion") {
+    return "unknown: the file gives it by region, and no lesion was found in one";
+  }
+  if (height === null) return calibration;
+  const digits = length => Number(length.toPrecision(3));
+  return `${digits(height)} mm high, ${digits(width)} mm wide, from the file (${calibration})`;
 }
 
 function draw() {
@@ -258,12 +263,17 @@ function drawOutline(context, mask, width, height) {
   }
 }
 
+// As `ovseg infer` names masks: a DICOM file such as 1.2.840.10 has no suffix.
+function stemOf(name) {
+  const suffix = settings.suffixes.find(known => name.toLowerCase().endsWith(known));
+  return suffix ? name.slice(0, -suffix.length) : name;
+}
+
 function save(content, kind) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(content);
-  const stem = shown.file.name.replace(/\.[^.]*$/, "");
   const frame = shown.answer.frames > 1 ? `_${String(shown.frame).padStart(4, "0")}` : "";
-  link.download = `${stem}${frame}_${kind}.png`;
+  link.download = `${stemOf(shown.file.name)}${frame}_${kind}.png`;
   link.click();
   URL.revokeObjectURL(link.href);
 }
@@ -300,8 +310,11 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 element("opacity").addEventListener("input", draw);
 element("frame").addEventListener("change", event => {
-  const frame = Math.round(Number(event.target.value));
-  changeFrame(Math.min(Math.max(frame, 1), shown.answer.frames));
+  const field = event.target;
+  const wanted = field.value === "" ? shown.frame : Math.round(Number(field.value));
+  const frame = Math.min(Math.max(wanted, 1), shown.answer.frames);
+  field.value = frame;
+  if (frame !== shown.frame) changeFrame(frame);
 });
 element("threshold").addEventListener("input", event => {
   shown.threshold = Number(event.target.value);

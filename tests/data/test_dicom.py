@@ -177,8 +177,11 @@ def test_lossless_jpeg_is_read():
 
 def test_one_of_several_frames_has_to_be_named(save, image):
     path = save(np.stack([image, image]))
-    with pytest.raises(InputError, match="a.dcm has 2 frames, expected 1. `ovseg infer` takes"):
+    with pytest.raises(InputError, match="a.dcm has 2 frames, expected 1. `ovseg infer`") as caught:
         read_image(path)
+    message = str(caught.value)
+    assert f"Predictor.predict does where it is given the folder, {path.parent}." in message
+    assert "ovseg.data.pictures.read_image(path, frame), which counts from 0." in message
 
 
 @pytest.mark.parametrize("path", sorted(BUNDLED.rglob("*.dcm")), ids=lambda path: path.name)

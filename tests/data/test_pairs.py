@@ -161,5 +161,11 @@ def test_mask_that_fits_only_the_picture_on_its_side_says_so(tree):
 
 def test_folder_of_other_files_says_which(tmp_path):
     (tmp_path / "1.dcm").touch()
-    with pytest.raises(InputError, match=r"holds no picture .* 1 file was left out: 1 \.dcm"):
+    with pytest.raises(InputError, match=r"\.avif\)\. .* 1 file was left out: 1 \.dcm"):
         list_images(tmp_path)
+
+
+def test_folder_without_pictures_names_dicom_where_it_is_taken(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"\.avif, DICOM\)\. .* 1 file was left out: 1 \.txt"):
+        list_images(tmp_path, dicom=True)

@@ -60,6 +60,15 @@ def test_content_that_cannot_be_read_is_an_error_with_the_name_given():
         decode_image(b"hello", "Scan 3")
 
 
+def test_kinds_that_are_read_have_dicom_among_them_where_it_is_read(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"hello")
+    with pytest.raises(InputError, match=r"AVIF, DICOM\)"):
+        read_image(path)
+    with pytest.raises(InputError, match=r"AVIF\)"):
+        open_picture(path)
+
+
 def test_content_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, gradient):
     Image.fromarray(gradient).save(tmp_path / "a.png")
     content = (tmp_path / "a.png").read_bytes()

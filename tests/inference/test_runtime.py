@@ -63,7 +63,8 @@ def test_it_starts_without_torch(exported, images, tmp_path):
     code = (
         "import sys; from ovseg import runtime; "
         "code = runtime.main(sys.argv[1:]); "
-        "known = ('torch', 'cv2', 'scipy', 'msgspec', 'pandas', 'matplotlib'); "
+        "known = ('torch', 'cv2', 'scipy', 'msgspec', 'pandas', 'matplotlib', 'filelock', "
+        "'psutil', 'pydicom', 'yaml'); "
         "print([name for name in known if name in sys.modules]); "
         "sys.exit(code)"
     )
@@ -107,10 +108,109 @@ def test_what_is_no_model_is_refused(tmp_path, content):
         runtime.Model(tmp_path / "absent.onnx")
 
 
-def test_array_of_another_kind_is_refused(exported):
+def test_picture_of_another_kind_is_refused(exported):
     model = runtime.Model(exported / "export" / "model.onnx")
     with pytest.raises(InputError, match=r"float64 of shape \(4, 4\), expected uint8"):
         model.predict(np.zeros((4, 4)))
+    with pytest.raises(InputError, match="of the type list, expected a path, .* one by one"):
+        model.predict(["a.png", "b.png"])
+    deep = Image.fromarray(np.zeros((4, 4), np.uint16))
+    with pytest.raises(InputError, match="The picture has mode I;16, expected 8 bits"):
+        model.predict(deep)
+
+
+def test_image_of_pillow_is_turned_as_its_file_is(exported, tmp_path):
+    path = tmp_path / "turned.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a viewer turns it by 90 degrees
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    Image.fromarray(picture).save(path, exif=exif)
+    model = runtime.Model(exported / "export" / "model.onnx")
+    with Image.open(path) as opened:
+        found = model.predict(opened)
+    assert found.labels.shape == (30, 20)
+    assert np.array_equal(found.probs, model.predict(path).probs)
+
+
+def test_folder_of_an_export_is_a_model(exported, images, tmp_path):
+    path = images / "a.png"
+    by_file = runtime.Model(exported / "export" / "model.onnx").predict(path)
+    by_folder = runtime.Model(exported / "export").predict(path)
+    assert np.array_equal(by_file.probs, by_folder.probs)
+    with pytest.raises(InputError, match=f"There is no file {tmp_path}/model.onnx"):
+        runtime.Model(tmp_path)
+
+
+@pytest.fixture
+def write(exported, images, tmp_path):
+    """A function that writes masks to `masks`; the exit code."""
+
+    def write(*options: object) -> int:
+        arguments = ["--model", exported / "export", "--output", tmp_path / "masks"]
+        if "--images" not in options:
+            arguments += ["--images", images]
+        return runtime.main([str(option) for option in (*arguments, *options)])
+
+    return write
+
+
+def test_files_of_a_folder_that_are_left_out_are_counted(write, images, tmp_path, capsys):
+    folder = tmp_path / "exam"
+    folder.mkdir()
+    (folder / "1.dcm").touch()
+    (folder / "2.dcm").touch()
+    assert write("--images", images, folder) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [
+        f"{folder}: 2 files were left out: 2 .dcm.",
+        f"error: There is no picture in {folder}. DICOM is not read here.",
+    ]
+    assert not (tmp_path / "masks").exists()
+
+    cv2.imwrite(str(folder / "3.png"), np.zeros((20, 30, 3), np.uint8))
+    assert write("--images", folder) == 0
+    assert capsys.readouterr().err == f"{folder}: 2 files were left out: 2 .dcm.\n"
+
+
+def test_masks_that_are_there_are_replaced_only_if_that_is_asked_for(write, tmp_path, capsys):
+    (tmp_path / "masks").mkdir()
+    old = tmp_path / "masks" / "c.png"
+    old.write_bytes(b"drawn by hand")
+    (tmp_path / "masks" / "other.png").write_bytes(b"another")
+    assert write() == 2
+    assert "masks holds 1 of the masks already: c.png. Choose" in capsys.readouterr().err
+    assert old.read_bytes() == b"drawn by hand"
+    assert len(list((tmp_path / "masks").iterdir())) == 2
+
+    assert write("--overwrite") == 0
+    with Image.open(old) as mask:
+        assert mask.size == (37, 64)
+    assert (tmp_path / "masks" / "other.png").read_bytes() == b"another"
+
+
+def test_folder_of_the_pictures_is_no_output(write, images, tmp_path, capsys):
+    (tmp_path / "masks").mkdir()
+    picture = tmp_path / "masks" / "a.png"
+    picture.write_bytes((images / "a.png").read_bytes())
+    content = picture.read_bytes()
+    assert write("--images", picture, "--overwrite") == 2
+    assert "holds pictures that are read. Choose another --output." in capsys.readouterr().err
+    assert picture.read_bytes() == content
+
+
+def test_mask_is_written_whole_or_not_at_all(write, tmp_path, capsys, monkeypatch):
+    assert write() == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "masks").iterdir()}
+
+    def fill_the_disk(image: Image.Image, path: object, **options: object) -> None:
+        with open(path, "wb") as file:
+            file.write(b"half a mask")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
+    assert write("--overwrite") == 2
+    assert capsys.readouterr().err.endswith("a.png: No space left on device.\n")
+    assert {path: path.read_bytes() for path in (tmp_path / "masks").iterdir()} == before
 
 
 def test_mistakes_are_one_line(exported, images, tmp_path, capsys):
@@ -121,7 +221,7 @@ def test_mistakes_are_one_line(exported, images, tmp_path, capsys):
     cases = [
         ([tmp_path / "no.onnx", images, output], "There is no file"),
         ([model, tmp_path / "empty", output], "There is no picture in"),
-        ([model, images, tmp_path / "file"], "File exists"),
+        ([model, images, tmp_path / "file"], "file is a file. Name a folder."),
     ]
     for (file, pictures, folder), message in cases:
         options = ["--model", file, "--images", pictures, "--output", folder]

@@ -7,9 +7,11 @@ import itertools
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.uid import RLELossless
 
-from dicom_files import encode_dicom, make_dicom, make_region
+from dicom_files import compress, encode_dicom, make_dicom, make_region
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
+from ovseg.data.pictures import FORMATS
 from ovseg.inference.postprocessing import Postprocessing
 from ovseg.inference.predictor import Predictor
 from ovseg.serve import decode, upload, worker
@@ -137,6 +139,18 @@ def test_threshold_and_clean_up_of_a_run_are_described(run):
     assert (model.threshold, model.cleanup) == (0.4, ["holes filled"])
 
 
+def test_every_calibration_and_format_is_described(running):
+    """The description for programs names what an answer can hold and what is read."""
+    schema = running.client.get("/openapi.json").json()
+    answer = schema["components"]["schemas"]["Answer"]["properties"]
+    for word in ("region", "PixelSpacing", "no lesion", "unknown:"):
+        assert f"`{word}`" in answer["calibration"]["description"]
+    body = schema["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    description = body["schema"]["properties"]["file"]["description"]
+    for name in (*FORMATS, "DICOM"):
+        assert name in description
+
+
 def test_health_and_model(running):
     health = running.client.get("/health").json()
     assert health == {"status": "ok", "waiting": 0, "places": 4}
@@ -167,12 +181,15 @@ def test_area_of_dicom_is_in_square_millimetres(running):
     dataset = make_dicom(draw_square(), SequenceOfUltrasoundRegions=[region])
     answer = running.post(encode_dicom(dataset)).json()
     assert (answer["area"], answer["area_mm2"]) == (30, pytest.approx(30))
+    assert answer["pixel_height_mm"] == pytest.approx(0.5)
+    assert answer["pixel_width_mm"] == pytest.approx(2)
     assert (answer["calibration"], answer["frames"]) == ("region", 1)
 
 
 def test_picture_without_a_scale_has_no_area_in_square_millimetres(running):
     answer = running.post(encode(draw_square())).json()
     assert answer["area_mm2"] is None
+    assert (answer["pixel_height_mm"], answer["pixel_width_mm"]) == (None, None)
     assert answer["calibration"] == "unknown: only a DICOM file tells the size of its pixels"
     answer = running.post(encode_dicom(make_dicom(draw_square()))).json()
     assert (answer["area_mm2"], answer["calibration"]) == (
@@ -199,10 +216,23 @@ def test_damaged_dicom_is_refused_without_its_header(running):
     assert "MARKED" not in response.text
 
 
-def test_dicom_of_too_many_pixels(running, monkeypatch):
+def test_only_the_frame_that_is_asked_for_is_decoded_after_the_first(running):
+    """A cine whose last frame is cut off is refused at its first frame; others are answered."""
+    black = np.zeros_like(draw_square())
+    cine = compress(make_dicom(np.stack([black, draw_square(), black])), RLELossless)
+    content = encode_dicom(cine)[:-100]
+    check_refusal(running.post(content), 400, "frame 3 of 3 cannot be decoded")
+    assert running.post(content, "?frame=2").json()["area"] == 30
+    check_refusal(running.post(content, "?frame=3"), 400, "frame 3 of 3 cannot be decoded")
+
+
+@pytest.mark.parametrize("frame", [1, 2])
+def test_dicom_of_too_many_pixels_is_refused_before_it_is_decoded(running, monkeypatch, frame):
     monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
-    content = encode_dicom(make_dicom(draw_square()))
-    check_refusal(running.post(content), 400, "32 rows and 32 columns, expected 1 to 1,000 pixels")
+    cine = encode_dicom(make_dicom(np.stack([draw_square()] * 2)))
+    # Its last frame can't be decoded.
+    response = running.post(cine[:-500], f"?frame={frame}")
+    check_refusal(response, 400, "32 rows and 32 columns, expected 1 to 1,000 pixels")
 
 
 # Refusals
@@ -219,7 +249,8 @@ def check_refusal(response, status: int, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (b"hello", "no picture of a kind that is read (JPEG, PNG, "),
+        (b"hello", "no picture of a kind that is read (JPEG, PNG, BMP, TIFF, WEBP, "),
+        (b"hello", ", AVIF, DICOM). Replace"),
         (b"", "no picture of a kind that is read"),
         (encode(draw_square())[:60], "cannot be read"),
         (encode(np.full((9, 9), 3000, np.uint16)), "16 bits"),

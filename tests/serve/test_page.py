@@ -44,12 +44,12 @@ class Visit:
         self.page.goto(url)
 
     def choose(self, **pictures: bytes) -> None:
-        """Choose pictures of these names, and wait until all are done."""
+        """Choose pictures, PNG where a name has no dot, and wait until all are done."""
         before = self.page.locator("#list li").count()
-        files = [
-            {"name": f"{name}.png", "mimeType": "image/png", "buffer": content}
-            for name, content in pictures.items()
-        ]
+        files = []
+        for stem, content in pictures.items():
+            name = stem if "." in stem else f"{stem}.png"
+            files.append({"name": name, "mimeType": "", "buffer": content})
         self.page.set_input_files("#files", files)
         done = self.page.locator("#list li:has(button), #list li.problem")
         sync_api.expect(done).to_have_count(before + len(files))
@@ -120,20 +120,82 @@ def test_frames_of_a_cine_are_chosen_and_measured(browser, cleaned):
         visit.choose(cine=encode_dicom(cine))
         assert visit.text("#name") == "cine.png, frame 1"
         assert visit.text("#area") == "no lesion"
+        assert visit.text("#calibration") == (
+            "unknown: the file gives it by region, and no lesion was found in one"
+        )
         visit.page.fill("#frame", "2")
         visit.page.keyboard.press("Tab")
         sync_api.expect(visit.page.locator("#name")).to_have_text("cine.png, frame 2")
         assert visit.text("#area") == "30 pixels (2.9 % of the picture), 30.0 mm²"
-        assert visit.text("#calibration") == "from the file (region)"
+        assert visit.text("#calibration") == "0.5 mm high, 2 mm wide, from the file (region)"
         name, mask = visit.save("mask")
         assert name == "cine_0002_mask.png"
         assert np.array_equal(mask > 0, draw_square()[..., 0] > 0)
 
         visit.move("#threshold", "ArrowLeft", 20)
         assert "mm²" not in visit.text("#area")
+        visit.check()
+
+
+def test_frames_of_a_cine_are_stepped_by_keyboard(browser, bright):
+    black = np.zeros_like(draw_square())
+    cine = encode_dicom(make_dicom(np.stack([black, draw_square(), black])))
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(**{"cine.dcm": cine})
+        visit.page.focus("#frame")
+        name = sync_api.expect(visit.page.locator("#name"))
+        for frame in (2, 3):
+            visit.page.keyboard.press("ArrowUp")
+            name.to_have_text(f"cine.dcm, frame {frame}")
+        visit.page.keyboard.press("ArrowDown")
+        name.to_have_text("cine.dcm, frame 2")
+        assert visit.page.evaluate("document.activeElement.id") == "frame"
+
+        asked = len(visit.requests)
+        field = sync_api.expect(visit.page.locator("#frame"))
+        visit.page.fill("#frame", "")
+        visit.page.keyboard.press("Tab")
+        field.to_have_value("2")
+        assert len(visit.requests) == asked
         visit.page.fill("#frame", "9")
         visit.page.keyboard.press("Tab")
-        sync_api.expect(visit.page.locator("#status")).to_contain_text("frame 2 is done")
+        name.to_have_text("cine.dcm, frame 3")
+        field.to_have_value("3")
+        visit.check()
+
+
+def test_slider_moves_while_a_frame_is_in_work(browser, cleaned):
+    cine = encode_dicom(make_dicom(np.stack([draw_square(), two_squares()])))
+    with listen(cleaned) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(**{"cine.dcm": cine})
+        held: list[sync_api.Route] = []
+        visit.page.route("**/predict?frame=2*", lambda route: held.append(route))
+        with visit.page.expect_request("**/predict?frame=2*"):
+            visit.move("#frame", "ArrowUp")
+        visit.move("#threshold", "ArrowLeft", 20)
+        held[0].continue_()
+        sync_api.expect(visit.page.locator("#name")).to_have_text("cine.dcm, frame 2")
+        assert visit.text("#threshold-value") == "0.30"
+        assert visit.page.input_value("#threshold") == "0.3"
+        assert visit.text("#area").startswith("50 pixels (4.9 %")
+        assert visit.text("#list li").startswith("cine.dcm, frame 2: 30 pixels")
+        visit.check()
+
+
+def test_names_of_saved_files_lose_known_suffixes_only(browser, bright):
+    dicom = encode_dicom(make_dicom(draw_square()))
+    names = {
+        "1.2.840.10": "1.2.840.10_mask.png",
+        "scan.DCM": "scan_mask.png",
+        "week.12.png": "week.12_mask.png",
+    }
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        for name, saved in names.items():
+            visit.choose(**{name: encode(draw_square()) if name.endswith("png") else dicom})
+            assert visit.save("mask")[0] == saved
         visit.check()
 
 
