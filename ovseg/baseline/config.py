@@ -142,9 +142,10 @@ def _note_tiles(file: BaselineFile) -> None:
 def _snapshots(file: BaselineFile) -> int:
     """How many pictures are shown after every epoch."""
     where = "snapshots.num_infer_images"
-    if not file.flag("train", "epoch_change_infer", f"{where}: 0 where it is False", False):
+    if not file.flag("train", "epoch_change_infer", f"{where}: 0", False):
         file.note("train", "num_infer_images", "ignored: train.epoch_change_infer is False")
         return 0
+    file.note("train", "epoch_change_infer", f"{where}: train.num_infer_images")
     return max(1, file.integer("train", "num_infer_images", f"{where}, at least 1", 1))
 
 
@@ -195,9 +196,9 @@ def _scheduler(file: BaselineFile, stopping_patience: int) -> dict[str, Any]:
         for key in ("reducer_factor", "reducer_patience"):
             file.note("train", key, "ignored: train.learning_rate_reducer is False")
         return {}
-    default_patience = int(stopping_patience / 2) or 5  # the baseline's rule
     where = "model.scheduler_args"
-    patience = file.integer("train", "reducer_patience", f"{where}.patience", default_patience)
+    becomes = f"{where}.patience, at least 1"
+    patience = file.integer("train", "reducer_patience", becomes, stopping_patience // 2)
     return {
         "scheduler": "keras_plateau",
         "scheduler_args": {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ovseg.baseline.ini import MISSING, BaselineFile
+from ovseg.baseline.ini import MISSING, BaselineFile, is_number
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
 
@@ -181,6 +181,8 @@ def _read_mask(file: BaselineFile, generator: bool) -> dict[str, Any]:
             file.note("mask", "blur_size", "ignored: the generator has 3 x 3")
         else:
             blur = file.square("mask", "blur_size", becomes, 3)
+            if blur < 1:
+                raise file.unexpected("mask", "blur_size", (blur, blur), "sides of at least 1")
         # The white of the baseline would survive where our grey value does not.
         if binarize and threshold < blur * blur / 2:
             raise InputError(
@@ -312,6 +314,6 @@ def _read_centers(file: BaselineFile, section: str, becomes: str) -> list[list[f
         raise file.unexpected(section, "centers", centers, expected)
     for center in centers:
         is_pair = isinstance(center, list | tuple) and len(center) == 2
-        if not is_pair or not all(isinstance(share, int | float) for share in center):
+        if not is_pair or not all(is_number(share) for share in center):
             raise file.unexpected(section, "centers", centers, expected)
     return [list(center) for center in centers]

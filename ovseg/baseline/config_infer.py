@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ovseg.baseline.ini import BaselineFile
+import cv2
+from PIL import ImageColor
+
+from ovseg.baseline.ini import BaselineFile, is_number
 
 WHERE = "infer --as_baseline"
 
@@ -16,7 +19,7 @@ class InferSettings:
         rgb: whether the network gets pictures as RGB; as BGR otherwise, whatever the training had.
         gamma: exponent of the pictures' values; 0 for none.
         sharpening: strength of the sharpening of pictures; 0 for none.
-        color_converter: name such as `cv2.COLOR_BGR2HSV`; None for none.
+        color_converter: OpenCV's number of a conversion of three channels to three; None for none.
         blur: sides of the Gaussian box that predictions are blurred with, pixels; None for none.
         threshold: grey value from which on a binarised prediction is white; None for no binarising.
         colors: names of the colours of 0 and of 255; None for grey.
@@ -27,7 +30,7 @@ class InferSettings:
     rgb: bool
     gamma: float
     sharpening: float
-    color_converter: str | None
+    color_converter: int | None
     blur: tuple[int, int] | None
     threshold: int | None
     colors: tuple[str, str] | None
@@ -39,7 +42,7 @@ def read_infer(file: BaselineFile) -> InferSettings:
     """Read the settings; adds a row of each key.
 
     Raises:
-        InputError: a value of a wrong kind.
+        InputError: a value of a wrong kind, or a name that Pillow or OpenCV does not know.
     """
     blur = None
     if file.flag("infer", "blur", WHERE, False):
@@ -54,8 +57,8 @@ def read_infer(file: BaselineFile) -> InferSettings:
     colors = None
     if file.flag("segmentation", "colorize", WHERE, False):
         colors = (
-            file.word("segmentation", "black", WHERE, "black"),
-            file.word("segmentation", "white", WHERE, "white"),
+            _read_color(file, "black"),
+            _read_color(file, "white"),
         )
     else:
         file.unused["segmentation"] = "segmentation.colorize is False"
@@ -66,7 +69,7 @@ def read_infer(file: BaselineFile) -> InferSettings:
         rgb=rgb,
         gamma=_read_picture_number(file, "gamma"),
         sharpening=_read_picture_number(file, "sharpening"),
-        color_converter=_read_picture_key(file, "color_converter", None),
+        color_converter=_read_converter(file),
         blur=blur,
         threshold=threshold,
         colors=colors,
@@ -83,12 +86,35 @@ def _read_sides(file: BaselineFile) -> tuple[int, int]:
     return value[0], value[1]
 
 
+def _read_color(file: BaselineFile, key: str) -> str:
+    """A colour; by default that of the key's name."""
+    name = file.word("segmentation", key, WHERE, key)
+    try:
+        ImageColor.getrgb(name)
+    except ValueError:
+        expected = "a colour such as 'green'"
+        raise file.unexpected("segmentation", key, name, expected) from None
+    return name
+
+
 def _read_picture_number(file: BaselineFile, key: str) -> float:
     value = _read_picture_key(file, key, 0)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         section = file.find_section(key, "image", "dataset")
-        raise file.unexpected(section, key, value, "float")
+        raise file.unexpected(section, key, value, "a finite float")
     return value
+
+
+def _read_converter(file: BaselineFile) -> int | None:
+    key = "color_converter"
+    name = _read_picture_key(file, key, None)
+    if name is None:
+        return None
+    code = getattr(cv2, str(name).removeprefix("cv2."), None)
+    if not str(name).startswith("cv2.COLOR_") or not isinstance(code, int):
+        section = file.find_section(key, "image", "dataset")
+        raise file.unexpected(section, key, name, "a name such as 'cv2.COLOR_BGR2HSV'")
+    return code
 
 
 def _read_picture_key(file: BaselineFile, key: str, default: Any) -> Any:

@@ -20,7 +20,9 @@ from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, write_table
 from ovseg.core.runs import BEST, RunFolder
 from ovseg.data.datamodule import OvarianTumorDataModule
+from ovseg.models.efficientnet import PixelNormalization
 from ovseg.models.layers import InputScale
+from ovseg.models.swin_unet import PatchEmbedding
 from ovseg.training.task import SegmentationTask
 
 
@@ -88,12 +90,16 @@ def exchange_input_channels(network: nn.Module, height: int = 64, width: int = 6
     generator = torch.Generator().manual_seed(0)
     bgr = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
     places, expected = _find_pixels(network, bgr)
-    for buffer in network.buffers():
-        if buffer.numel() == 3:  # a number for each channel of a picture
-            buffer.copy_(buffer.flatten().flip(0).view_as(buffer))
+    for module in network.modules():
+        if isinstance(module, InputScale | PixelNormalization):
+            for buffer in module.buffers():
+                if buffer.numel() == 3:  # a number for each channel of a picture
+                    _reverse(buffer.view(3), axis=0)
+        elif isinstance(module, PatchEmbedding):
+            weight = module.dense.weight
+            _reverse(weight.view(len(weight), -1, 3), axis=2)  # the channel comes last
     for convolution, first in places.items():
-        pixels = convolution.weight[:, first : first + 3]
-        pixels.copy_(pixels.flip(1))
+        _reverse(convolution.weight[:, first : first + 3], axis=1)
     found = network(bgr.flip(1))
     network.train(was_training)
     tolerance = 1e-3 * max(1.0, float(expected.abs().max()))
@@ -102,6 +108,11 @@ def exchange_input_channels(network: nn.Module, height: int = 64, width: int = 6
             f"The weights of {type(network).__name__} are for pictures as BGR, and its input "
             "channels can't be exchanged. Train it with BaseImageMaskDataset, which reads RGB."
         )
+
+
+def _reverse(values: torch.Tensor, axis: int) -> None:
+    """Reverse a view of a tensor in its place."""
+    values.copy_(values.flip(axis))
 
 
 def _find_pixels(
@@ -113,6 +124,7 @@ def _find_pixels(
         For each the first of the three input channels: the first of all, or behind others, where a
         decoder takes the image as its last skip. The logits.
     """
+    height, width = image.shape[-2:]
     scaled: list[torch.Tensor] = []
     places: dict[nn.Conv2d, int] = {}
 
@@ -121,8 +133,8 @@ def _find_pixels(
 
     def look_at_input(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         assert isinstance(module, nn.Conv2d)
-        last = inputs[0][:, -3:]
-        if module.in_channels == 3 or any(torch.equal(last, pixels) for pixels in scaled):
+        last = inputs[0][:, -3:, :height, :width]  # without what was padded
+        if any(torch.equal(last, pixels[..., :height, :width]) for pixels in scaled):
             places[module] = module.in_channels - 3
 
     handles = []

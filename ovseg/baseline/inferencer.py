@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageOps
 
 from ovseg.baseline.config_data import feeds_bgr, image_size, normalizes
 from ovseg.baseline.config_infer import InferSettings, read_infer
@@ -126,34 +126,7 @@ def _read_config(run: Path | None) -> tuple[InferSettings, int, bool]:
             "the baseline's inferencer leaves out, so what it writes means nothing. Leave out "
             "--as_baseline."
         )
-    for color in settings.colors or ():
-        _check_color(path, color)
-    if settings.color_converter is not None:
-        find_converter(path, settings.color_converter)
     return settings, height, feeds_bgr(file)
-
-
-def _check_color(path: Path, color: str) -> None:
-    try:
-        ImageColor.getrgb(color)
-    except ValueError:
-        raise InputError(
-            f"{path}: [segmentation] has the colour {color!r}, expected a name such as 'green'."
-        ) from None
-
-
-def find_converter(path: Path, name: object) -> int:
-    """OpenCV's number of a conversion of three channels to three, such as cv2.COLOR_BGR2HSV.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    code = getattr(cv2, str(name).removeprefix("cv2."), None)
-    if not str(name).startswith("cv2.COLOR_") or not isinstance(code, int):
-        raise InputError(
-            f"{path}: color_converter is {name!r}, expected a name such as 'cv2.COLOR_BGR2HSV'."
-        )
-    return code
 
 
 def _read(
@@ -185,8 +158,7 @@ def change_colors(rgb: np.ndarray, settings: InferSettings) -> np.ndarray:
         kernel[1, 1] = 1 + 8 * settings.sharpening
         pixels = cv2.filter2D(pixels, ddepth=-1, kernel=kernel)
     if settings.color_converter is not None:
-        code = find_converter(Path("the configuration"), settings.color_converter)
-        pixels = cv2.cvtColor(pixels, code)
+        pixels = cv2.cvtColor(pixels, settings.color_converter)
     return pixels
 
 

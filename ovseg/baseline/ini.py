@@ -3,6 +3,7 @@
 import ast
 import builtins
 import configparser
+import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,10 +114,10 @@ class BaselineFile:
         return value
 
     def number(self, section: str, key: str, becomes: str, default: Any = REQUIRED) -> int | float:
-        """An int or float; else as `get`."""
+        """An int or a finite float; else as `get`."""
         value = self.get(section, key, becomes, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self.unexpected(section, key, value, "float")
+        if not is_number(value):
+            raise self.unexpected(section, key, value, "a finite float")
         return value
 
     def flag(self, section: str, key: str, becomes: str, default: bool) -> bool:
@@ -137,7 +138,7 @@ class BaselineFile:
         """One int of a pair of equal ones, such as (9,9)."""
         value = self.get(section, key, becomes, (default, default))
         expected = "two equal numbers such as (9,9)"
-        if not _is_list_of(value, int) or len(value) != 2:
+        if not _is_list_of_ints(value) or len(value) != 2:
             raise self.unexpected(section, key, value, expected)
         first, second = value
         if first != second:
@@ -147,15 +148,15 @@ class BaselineFile:
     def integers(self, section: str, key: str, becomes: str, default: Any) -> list[int]:
         """A list or tuple of ints, such as [4, 8, 8, 8]."""
         value = self.get(section, key, becomes, default)
-        if not _is_list_of(value, int):
+        if not _is_list_of_ints(value):
             raise self.unexpected(section, key, value, "a list of ints")
         return list(value)
 
     def numbers(self, section: str, key: str, becomes: str, default: Any) -> list[float]:
-        """A list or tuple of numbers, such as [90, 180, 270]."""
+        """A list or tuple of finite numbers, such as [90, 180, 270]."""
         value = self.get(section, key, becomes, default)
-        if not _is_list_of(value, int, float):
-            raise self.unexpected(section, key, value, "a list of numbers")
+        if not isinstance(value, tuple | list) or not all(is_number(item) for item in value):
+            raise self.unexpected(section, key, value, "a list of finite numbers")
         return list(value)
 
     def unexpected(self, section: str, key: str, value: object, expected: str) -> InputError:
@@ -165,10 +166,17 @@ class BaselineFile:
         )
 
 
-def _is_list_of(value: object, *kinds: type) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is an int or a finite float; Python reads 1e999 as infinity."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) != math.inf
+
+
+def _is_list_of_ints(value: object) -> bool:
     if not isinstance(value, tuple | list):
         return False
-    return all(type(item) in kinds for item in value)  # bool is a subclass of int
+    return all(type(item) is int for item in value)  # bool is a subclass of int
 
 
 def _parse(text: str) -> Any:

@@ -145,7 +145,7 @@ def _match(path: Path, layer: KerasLayer, module: nn.Module) -> list[tuple[Tenso
             targets = [target for target in targets if not _is_computed(module, target)]
         arrays = _name_weights(arrays, targets)
     else:
-        arrays = _drop_numbers(arrays, targets)
+        arrays = _rename(arrays, targets)
 
     found = {name: tuple(array.shape) for name, array in arrays.items()}
     wanted = {target.name: target.keras_shape for target in targets}
@@ -162,15 +162,19 @@ def _match(path: Path, layer: KerasLayer, module: nn.Module) -> list[tuple[Tenso
     return pairs
 
 
-def _drop_numbers(arrays: dict[str, np.ndarray], targets: list[Target]) -> dict[str, np.ndarray]:
-    """Name parts that Keras 2 numbers as other parts of their block: `dense_3/kernel`.
+def _rename(arrays: dict[str, np.ndarray], targets: list[Target]) -> dict[str, np.ndarray]:
+    """Name weights as the network does where Keras has two names for them.
 
-    Keras counts the layers of a process, so a network that was built twice has no `dense`.
+    Keras counts the layers of a process, so a block of a network that was built twice has
+    `dense_3/kernel` and no `dense/kernel`. What Keras 2 calls `depthwise_kernel`, Keras 3 calls
+    `kernel` in .h5.
     """
     wanted = {target.name for target in targets}
     named = {}
     for name, array in arrays.items():
         plain = re.sub(r"_\d+/", "/", name)
+        if name == "kernel":
+            plain = "depthwise_kernel"
         if name not in wanted and plain in wanted:
             name = plain
         named[name] = array

@@ -5,12 +5,15 @@ from typing import Any
 from ovseg.baseline.ini import BaselineFile
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose, fill_defaults
+from ovseg.models.layers import ACTIVATIONS
 from ovseg.models.sharp_unet import SharpUNet
 from ovseg.models.transunet import MLP_ACTIVATIONS, TransUNet
 
 # Networks whose image_channels and num_classes can differ from 3 and 1.
 ANY_CHANNELS = ("TensorflowTransUNet", "TensorflowU2Net", "TensorflowSharpUNet")
-OF_BACKBONE = ("weights", "freeze_backbone", "freeze_batch_norm")
+ALWAYS_RELU = "ignored: this network always has ReLU"
+# Keys of TransUNet's backbones, and the baseline's defaults.
+OF_BACKBONE = {"weights": "imagenet", "freeze_backbone": True, "freeze_batch_norm": True}
 
 
 def read_transunet(file: BaselineFile) -> dict[str, Any]:
@@ -20,19 +23,22 @@ def read_transunet(file: BaselineFile) -> dict[str, Any]:
         InputError: a backbone, an activation, or another picture than a square.
     """
     if "activation" in file.sections["model"]:
-        raise InputError(
-            f"{file.path}: [model] activation stops the baseline's TransUNet, whatever it is. "
-            "Remove it."
-        )
+        file.get("model", "activation", ALWAYS_RELU, "ReLU")
+        is_malformed = "model.activation" in file.defaults
+        if not is_malformed:
+            raise InputError(
+                f"{file.path}: [model] activation stops the baseline's TransUNet, whatever it is. "
+                "Remove it."
+            )
     backbone = file.get("model", "backbone", "checked: None", None)
     if backbone is not None:
         raise InputError(
             f"{file.path}: [model] backbone is {backbone!r}, but TransUNet is ported without "
             "backbones only. Set it to None."
         )
-    for key in OF_BACKBONE:
+    for key, default in OF_BACKBONE.items():
         if key in file.sections["model"]:
-            file.get("model", key, "ignored: there is no backbone")
+            file.get("model", key, "ignored: there is no backbone", default)
 
     defaults: dict[str, Any] = fill_defaults(TransUNet, None)
     arguments: dict[str, Any] = {}
@@ -52,6 +58,7 @@ def read_transunet(file: BaselineFile) -> dict[str, Any]:
 
 def read_u2net(file: BaselineFile) -> dict[str, Any]:
     """Arguments of `U2Net`."""
+    _check_activation(file)
     return {
         "base_filters": file.integer("model", "base_filters", "model.arch_args.base_filters"),
         "num_layers": file.integer("model", "num_layers", "model.arch_args.num_layers"),
@@ -61,20 +68,43 @@ def read_u2net(file: BaselineFile) -> dict[str, Any]:
 
 def read_sharp_unet(file: BaselineFile) -> dict[str, Any]:
     """Arguments of `SharpUNet`."""
+    _check_activation(file)
     filters = fill_defaults(SharpUNet, None)["filters"]
     where = "model.arch_args"
     return {
         "filters": file.integers("model", "filters", f"{where}.filters", filters),
         "max_filter": file.integer("model", "max_filter", f"{where}.max_filter", 512),
-        "base_ksize": file.integers("model", "base_ksize", f"{where}.base_ksize", (3, 3)),
-        "dilation": file.integers("model", "dilation", f"{where}.dilation", (1, 1)),
+        "base_ksize": _read_sides(file, "base_ksize", (3, 3)),
+        "dilation": _read_sides(file, "dilation", (1, 1)),
         **_read_channels(file),
     }
 
 
 def read_efficientnet_b7_unet(file: BaselineFile) -> dict[str, Any]:
     """Arguments of `EfficientNetB7UNet`: all are defaults."""
+    _check_activation(file)
     return {}
+
+
+def _check_activation(file: BaselineFile) -> None:
+    """Refuse a name that stops the baseline, whose base class reads it before the network does."""
+    if "activation" not in file.sections["model"]:
+        return
+    name = file.get("model", "activation", ALWAYS_RELU, "relu")
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise InputError(
+            f"{file.path}: [model] activation is {name!r}, expected the name of a function such as "
+            "'relu': the baseline stops on others. This network has ReLU whatever it is: remove it."
+        )
+
+
+def _read_sides(file: BaselineFile, key: str, default: tuple[int, int]) -> int | list[int]:
+    """One int or two, as Keras takes them."""
+    becomes = f"model.arch_args.{key}"
+    value = file.get("model", key, becomes, default)
+    if type(value) is int:
+        return value
+    return file.integers("model", key, becomes, default)
 
 
 def _read_square(file: BaselineFile) -> list[int]:

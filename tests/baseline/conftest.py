@@ -1,5 +1,7 @@
 """A configuration of the baseline, a tiny network of it, and files of its weights."""
 
+import runpy
+
 import h5py
 import pytest
 from torch.nn import init
@@ -109,3 +111,19 @@ def write_keras3():
         return path
 
     return write
+
+
+@pytest.fixture
+def keras_fixture(shared_file, tmp_path):
+    """A function from a name to the folder of a network of the baseline, and its weights."""
+
+    def find(name: str, weights: str = "best_model.h5"):
+        folder = shared_file(f"keras_fixtures/{name}")
+        path = folder / weights
+        if not path.exists():  # three folders hold what the file is made from
+            path = tmp_path / weights
+            make_h5 = runpy.run_path(str(folder.parent / "make_h5.py"))
+            make_h5["main"](str(folder), str(path))
+        return folder, path
+
+    return find

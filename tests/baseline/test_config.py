@@ -145,6 +145,26 @@ def test_schedule_takes_the_defaults_of_the_baseline(write_experiment, old, new,
     assert (arguments["factor"], arguments["patience"]) == (factor, patience)
 
 
+@pytest.mark.parametrize(("patience", "expected"), [(7, 3), (2, 1), (1, 1), (0, 1)])
+def test_learning_rate_falls_after_half_the_patience(write_experiment, patience, expected):
+    path = write_experiment("patience      = 10", f"patience = {patience}")
+    path.write_text(path.read_text().replace("reducer_patience   = 4", ""))
+    assert read_baseline_config(path)["model"]["scheduler_args"]["patience"] == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "becomes"),
+    [
+        ("True", "snapshots.num_infer_images: train.num_infer_images"),
+        ("False", "snapshots.num_infer_images: 0"),
+    ],
+)
+def test_row_of_a_switch_says_what_it_became(write_experiment, value, becomes):
+    path = write_experiment("epoch_change_infer = True", f"epoch_change_infer = {value}")
+    rows = {key: text for key, _, text in explain_baseline_config(path)}
+    assert rows["train.epoch_change_infer"] == becomes
+
+
 def test_expressions_are_refused_and_unknown_names_are_malformed(write_experiment):
     path = write_experiment("clipvalue      = 0.5", "clipvalue = 1 / 2")
     with pytest.raises(InputError, match="clipvalue = 1 / 2 is no Python literal, and no expr"):

@@ -309,12 +309,20 @@ def test_keys_of_the_augmentor_are_arguments_of_the_pipeline(write_sections, sec
             "algorithm is 'cv2.THRESH_OTSU', expected None",
         ),
         (
+            {"mask": "blur = True\nblur_size = (0,0)"},
+            r"blur_size is \(0, 0\), expected sides of at least 1",
+        ),
+        (
             {"mask": "binarize = True\nthreshold = 3\nblur = True"},
             "threshold 3 is too low for a blur of 3 x 3 pixels",
         ),
         (
             {"model": "generator = True", "augmentor": "angles = 90"},
-            "angles is 90, expected a list of numbers",
+            "angles is 90, expected a list of finite numbers",
+        ),
+        (
+            {"model": "generator = True", "augmentor": "shrinks = [1e999]"},
+            "shrinks is .inf., expected a list of finite numbers",
         ),
         (
             {

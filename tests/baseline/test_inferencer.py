@@ -5,12 +5,10 @@ import io
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 
 from keras_files import layers_of, write_keras2
-from ovseg.baseline.importer import exchange_input_channels, import_baseline
-from ovseg.core.errors import InputError
+from ovseg.baseline.importer import import_baseline
 from ovseg.inference.predictor import Predictor
 from ovseg.models import build_model
 
@@ -190,46 +188,10 @@ def test_network_of_bgr_gets_what_the_baseline_gives_it(
 
 
 @pytest.mark.parametrize(
-    ("arch", "arguments"),
-    [
-        ("flexible_unet", {"base_filters": 2, "num_layers": 3}),
-        ("attention_unet", {"base_filters": 2, "num_layers": 3}),
-        ("multires_unet", {"base_filters": 4, "num_layers": 3}),
-        ("unet3plus", {"base_filters": 2, "num_layers": 5}),
-        ("efficient_unet", {}),
-    ],
-)
-def test_input_channels_can_be_exchanged(arch, arguments):
-    network = build_model(arch, **arguments)
-    if arch == "efficient_unet":  # as a Keras file has it
-        network.encoder.normalization.mean.copy_(torch.tensor([100.0, 120, 140]))
-    exchange_input_channels(network)  # checks that the prediction stays
-
-
-def test_other_first_layers_are_refused():
-    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 1)).double()
-
-    class Pixels(torch.nn.Module):
-        def forward(self, image):
-            return network(image.double())
-
-    with pytest.raises(InputError, match="channels can't be exchanged"):
-        exchange_input_channels(Pixels())
-
-
-@pytest.mark.parametrize(
     ("sections", "message"),
     [
         ("[infer]\nmask_colorize = True\n", "mask_colorize = True is not ported"),
         ("[dataset]\nimage_normalize = True\n", "so what it writes means nothing"),
-        (
-            '[segmentation]\ncolorize = True\nwhite = "loud"\n',
-            "has the colour 'loud', expected a name such as 'green'",
-        ),
-        (
-            BASE + '[image]\ncolor_converter = "cv2.imread"\n',
-            "color_converter is 'cv2.imread', expected a name",
-        ),
     ],
 )
 def test_what_is_not_ported_is_refused(

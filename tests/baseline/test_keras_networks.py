@@ -64,6 +64,16 @@ CASES = {
             "in_channels": 1,
         },
     ),
+    "sharp_unet, one level": (  # its place makes the file an .h5
+        "sharp_unet",
+        {
+            "image_size": 16,
+            "filters": [3],
+            "max_filter": 5,
+            "base_ksize": (3, 3),
+            "dilation": (1, 1),
+        },
+    ),
 }
 for name in ("ReLU", "ELU", "LeakyReLU", "Softmax", "PReLU", "Snake"):
     CASES[f"transunet, {name}"] = ("transunet", {**SMALL, "mlp_activation": name})

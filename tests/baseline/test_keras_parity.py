@@ -5,7 +5,6 @@ network.
 """
 
 import json
-import runpy
 
 import numpy as np
 import pytest
@@ -44,14 +43,8 @@ def probabilities(network, image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "weights"), CASES)
-def test_probabilities_equal_those_of_keras(name, weights, shared_file, tmp_path):
-    folder = shared_file(f"keras_fixtures/{name}")
-    path = folder / weights
-    if not path.exists():  # three folders hold what the file is made from
-        path = tmp_path / weights
-        make_h5 = runpy.run_path(str(folder.parent / "make_h5.py"))
-        make_h5["main"](str(folder), str(path))
-
+def test_probabilities_equal_those_of_keras(name, weights, keras_fixture):
+    folder, path = keras_fixture(name, weights)
     model = read_baseline_config(folder / "train_eval_infer.config")["model"]
     network = build_model(model["arch"], **model["arch_args"]).eval()
     load_keras_weights(network, path)

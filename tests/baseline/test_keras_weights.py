@@ -59,6 +59,19 @@ def test_order_in_the_file_does_not_matter(source, network, tmp_path):
     assert_same(network, source)
 
 
+def test_kernel_of_a_depthwise_layer_has_two_names(tmp_path):
+    source = build_model("sharp_unet", filters=[2, 3], max_filter=4).eval()
+    layers = []
+    for name, weights in layers_of(source):
+        if name.startswith("depthwise_conv2d"):
+            weights = [("kernel", 2 * array) for _, array in weights]
+        layers.append((name, weights))
+    network = build_model("sharp_unet", filters=[2, 3], max_filter=4).eval()
+    load_keras_weights(network, write_keras2(tmp_path / "w.h5", layers))
+    for loaded, original in zip(network.sharpen, source.sharpen, strict=True):
+        assert torch.equal(loaded.depthwise_kernel, 2 * original.depthwise_kernel)
+
+
 def test_keras3_weights_load_by_their_true_names(source, network, tmp_path, write_keras3):
     path = write_keras3(tmp_path / "w.weights.h5", layers_of(source, 3))
     load_keras_weights(network, path)

@@ -78,6 +78,55 @@ def test_sharp_unet(write_model):
     }
 
 
+def test_sharp_unet_takes_one_number_for_both_sides(write_model):
+    path = write_model("TensorflowSharpUNet", "base_ksize = 5")
+    path.write_text(path.read_text().replace("dilation       = (3,3)", "dilation = 2"))
+    arch, arguments = arguments_of(path)
+    assert (arguments["base_ksize"], arguments["dilation"]) == (5, 2)
+    assert build_model(arch, **arguments).encoder[0].conv1.kernel_size == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "default"),
+    [
+        ('weights = "imagenet', "'imagenet'"),
+        ("freeze_backbone = Flse", "True"),
+        ("freeze_batch_norm = Flse", "True"),
+    ],
+)
+def test_malformed_keys_of_a_backbone_take_the_default(write_model, line, default):
+    path = write_model("TensorflowTransUNet", line)
+    rows = {key: becomes for key, _, becomes in explain_baseline_config(path)}
+    assert rows[f"model.{line.partition(' ')[0]}"] == (
+        f"ignored: there is no backbone ({default}, the baseline's default for what is no Python)"
+    )
+
+
+FIXED_RELU = ["TensorflowU2Net", "TensorflowSharpUNet", "TensorflowEfficientNetB7UNet"]
+
+
+@pytest.mark.parametrize("name", FIXED_RELU)
+def test_activation_that_the_network_ignores_is_explained(write_model, name):
+    path = write_model(name, 'activation = "mish"')
+    rows = {key: becomes for key, _, becomes in explain_baseline_config(path)}
+    assert rows["model.activation"] == "ignored: this network always has ReLU"
+
+
+@pytest.mark.parametrize("value", ['"ReLU"', '["relu"]'])
+@pytest.mark.parametrize("name", FIXED_RELU)
+def test_activation_that_stops_the_base_class_is_refused(write_model, name, value):
+    with pytest.raises(InputError, match="expected the name of a function such as 'relu'"):
+        read_baseline_config(write_model(name, f"activation = {value}"))
+
+
+@pytest.mark.parametrize("name", ["TensorflowTransUNet", *FIXED_RELU])
+def test_malformed_activation_takes_the_default(write_model, name):
+    path = write_model(name, "activation = relu")
+    rows = {key: becomes for key, _, becomes in explain_baseline_config(path)}
+    assert rows["model.activation"].startswith("ignored: this network always has ReLU (")
+    assert rows["model.activation"].endswith("the baseline's default for what is no Python)")
+
+
 def test_efficientnet_b7_unet_reads_nothing(write_model):
     path = write_model("TensorflowEfficientNetB7UNet")
     assert arguments_of(path) == ("efficientnet_b7_unet", {})
