@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import psutil
 import pytest
 
 import senders
 from ovseg.core.errors import InputError, WriteError
-from ovseg.core.processes import processes_that_send
+from ovseg.core.processes import peak_memory, processes_that_send, run_alone
 
 # Starts two processes, prints their ids and waits for them.
 WAITING = """
@@ -131,3 +132,11 @@ def is_running(number: int) -> bool:
         return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
+    block = np.ones(300 * 2**17)  # 300 MiB
+    peak = peak_memory()
+    assert peak > 300
+    assert block.sum() == len(block)
+    assert run_alone(peak_memory) < peak - 250
