@@ -5,6 +5,7 @@ uint8 (N, 3, H, W), RGB 0..255.
 """
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class TargetImages:
         if found:
             raise InputError(join_problems(found))
 
+    @cached_property
     def digests(self) -> list[str]:
         """SHA-256 of each image's file, sorted."""
         return sorted(file_digest(pair.image_path) for pair in self.pairs)
@@ -184,7 +186,7 @@ class AdaptationDataModule(OvarianTumorDataModule):
         super().prepare_data()
         self.target.verify()
         source = sorted(file_digest(pair.image_path) for pair in self.pairs("train"))
-        if source == self.target.digests():
+        if source == self.target.digests:
             names = [pair.stem for pair in self.target.pairs]
             raise InputError(
                 f"{self.target.folder} has the same {len(names)} images as the train split of "
@@ -194,7 +196,7 @@ class AdaptationDataModule(OvarianTumorDataModule):
 
     def target_digest(self) -> str:
         """SHA-256 of the target's images, whatever their names."""
-        return hashlib.sha256(" ".join(self.target.digests()).encode()).hexdigest()
+        return hashlib.sha256(" ".join(self.target.digests).encode()).hexdigest()
 
     def train_dataset(self) -> Dataset:
         """Every training image of the source, each with an image of the target."""

@@ -18,9 +18,9 @@ from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError, first_five
 from ovseg.core.files import atomic_dir, atomic_path, check_output_dir, write_image
 from ovseg.core.runs import RunFolder
-from ovseg.data.pictures import read_image
+from ovseg.data.augment.baseline import sharpen
 from ovseg.inference.folder import MARKER
-from ovseg.inference.pictures import InferPicture, find_pictures
+from ovseg.inference.pictures import find_pictures, read_pictures
 from ovseg.inference.predictor import Predictor, check_batch_size
 
 MERGED = "merged"  # folder of the pictures with their predictions added
@@ -76,8 +76,9 @@ def infer_as_baseline(
         (folder / MARKER).touch()
         starts = range(0, len(pictures), batch_size)
         for start in progress_bar(starts, "Predicting", len(starts)):
-            batch, problems = _read(pictures[start : start + batch_size], settings)
-            failures += problems
+            found, problems = read_pictures(pictures[start : start + batch_size])
+            failures += [message for _, message in problems]
+            batch = [(picture, change_colors(image, settings)) for picture, image in found]
             squares = [
                 cv2.resize(pixels, (size, size), interpolation=cv2.INTER_NEAREST)
                 for _, pixels in batch
@@ -129,24 +130,6 @@ def _read_config(run: Path | None) -> tuple[InferSettings, int, bool]:
     return settings, height, feeds_bgr(file)
 
 
-def _read(
-    pictures: Sequence[InferPicture], settings: InferSettings
-) -> tuple[list[tuple[InferPicture, np.ndarray]], list[str]]:
-    """The pictures as the baseline changes them before it resizes them, and what can't be read."""
-    found = []
-    problems = []
-    for picture in pictures:
-        try:
-            if picture.problem:
-                raise InputError(picture.problem)
-            pixels = read_image(picture.path, picture.frame)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        found.append((picture, change_colors(pixels, settings)))
-    return found, problems
-
-
 def change_colors(rgb: np.ndarray, settings: InferSettings) -> np.ndarray:
     """What the baseline's inferencer makes of a picture, RGB, uint8 (H, W, 3), of its own size."""
     pixels = rgb if settings.rgb else np.ascontiguousarray(rgb[..., ::-1])
@@ -154,9 +137,7 @@ def change_colors(rgb: np.ndarray, settings: InferSettings) -> np.ndarray:
         table = (np.arange(256) / 255) ** settings.gamma * 255
         pixels = cv2.LUT(pixels, np.clip(table, 0, 255).astype(np.uint8))
     if settings.sharpening > 0:
-        kernel = np.full((3, 3), -settings.sharpening, np.float64)
-        kernel[1, 1] = 1 + 8 * settings.sharpening
-        pixels = cv2.filter2D(pixels, ddepth=-1, kernel=kernel)
+        pixels = sharpen(pixels, settings.sharpening)
     if settings.color_converter is not None:
         pixels = cv2.cvtColor(pixels, settings.color_converter)
     return pixels

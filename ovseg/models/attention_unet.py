@@ -15,6 +15,7 @@ from ovseg.models.layers import (
     InputScale,
     PortedModule,
     crop_to_image,
+    encode,
     init_glorot,
     keras_layers_of,
     pad_to_stride,
@@ -106,7 +107,6 @@ class AttentionUNet(PortedModule):
         for count in filters:
             self.encoder.append(ConvBlock(channels, count, dropout_rate))
             channels = count
-        self.pool = nn.MaxPool2d(2)
         # Both lists start at the top, like the encoder.
         self.gates = nn.ModuleList()
         for level in range(num_layers - 1):
@@ -127,13 +127,8 @@ class AttentionUNet(PortedModule):
         Returns:
             (N, classes, H, W).
         """
-        features = pad_to_stride(self.scale(image), self.stride)
-        skips = []
-        for block in self.encoder[:-1]:
-            features = block(features)
-            skips.append(features)
-            features = self.pool(features)
-        features = self.encoder[-1](features)
+        pixels = pad_to_stride(self.scale(image), self.stride)
+        skips, features = encode(self.encoder, pixels)
         for level in reversed(range(len(skips))):
             features = F.interpolate(features, scale_factor=2, mode="bilinear")
             weighed = self.gates[level](features, skips[level])

@@ -114,6 +114,21 @@ def pad_to_size(arch: str, image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(image, (0, size[1] - width, 0, size[0] - height))
 
 
+def encode(levels: nn.ModuleList, pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Run the encoder of a UNet, whose maps are halved by max pooling from level to level.
+
+    Returns:
+        The maps of all levels but the deepest, from the top, and the deepest.
+    """
+    skips: list[Tensor] = []
+    features = pixels
+    for level in levels[:-1]:
+        features = level(features)
+        skips.append(features)
+        features = F.max_pool2d(features, 2)
+    return skips, levels[-1](features)
+
+
 def crop_to_image(logits: Tensor, image: Tensor) -> Tensor:
     """Remove the rows and columns that were added to the image below and to the right."""
     height, width = image.shape[-2:]

@@ -14,6 +14,7 @@ from ovseg.models.layers import (
     PortedModule,
     SameConv2d,
     crop_to_image,
+    encode,
     init_glorot,
     keras_layers_of,
     pad_to_stride,
@@ -114,7 +115,6 @@ class SharpUNet(PortedModule):
         for count in (*filters, max_filter):
             self.encoder.append(ConvPair(channels, count, kernel, dilations))
             channels = count
-        self.pool = nn.MaxPool2d(2)
         # From here on lists start at the bottom.
         self.upsample = nn.ModuleList()
         self.sharpen = nn.ModuleList()
@@ -141,13 +141,8 @@ class SharpUNet(PortedModule):
         Returns:
             (N, classes, H, W).
         """
-        features = pad_to_stride(self.scale(image), self.stride)
-        skips = []
-        for block in self.encoder[:-1]:
-            features = block(features)
-            skips.append(features)
-            features = self.pool(features)
-        features = self.encoder[-1](features)
+        pixels = pad_to_stride(self.scale(image), self.stride)
+        skips, features = encode(self.encoder, pixels)
         for step, skip in enumerate(reversed(skips)):
             upsampled = self.upsample[step](features)
             sharpened = self.sharpen[step](skip)

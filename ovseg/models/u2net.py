@@ -11,6 +11,7 @@ from ovseg.models.layers import (
     InputScale,
     PortedModule,
     crop_to_image,
+    encode,
     init_glorot,
     keras_layers_of,
     pad_to_stride,
@@ -197,13 +198,8 @@ class U2Net(PortedModule):
         Returns:
             (N, classes, H, W).
         """
-        features = pad_to_stride(self.scale(image), self.stride)
-        skips = []
-        for block in self.encoder[:-1]:
-            features = block(features)
-            skips.append(features)
-            features = F.max_pool2d(features, 2)
-        features = self.encoder[-1](features)
+        pixels = pad_to_stride(self.scale(image), self.stride)
+        skips, features = encode(self.encoder, pixels)
         maps = [features]
         for block in self.decoder:
             features = block(torch.cat([enlarge(features, 2), skips.pop()], dim=1))

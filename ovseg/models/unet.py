@@ -16,6 +16,7 @@ from ovseg.models.layers import (
     batch_norm,
     build_activation,
     crop_to_image,
+    encode,
     init_he_normal,
     keras_layers_of,
     pad_to_stride,
@@ -159,7 +160,6 @@ class FlexibleUNet(PortedModule):
         for level in range(num_layers):
             self.encoder.append(build_block(level, channels))
             channels = filters[level]
-        self.pool = nn.MaxPool2d(2)
         # Both lists start at the top, like the encoder.
         self.upsample = nn.ModuleList()
         for level in range(num_layers - 1):
@@ -181,13 +181,8 @@ class FlexibleUNet(PortedModule):
         Returns:
             (N, classes, H, W).
         """
-        features = pad_to_stride(self.scale(image), self.stride)
-        skips = []
-        for block in self.encoder[:-1]:
-            features = block(features)
-            skips.append(features)
-            features = self.pool(features)
-        features = self.encoder[-1](features)
+        pixels = pad_to_stride(self.scale(image), self.stride)
+        skips, features = encode(self.encoder, pixels)
         for level in reversed(range(len(skips))):
             upsampled = self.upsample[level](features)
             features = self.decoder[level](torch.cat([upsampled, skips[level]], dim=1))

@@ -157,7 +157,7 @@ def bulge(
 
 def sharpen(picture: np.ndarray, amount: float) -> np.ndarray:
     """Subtract `amount` times the eight neighbours, add 8 times as much of the pixel itself."""
-    kernel = np.full((3, 3), -amount)
+    kernel = np.full((3, 3), -amount, np.float64)
     kernel[1, 1] = 1 + 8 * amount
     return cv2.filter2D(picture, ddepth=-1, kernel=kernel)
 
