@@ -24,6 +24,7 @@ def prepare_data(
     fit: str = "letterbox",
     split: str = "auto",
     split_file: Path | None = None,
+    fractions: str = "0.8,0.1,0.1",
     folds: int = 0,
     allow_leakage: bool = False,
     seed: int = 42,
@@ -52,6 +53,7 @@ def prepare_data(
             official (its own folders, or train.txt and val.txt)
         split_file: a split to use instead: JSON {image: split}, or a CSV with columns such as image
             and split
+        fractions: of images in train, valid and test, for a split by groups; test may be 0
         folds: also divide train and valid into this many folds
         allow_leakage: accept near-duplicates in two splits
         seed: seed of the split
@@ -87,6 +89,7 @@ def prepare_data(
         reading=reading,
         unmatched=unmatched,
         groups=groups,
+        fractions=fractions,
     )
     splits = [item["split"] for item in manifest["items"]]
     counts = ", ".join(f"{splits.count(name)} {name}" for name in SPLITS)

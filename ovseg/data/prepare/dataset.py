@@ -53,10 +53,11 @@ from ovseg.data.prepare.sources import (
     settle_unmatched,
 )
 from ovseg.data.prepare.splits import (
-    FRACTIONS,
+    DEFAULT_FRACTIONS,
     OFFICIAL_LISTS,
     check_leakage,
     deal_groups,
+    read_fractions,
     read_official,
     read_own_split,
     read_split_file,
@@ -152,6 +153,7 @@ def prepare_dataset(
     reading: Reading | None = None,
     unmatched: str = "error",
     groups: str | None = None,
+    fractions: str = DEFAULT_FRACTIONS,
 ) -> dict[str, Any]:
     """Write `{train,valid,test}/{images,masks,categories}/<stem>.png` and `manifest.json`.
 
@@ -166,10 +168,10 @@ def prepare_dataset(
             and settings, this changes nothing and returns the manifest.
         size: side of the squares, pixels, 16..8192.
         fit: see `ovseg.data.boxes.fit_box`.
-        split: `groups` divides groups of near-duplicates 80 : 10 : 10, stratified by category and
-            lesion size; `official` is the dataset's own split: its folders, or the lists of OTU_2d
-            (see `ovseg.data.prepare.splits`), where an eighth of train, by groups, is valid if it
-            has no other; `auto` is `official` for a dataset with folders of train and test.
+        split: `groups` divides groups of near-duplicates, stratified by category and lesion size;
+            `official` is the dataset's own split: its folders, or the lists of OTU_2d (see
+            `ovseg.data.prepare.splits`), where an eighth of train, by groups, is valid if it has no
+            other; `auto` is `official` for a dataset with folders of train and test.
         split_file: a split to use instead, see `ovseg.data.prepare.splits.read_split_file`.
         folds: also divide train and valid together into so many folds, by groups, for
             cross-validation: each entry's `fold` is 0..folds-1, or null for a test image; 0 makes
@@ -184,6 +186,8 @@ def prepare_dataset(
         groups: table of the patient or examination of each image (see
             `ovseg.data.prepare.tables.read_table`), or `folders`: images of one folder are of one
             patient. None of these is divided, nor are near-duplicates.
+        fractions: of images in train, valid and test, for a split by groups; see
+            `ovseg.data.prepare.splits.read_fractions`.
 
     Returns:
         The manifest.
@@ -209,6 +213,12 @@ def prepare_dataset(
     sources = _with_patients(found.root, sources, groups)
     if split == "auto":
         split = _choose_split(sources, split_file)
+    shares = read_fractions(fractions)
+    if fractions != DEFAULT_FRACTIONS and (split_file or split == "official"):
+        raise InputError(
+            f"--fractions is for a split by groups, but the split is {split_file or split}. Leave "
+            "it out, or use --split groups."
+        )
     given_split = _read_given_split(found, sources, split, split_file)
     folders = [path for path in (reading.images, reading.masks) if path is not None]
     left_out |= list_unused(found, folders or [found.root])
@@ -226,6 +236,7 @@ def prepare_dataset(
         "split": "file" if split_file else split,
         "seed": seed,
         "folds": folds,
+        "fractions": fractions,
         "allow_leakage": allow_leakage,
         "listed_sha256": None if given_split is None else content_digest(given_split),
         "source_files": _describe_files(sources),
@@ -243,7 +254,7 @@ def prepare_dataset(
     patients = [case.source.patient for case in cases]
     related = pair_patients(patients) + _find_duplicates(cases, stems)
     group_of = group_images(len(cases), related).tolist()
-    splits, fold_of = _assign(cases, group_of, given_split, split, folds, seed)
+    splits, fold_of = _assign(cases, group_of, given_split, split, shares, folds, seed)
     leaks = check_leakage(related, splits, stems, allow_leakage)
     categories = found.categories or _classes_with_lesion(cases)
     with atomic_dir(output, overwrite, FILE_NAME, inputs=inputs) as folder:
@@ -469,6 +480,7 @@ def _assign(
     groups: Sequence[int],
     given_split: Mapping[str, str] | None,
     split: str,
+    fractions: Mapping[str, float],
     folds: int,
     seed: int,
 ) -> tuple[list[str], dict[int, int]]:
@@ -479,6 +491,7 @@ def _assign(
         groups: of near-duplicates, a number for each case.
         given_split: see `_read_given_split`.
         split: see `prepare_dataset`.
+        fractions: of the splits that are made.
         folds: see `prepare_dataset`.
         seed: of the split and the folds.
 
@@ -488,7 +501,7 @@ def _assign(
     strata = stratify(_classes_of(cases), [case.lesion for case in cases])
     everyone = range(len(cases))
     if given_split is None:
-        split_of = _deal(everyone, groups, strata, FRACTIONS, seed)
+        split_of = _deal(everyone, groups, strata, fractions, seed)
     else:
         split_of = {index: given_split[cases[index].source.stem] for index in everyone}
         if split == "official" and "valid" not in split_of.values():

@@ -4,27 +4,34 @@ The similarity of two images is the mean of two detectors: the correlation of 32
 highest over small shifts, and the agreement of 256-bit perceptual hashes (ImageHash). Both see a
 crop without the letterbox. The correlation tolerates shifts, the hash has the finer grain;
 calipers, text and gain hardly change either. A correlation that is 0.3 above the threshold is
-enough by itself. The similarity is 1 for the same picture and about 0 for unrelated ones. Groups
-are the connected components.
+enough by itself. The similarity is 1 for the same picture and about 0 for unrelated ones.
+
+Frames of one examination that show different planes share no structure, but the look of the
+machine, its gain and its patient: histograms of grey levels from near the probe to far from it.
+Numbers at most 10 apart gain or lose by how much more alike their looks are than those of the
+dataset's other images: where all come from one machine, looks say nothing. Groups are the connected
+components.
 
 The thresholds come from the 1,218 images of OTU_2d. There are no patient ids, so wrong pairs were
 counted in two ways: by chance, which is the share of the pairs more than 50 numbers apart that
 reach the threshold (an upper bound, since some of those are right), and by eye on contact sheets of
 the pairs near the threshold.
 
-- Numbers at most 2 apart, 0.30: 508 of 2,097 pairs, 38 by chance; of the 48 between 0.34 and 0.40
-  about 40 looked right.
-- 3 to 10 apart, 0.42: 65 of 8,071 pairs, 7 by chance; 19 of the 26 between 0.42 and 0.50 looked
-  right, below 13 of 22.
-- Any other, 0.55: 46 of 730,985 pairs; of 22 between 0.55 and 0.72 16 looked right, of 42 between
-  0.50 and 0.55 three. The wrong pairs are large cysts that look alike; grouping them only leaves
-  the split less freedom.
+- Numbers at most 2 apart, 0.36: 777 of 2,097 pairs, 83 by chance; of 24 between 0.36 and 0.40 that
+  the structure alone does not find (below 0.30) about 17 looked right. Between 0.34 and 0.36 half
+  would be by chance. The structure alone found 509 at 0.30, 38 by chance.
+- 3 to 5 apart, 0.50: 121 of 3,036 pairs, 9 by chance; of 24 between 0.50 and 0.60 that the
+  structure alone does not find about 21 looked right.
+- 6 to 10 apart, 0.55: 34 of 5,035 pairs, 5 by chance.
+- Any other, 0.55, by structure alone: 46 of 730,985 pairs; of 22 between 0.55 and 0.72 16 looked
+  right, of 42 between 0.50 and 0.55 three. The wrong pairs are large cysts that look alike;
+  grouping them only leaves the split less freedom.
 
-Either detector alone is weaker: where 500 of the distant pairs pass, 227 pairs at most 2 apart pass
-by the mean, 218 by the hash and 192 by the correlation. The groups do not chain: 471 images are in
-no group with another, the largest group has 19 (round cysts), the next 12. What this does not find:
-two frames of one examination that show different planes, and a pair where a label outside the
-sector misleads the crop (104 and 105: 0.33 as they are, 0.63 at 192 pixels).
+Either structural detector alone is weaker: where 500 of the distant pairs pass, 227 pairs at most 2
+apart pass by the mean, 218 by the hash and 192 by the correlation. The groups do not chain: 255
+images are in no group with another, the largest of the 526 groups has 22, the next 21. What this
+does not find: frames of one examination with other settings of the machine, and a pair where a
+label outside the sector misleads the crop.
 """
 
 import math
@@ -44,14 +51,14 @@ from ovseg.data.pairs import list_images
 from ovseg.data.pictures import read_image
 
 # Largest difference of two numbers -> smallest similarity of near-duplicates.
-THRESHOLDS = {2: 0.30, 10: 0.42, math.inf: 0.55}
+THRESHOLDS = {2: 0.36, 5: 0.50, math.inf: 0.55}
 
 # Pixels. `prepare_data` compares images as they are and letterboxed to this side, whatever squares
 # it writes: so the groups, and the split, are the same at every size. Most datasets are written so.
 COMPARED_SIZE = 512
-# How much a similarity changes where squares are written otherwise. Of OTU_2d's pairs across the
-# split 3 pass the thresholds at 128 x 128, by 0.015, 0.005 and 0.019, and 1 at 256 x 256, by 0.002.
-RESIZED = 0.02
+# How much a similarity changes where squares are written otherwise: of OTU_2d's pairs across groups
+# 14 pass the thresholds at 128 x 128, by at most 0.025.
+RESIZED = 0.03
 
 SIDE = 32  # of thumbnails, pixels
 SHIFT = 3  # pixels of a thumbnail: shifts up to a tenth of the picture
@@ -60,6 +67,19 @@ DETAIL = 4.0
 # How much more is asked of a correlation that the hash does not support: a shift by a twentieth of
 # the picture ruins the hash.
 WITHOUT_HASH = 0.3
+
+# The grey levels of the look: of a picture of LOOK_SIDE x LOOK_SIDE pixels, those that are not
+# background, in LOOK_BANDS bands of equal area from top to bottom.
+LOOK_SIDE = 64
+LOOK_BANDS = 4
+LOOK_BINS = 32
+BACKGROUND = 16  # grey levels below it are letterbox and what is outside the sector
+# Weight of -ln(1 - overlap) of two looks beside the similarity, by a logistic regression of pairs
+# at most 2 numbers apart against those more than 50 apart.
+LOOK_WEIGHT = 0.165
+LEAST_DIFFERENCE = 1e-4  # of two looks: keeps the logarithm finite
+NEIGHBOURS = 10  # numbers further apart than this are compared by their structure alone
+
 ROWS = 512  # images compared with all others at a time: bounds the memory
 
 # Smallest correlation of a copy in another orientation; see `find_rotated_copies`.
@@ -85,10 +105,13 @@ class Fingerprint:
     Attributes:
         thumbnail: band-pass filtered, float32 (32, 32).
         bits: perceptual hash, bool (256,).
+        look: square roots of the shares of the grey levels in each band, so that the product of two
+            is the overlap of their histograms (Bhattacharyya), 0..1; float32 (128,).
     """
 
     thumbnail: np.ndarray
     bits: np.ndarray
+    look: np.ndarray
 
 
 def fingerprint(image: np.ndarray) -> Fingerprint:
@@ -97,7 +120,7 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
     thumbnail = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     smooth = cv2.GaussianBlur(thumbnail, (0, 0), DETAIL)
     bits = imagehash.phash(Image.fromarray(grey), hash_size=16).hash.ravel()
-    return Fingerprint(thumbnail - smooth, bits)
+    return Fingerprint(thumbnail - smooth, bits, _look(grey))
 
 
 def fingerprint_files(paths: Sequence[Path]) -> list[Fingerprint]:
@@ -126,8 +149,10 @@ def find_near_duplicates(
     if not fingerprints:
         return []
     thumbnails = np.stack([each.thumbnail for each in fingerprints])
+    looks = np.stack([each.look for each in fingerprints])
     signs = np.stack([each.bits for each in fingerprints]).astype(np.float32) * 2 - 1
     numbers = np.array([float(stem) if stem.isdecimal() else math.nan for stem in stems])
+    unrelated = _unrelated_looks(looks, numbers)
 
     found = []
     for start in progress_bar(range(0, len(stems), ROWS), "Finding near-duplicates"):
@@ -137,6 +162,11 @@ def find_near_duplicates(
         similarity = np.maximum((correlation + agreement) / 2, correlation - WITHOUT_HASH)
 
         difference = np.nan_to_num(np.abs(numbers[rows, None] - numbers), nan=math.inf)
+        if unrelated is not None:
+            alike = _compare_looks(looks, rows) - unrelated
+            similarity += np.where(difference <= NEIGHBOURS, LOOK_WEIGHT * alike, 0)
+            np.minimum(similarity, 1, out=similarity)
+
         within = [difference <= largest for largest in THRESHOLDS]
         thresholds = np.select(within, list(THRESHOLDS.values())) + margin
 
@@ -251,6 +281,40 @@ def crop_letterbox(grey: np.ndarray) -> np.ndarray:
         return grey
     cropped = grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return np.ascontiguousarray(cropped)
+
+
+def _look(grey: np.ndarray) -> np.ndarray:
+    """The `look` of a `Fingerprint`; grey is uint8 (H, W)."""
+    small = cv2.resize(grey, (LOOK_SIDE, LOOK_SIDE), interpolation=cv2.INTER_AREA)
+    levels = small[small >= BACKGROUND]  # in the order of the rows
+    if not len(levels):
+        levels = np.full(LOOK_BANDS, BACKGROUND)
+    shares = []
+    for band in np.array_split(levels, LOOK_BANDS):
+        counts, _ = np.histogram(band, LOOK_BINS, (BACKGROUND, 256))
+        shares.append(counts / max(len(band), 1) / LOOK_BANDS)
+    return np.sqrt(np.concatenate(shares)).astype(np.float32)
+
+
+def _compare_looks(looks: np.ndarray, rows: slice) -> np.ndarray:
+    """-ln(1 - overlap) of each two looks, float32 (rows, all): 0 without overlap, 9.2 if equal."""
+    overlap = np.clip(looks[rows] @ looks.T, 0, 1)
+    return -np.log(1 - overlap + LEAST_DIFFERENCE)
+
+
+def _unrelated_looks(looks: np.ndarray, numbers: np.ndarray) -> float | None:
+    """The mean of `_compare_looks` of images whose numbers are too far apart to be neighbours.
+
+    None where there are no such images: then nothing tells what is common to all looks.
+    """
+    total = 0.0
+    count = 0
+    for start in range(0, len(looks), ROWS):
+        rows = slice(start, start + ROWS)
+        is_far = np.abs(numbers[rows, None] - numbers) > NEIGHBOURS
+        total += float(_compare_looks(looks, rows)[is_far].sum())
+        count += int(is_far.sum())
+    return total / count if count else None
 
 
 def _correlate(thumbnails: np.ndarray, rows: slice) -> np.ndarray:

@@ -14,11 +14,34 @@ from ovseg.data.pairs import natural_key, normal_stem
 from ovseg.data.prepare.duplicates import NearDuplicate, find_leakage
 from ovseg.data.prepare.sources import Source
 from ovseg.data.prepare.tables import find_stems, read_table
+from ovseg.data.tree import SPLITS
 
-FRACTIONS = {"train": 0.8, "valid": 0.1, "test": 0.1}
+DEFAULT_FRACTIONS = "0.8,0.1,0.1"
 OFFICIAL_LISTS = {"train": "train.txt", "test": "val.txt"}  # split -> file of the download
 
 Name = TypeVar("Name", str, int)  # of a split or a fold
+
+
+def read_fractions(text: str) -> dict[str, float]:
+    """The share of each split, from `train,valid,test` such as `0.8,0.1,0.1`.
+
+    Returns:
+        Split -> share, above 0; `test` is left out where its share is 0.
+
+    Raises:
+        InputError: not three numbers that sum to 1, or only test may be 0.
+    """
+    try:
+        train, valid, test = [float(number) for number in text.split(",")]
+    except ValueError:
+        train, valid, test = 0, 0, 0
+    if not (train > 0 and valid > 0 and test >= 0 and abs(train + valid + test - 1) < 1e-6):
+        raise InputError(
+            f"--fractions is {text}, expected the shares of train, valid and test, which sum to 1, "
+            f"such as {DEFAULT_FRACTIONS}. Only test may be 0."
+        )
+    fractions = {"train": train, "valid": valid, "test": test}
+    return {split: share for split, share in fractions.items() if share > 0}
 
 
 def deal_groups(
@@ -106,11 +129,11 @@ def read_split_file(path: Path, sources: Sequence[Source]) -> dict[str, str]:
     else:
         rows = read_table(path, "split", sources)
 
-    wrong = [f"{stem}: {split}" for stem, split in rows if split not in FRACTIONS]
+    wrong = [f"{stem}: {split}" for stem, split in rows if split not in SPLITS]
     if wrong:
         raise InputError(
             f"{path} names {len(wrong)} unknown splits: {first_five(wrong)}. "
-            f"Use {', '.join(FRACTIONS)}."
+            f"Use {', '.join(SPLITS)}."
         )
     stems = [source.stem for source in sources]
     check_listed([stem for stem, _ in rows], stems, str(path))

@@ -15,7 +15,7 @@ from ovseg.data.prepare.dataset import prepare_dataset
 from ovseg.data.prepare.duplicates import find_tree_leakage
 from ovseg.data.prepare.otu2d import CATEGORIES, read_categories
 from ovseg.data.prepare.sources import Reading
-from ovseg.data.prepare.splits import FRACTIONS
+from ovseg.data.tree import SPLITS
 
 TERATOMA = (0, 0, 64)
 
@@ -200,6 +200,8 @@ def test_missing_source_is_an_error(tmp_path, output):
         ({"size": 4}, "--size is 4"),
         ({"seed": -1}, "--seed is -1"),
         ({"folds": 1}, "--folds is 1, expected 2..20"),
+        ({"fractions": "8,1,1"}, "--fractions is 8,1,1, expected the shares"),
+        ({"split": "official", "fractions": "0.6,0.2,0.2"}, "--fractions is for a split by groups"),
         ({"split": "random"}, "Unknown split 'random'. Choose one of: auto, groups, official"),
         ({"layout": "nothing"}, "Unknown layout 'nothing'. Choose one of: auto, busi, coco"),
         ({"unmatched": "x"}, "Unknown unmatched 'x'. Choose one of: empty, error, skip"),
@@ -237,7 +239,7 @@ def test_copies_of_a_phantom_are_one_group_in_one_split(prepare, stems):
     groups = column(manifest, "group")
     splits = column(manifest, "split")
     assert len(set(groups.values())) == 14
-    assert set(splits.values()) == set(FRACTIONS)
+    assert set(splits.values()) == set(SPLITS)
     for first in range(0, 39, 3):
         copies = stems[first : first + 3]
         assert len({groups[stem] for stem in copies}) == 1
@@ -266,6 +268,13 @@ def test_folds_partition_train_and_valid_by_groups(prepare, stems):
     assert {folds[stem] for stem in stems if splits[stem] == "test"} == {None}
     assert {folds[stem] for stem in stems if splits[stem] != "test"} == {0, 1, 2}
     assert len({(groups[stem], folds[stem]) for stem in stems}) == 14
+
+
+def test_without_test_images_the_folds_hold_every_image(prepare, output):
+    manifest = prepare(folds=3, fractions="0.8,0.2,0")
+    assert set(column(manifest, "split").values()) == {"train", "valid"}
+    assert set(column(manifest, "fold").values()) == {0, 1, 2}
+    assert not (output / "test").exists()
 
 
 def test_dataset_without_folds_has_null_folds(prepare):
@@ -347,7 +356,7 @@ def test_official_lists_make_the_test_split_and_groups_make_valid(prepare_offici
     manifest = prepare_official(30)
     groups = column(manifest, "group")
     splits = column(manifest, "split")
-    assert set(splits.values()) == set(FRACTIONS)
+    assert set(splits.values()) == set(SPLITS)
     assert list(splits.values()).count("test") == 10
     assert len({(groups[stem], splits[stem]) for stem in groups}) == 14
 

@@ -7,10 +7,11 @@ import pytest
 from ovseg.core.errors import InputError
 from ovseg.data.prepare.sources import Source, no_lesion
 from ovseg.data.prepare.splits import (
-    FRACTIONS,
+    DEFAULT_FRACTIONS,
     check_leakage,
     check_listed,
     deal_groups,
+    read_fractions,
     read_official,
     read_split_file,
     stratify,
@@ -23,7 +24,7 @@ def test_split_by_groups_is_stratified_and_keeps_the_shares():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(700), rng.integers(1, 4, 700))
     strata = stratify(rng.integers(0, 4, len(groups)), rng.uniform(0, 0.6, len(groups)))
-    splits = deal_groups(groups, strata, FRACTIONS, 5)
+    splits = deal_groups(groups, strata, read_fractions(DEFAULT_FRACTIONS), 5)
 
     assert len(set(zip(groups.tolist(), splits, strict=True))) == 700  # no group is divided
     assert abs(splits.count("train") - 0.8 * len(groups)) <= 10
@@ -118,3 +119,16 @@ def test_leakage_is_an_error_unless_it_is_allowed():
         check_leakage(pairs, splits, stems, allow=False)
     assert check_leakage(pairs, splits, stems, allow=True) == [["a", "c", 0.8]]
     assert check_leakage(pairs[:1], splits, stems, allow=False) == []
+
+
+def test_fractions_name_the_splits_and_leave_out_an_empty_test():
+    assert read_fractions("0.7, 0.15, 0.15") == {"train": 0.7, "valid": 0.15, "test": 0.15}
+    assert read_fractions("0.8,0.2,0") == {"train": 0.8, "valid": 0.2}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0.8,0.2", "0.8,a,0.1", "80,10,10", "1,0,0", "1.1,-0.1,0", "0.8,0.2,nan"]
+)
+def test_other_fractions_are_refused(text):
+    with pytest.raises(InputError, match=r"--fractions is .*sum to 1"):
+        read_fractions(text)
