@@ -213,6 +213,8 @@ class OvarianTumorDataModule(LightningDataModule):
         valid_share: validate with this share of the folder train, the last of its images in
             alphabetical order of the files, train on the others, and leave the folder valid out,
             0..0.9; 0 takes the folders as they are.
+        train_on_valid: train on the images of valid too, for a network whose recipe was chosen
+            elsewhere; the scores of valid are then those of trained images.
         steps_per_epoch: batches of an epoch; None for every training image once. If the images do
             not suffice, they are taken again in a new order, augmented anew.
         invert_masks: the lesion is drawn in black on white: grey values up to `mask_threshold` are
@@ -251,6 +253,7 @@ class OvarianTumorDataModule(LightningDataModule):
         augmentation_args: dict[str, Any] | None = None,
         valid_share: float = 0.0,
         steps_per_epoch: int | None = None,
+        train_on_valid: bool = False,
     ):
         super().__init__()
         self.save_hyperparameters()
@@ -276,9 +279,14 @@ class OvarianTumorDataModule(LightningDataModule):
             raise InputError(
                 "data.valid_share and data.fold both choose the validation images. Leave one out."
             )
+        if train_on_valid and (valid_share or fold is not None):
+            raise InputError(
+                "data.train_on_valid leaves no image to validate with, as data.valid_share and "
+                "data.fold ask for. Leave one out."
+            )
         build_transform(augmentation, augmentation_args)  # checks names, arguments, or the file
         self.root = Path(root)
-        self.tree = DatasetTree(self.root, exclude, classes, fold, fit, valid_share)
+        self.tree = DatasetTree(self.root, exclude, classes, fold, fit, valid_share, train_on_valid)
         settings = {name: self.hparams[name] for name in CACHE_SETTINGS}
         self._caches = SplitCaches(_cache_folder(self.root, cache), settings)
         self.needs_test = True

@@ -36,6 +36,8 @@ class DatasetTree:
         valid_share: share of the folder train that is `valid`, the last of its images in
             alphabetical order of the files, as the TensorFlow baseline takes them; 0 takes the
             folders as they are.
+        train_on_valid: whether `train` are the images of both folders, train and valid; `valid`
+            are those of its folder all the same.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class DatasetTree:
         fold: int | None,
         fit: str,
         valid_share: float = 0.0,
+        train_on_valid: bool = False,
     ):
         self.root = Path(root)
         self.exclude = [normal_stem(str(stem)) for stem in exclude or ()]
@@ -53,6 +56,7 @@ class DatasetTree:
         self.fold = fold
         self.fit = fit
         self.valid_share = valid_share
+        self.train_on_valid = train_on_valid
 
         self._folders: dict[str, list[Pair]] = {}
         self._pairs: dict[str, list[Pair]] = {}
@@ -60,8 +64,8 @@ class DatasetTree:
     def folders(self, split: str) -> dict[str, list[Pair]]:
         """All pairs of each folder that holds pairs of a split.
 
-        That is the split's own folder, or both `train` and `valid` where a fold divides them, or
-        `train` alone where `valid` is a share of it.
+        That is the split's own folder, or both `train` and `valid` where a fold divides them or
+        both are trained on, or `train` alone where `valid` is a share of it.
 
         Raises:
             InputError: no such split, a folder is missing, or pairs are incomplete.
@@ -69,9 +73,10 @@ class DatasetTree:
         choose("split", split, dict.fromkeys(SPLITS))
         if self.valid_share and split in FOLD_SPLITS:
             return {"train": self._folder("train")}
-        if self.fold is None or split not in FOLD_SPLITS:
-            return {split: self._folder(split)}
-        return {name: self._folder(name) for name in FOLD_SPLITS}
+        divided = self.fold is not None and split in FOLD_SPLITS
+        if divided or (self.train_on_valid and split == "train"):
+            return {name: self._folder(name) for name in FOLD_SPLITS}
+        return {split: self._folder(split)}
 
     def pairs(self, split: str) -> list[Pair]:
         """The pairs of a split, in natural order of their stems.
@@ -83,10 +88,11 @@ class DatasetTree:
             folders = self.folders(split)
             if self.valid_share and split in FOLD_SPLITS:
                 self._pairs |= share_pairs(self.root, folders["train"], self.valid_share)
-            elif self.fold is None or split not in FOLD_SPLITS:
-                self._pairs[split] = folders[split]
-            else:
+            elif self.fold is not None and split in FOLD_SPLITS:
                 self._pairs |= fold_pairs(self.root, folders, self.fold)
+            else:
+                pairs = [pair for folder in folders.values() for pair in folder]
+                self._pairs[split] = sorted(pairs, key=lambda pair: natural_key(pair.stem))
         return self._pairs[split]
 
     def has_images(self, split: str) -> bool:

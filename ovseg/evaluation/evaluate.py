@@ -91,6 +91,9 @@ class Evaluation:
         spacing: millimetres per pixel of the original pictures, or a file of them, see
             `ovseg.evaluation.spacing.read_spacings`; None for distances in pixels only.
 
+    Attributes:
+        trained_on: whether the network was trained on these images.
+
     Raises:
         InputError: run, dataset, device or spacing can't be used.
     """
@@ -122,6 +125,10 @@ class Evaluation:
             settings["mask_threshold"] = mask_threshold
         self.datamodule = OvarianTumorDataModule(**settings)
         self.datamodule.verify([split])
+        # Of another dataset it is not known.
+        self.trained_on = root is None and (
+            split == "train" or (split == "valid" and settings.get("train_on_valid", False))
+        )
         state: dict[str, Any] = {"categories": first.categories}
         if split != "test":
             state["held_out"] = first.held_out
@@ -378,6 +385,7 @@ class Evaluation:
             "data": str(self.datamodule.root),
             "split": self.split,
             "leakage": self.datamodule.leakage,
+            "trained_on": self.trained_on,
             "images": len(self.datamodule.pairs(self.split)),
             "image_size": self.datamodule.hparams["image_size"],
             "classes": self.task.classes,

@@ -77,9 +77,12 @@ def describe_data(root: Path, summary: dict[str, Any]) -> dict[str, str]:
         root: the dataset's folder.
         summary: of the evaluation.
     """
+    evaluated = f"{summary['images']} images of {summary['split']}"
+    if summary["trained_on"]:
+        evaluated += ", which the network was trained on"
     facts = {
         "dataset": summary["data"],
-        "evaluated": f"{summary['images']} images of {summary['split']}",
+        "evaluated": evaluated,
         "leakage": "near-duplicates are in two splits" if summary["leakage"] else "none known",
     }
     manifest = read_manifest(root)

@@ -20,7 +20,7 @@ from ovseg.core.checkpoints import Member, checkpoint_digest, read_members
 from ovseg.core.console import print_table
 from ovseg.core.errors import InputError
 from ovseg.core.files import check_writable, write_json
-from ovseg.core.registry import choose
+from ovseg.core.registry import check_arguments, choose
 from ovseg.core.runs import RunFolder, refuse_export
 from ovseg.data.augment.pipelines import build_transform, flips_of
 from ovseg.evaluation.calibration import (
@@ -91,8 +91,8 @@ def search_postprocessing(
         `count_flags`, None where no image fails; and the score of every candidate, best first.
 
     Raises:
-        InputError: `split` is the test split, `run` is no run folder, a number is out of range, or
-            nothing can be scored.
+        InputError: `split` is the test split, `run` is no run folder, a number is out of range, the
+            images of `valid` were trained on, or nothing can be scored.
     """
     choose("metric", metric, METRICS)
     if split == "test":
@@ -125,6 +125,12 @@ def search_postprocessing(
             mask_threshold=mask_threshold,
         )
         evaluations.append(evaluation)
+    if split == "valid" and evaluations[0].trained_on:
+        raise InputError(
+            f"{run} was trained on the images of valid too (data.train_on_valid), so nothing can "
+            "be chosen on them. Choose with --data on other images, or set the post-processing "
+            "itself in the configuration, such as postprocess: {flips: [horizontal]}."
+        )
     fits: dict[Flips, TemperatureFit] = {}
     found = [try_candidates(evaluation, candidates, fits) for evaluation in evaluations]
     counts = torch.cat(found, dim=1)
@@ -163,6 +169,49 @@ def search_postprocessing(
     }
     write_json(target, result)
     return result
+
+
+def read_choice(choice: bool | Mapping[str, Any]) -> Postprocessing | None:
+    """The post-processing that a configuration sets under `postprocess`.
+
+    Args:
+        choice: whether to choose on valid; or the arguments of a `Postprocessing` to use as it is.
+
+    Returns:
+        None where it is to be chosen, or none is wanted.
+
+    Raises:
+        InputError: an unknown name, or a value out of range.
+    """
+    if isinstance(choice, bool):
+        return None
+    check_arguments("postprocess", Postprocessing, choice)
+    return Postprocessing(**choice)
+
+
+def apply_choice(run: Path, choice: bool | Mapping[str, Any], device: str = "auto") -> None:
+    """Do what a configuration asks for under `postprocess`, when its training is finished.
+
+    Args:
+        run: see `search_postprocessing`.
+        choice: see `read_choice`.
+        device: see `search_postprocessing`.
+
+    Raises:
+        InputError: see `search_postprocessing` and `read_choice`.
+    """
+    fixed = read_choice(choice)
+    if fixed is not None:
+        paths = [member.path for member in read_members(run)]
+        content = {
+            "postprocessing": to_dict(fixed),
+            "metric": "none: set by the configuration",
+            "checkpoint_sha256": checkpoint_digest(*paths),
+            "version": __version__,
+        }
+        write_json(RunFolder(run).postprocessing, content)
+    elif choice:
+        print_search(search_postprocessing(run, device=device))
 
 
 def choose_flags(

@@ -250,6 +250,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     )
     if summary["leakage"]:
         title = f"LEAKAGE, near-duplicates in two splits: {title}"
+    if summary["trained_on"]:
+        title = f"TRAINED ON these images: {title}"
     postprocessing = Postprocessing(**summary["postprocessing"])
     if postprocessing.changes:
         title = f"{title}, {postprocessing}"

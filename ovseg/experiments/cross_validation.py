@@ -23,7 +23,7 @@ from ovseg.core.files import content_digest, write_json
 from ovseg.core.runs import BEST, LAST, RunFolder
 from ovseg.core.schema import read_json
 from ovseg.data.manifest import read_folds
-from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
+from ovseg.evaluation.postprocessing_search import apply_choice, read_choice
 from ovseg.experiments.child_training import (
     changed_settings,
     training_process,
@@ -67,6 +67,7 @@ def cross_validate(
     """
     check_not_set("data.fold", config["data"]["fold"])
     check_not_set("ckpt_path", config["ckpt_path"])
+    read_choice(config["postprocess"])
     output = Path(output)
     digest = claim_output(output, comparable_settings(config, folds))
 
@@ -91,8 +92,7 @@ def cross_validate(
     members = [run.relative_to(output).as_posix() for run in runs]
     write_json(RunFolder(output).ensemble, {"members": members})
     summary = score_folds(runs, output, device)
-    if config["postprocess"]:
-        print_search(search_postprocessing(output, device=device))
+    apply_choice(output, config["postprocess"], device)
     return summary
 
 
@@ -176,7 +176,7 @@ def train_fold(config: dict[str, Any], output: Path, fold: int, digest: str) -> 
     config_path = output / f"fold_{fold}.yaml"
     fold_config = {
         **config,
-        "data": {**config["data"], "fold": fold},
+        "data": {**config["data"], "fold": fold, "train_on_valid": False},
         "runs_dir": str(output),
         "evaluate_test": False,
         "postprocess": False,

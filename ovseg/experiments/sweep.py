@@ -52,6 +52,7 @@ FIXED = (
     "data.root",
     "data.fold",
     "data.valid_share",
+    "data.train_on_valid",
     "data.exclude",
     "data.classes",
     "data.phantoms",
@@ -326,8 +327,10 @@ def run_trial(
         False if training failed.
     """
     config_path = output / f"trial_{trial.number}.yaml"
+    trial_config = with_values(config, trial.params)
     trial_config = {
-        **with_values(config, trial.params),
+        **trial_config,
+        "data": {**trial_config["data"], "train_on_valid": False},
         "runs_dir": str(output),
         "evaluate_test": False,
         "postprocess": False,

@@ -27,7 +27,7 @@ from ovseg.core.runs import LAST, RunFolder
 from ovseg.core.trust import CALLERS, PACKAGES, is_trusted
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.evaluation.evaluate import Evaluation
-from ovseg.evaluation.postprocessing_search import print_search, search_postprocessing
+from ovseg.evaluation.postprocessing_search import apply_choice, read_choice
 from ovseg.evaluation.report import print_summary, report_evaluation
 from ovseg.experiments.run_record import RunRecord, find_unfinished
 from ovseg.training.callbacks import (
@@ -54,6 +54,7 @@ from ovseg.training.checks import (
     check_own_network,
     check_schedule,
     check_unused,
+    check_valid_is_trained_on,
     share_classes,
 )
 from ovseg.training.ema import AveragedWeights
@@ -108,9 +109,10 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument(
             "--postprocess",
-            type=bool,
+            type=bool | dict[str, Any],
             default=False,
-            help="choose flips, threshold and clean-up on valid",
+            help="true: choose flips, threshold and clean-up on valid; or the post-processing "
+            "itself, such as {flips: [horizontal]}",
         )
         parser.add_argument(
             "--ema.decay",
@@ -150,6 +152,8 @@ class TrainCLI(LightningCLI):
         share_classes(self.config)
         check_unused(self.config)
         check_monitors(self.config)
+        read_choice(self.config.postprocess)
+        check_valid_is_trained_on(self.config)
         check_schedule(self.config)
         if self.config.ckpt_path is None:
             return
@@ -489,7 +493,7 @@ def train_from_command_line(arguments: list[str], kind: type[TrainCLI] = TrainCL
 
     _check_finite(cli.trainer, run)
     if cli.config.postprocess:
-        _choose_postprocessing(run)
+        _choose_postprocessing(run, cli.config.postprocess)
     if cli.config.evaluate_test:
         cli.evaluate(run)
     print(f"Run folder: {run.path}")
@@ -536,6 +540,11 @@ def _announce(task: SegmentationTask, data: OvarianTumorDataModule) -> None:
         f"{task.hparams['arch']}: {parameters:,} parameters. "
         f"{data.root}: {counts} images of {data.hparams['image_size']}."
     )
+    if data.hparams["train_on_valid"]:
+        rank_zero_info(
+            "The images of valid are trained on too (data.train_on_valid), so their scores are not "
+            "those of new images."
+        )
 
 
 def _check_finite(trainer: Trainer, run: RunFolder) -> None:
@@ -549,9 +558,9 @@ def _check_finite(trainer: Trainer, run: RunFolder) -> None:
         )
 
 
-def _choose_postprocessing(run: RunFolder) -> None:
+def _choose_postprocessing(run: RunFolder, choice: bool | dict[str, Any]) -> None:
     """Choose the post-processing; if that fails print why, so that training still gets scores."""
     try:
-        print_search(search_postprocessing(run.path))
+        apply_choice(run.path, choice)
     except InputError as error:
         print(f"No post-processing was chosen, so the run is used without it: {error}")

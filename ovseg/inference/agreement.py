@@ -97,6 +97,7 @@ def choose_images(member: Member, root: Path | None, count: int = IMAGES) -> Sam
         settings.get("fold"),
         settings["fit"],
         settings.get("valid_share", 0.0),
+        settings.get("train_on_valid", False),
     )
     pairs = tree.pairs("valid")
     places = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)

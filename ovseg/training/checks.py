@@ -84,6 +84,23 @@ def check_monitors(config: Any) -> None:
         )
 
 
+def check_valid_is_trained_on(config: Any) -> None:
+    """Refuse to choose on valid where it is trained on.
+
+    Args:
+        config: the whole configuration.
+
+    Raises:
+        InputError: `postprocess` is true and `data.train_on_valid` too.
+    """
+    if config.postprocess is True and config.data.train_on_valid:
+        raise InputError(
+            "data.train_on_valid leaves no image that is new to the network, so postprocess: true "
+            "has nothing to choose on. Set the post-processing itself, such as "
+            "postprocess: {flips: [horizontal]}, or postprocess: false."
+        )
+
+
 def check_lesions(config: Any, data: OvarianTumorDataModule) -> None:
     """Check that every monitored score has a value.
 
@@ -124,8 +141,13 @@ def check_held_out(weights: str, fold: int | None, data: OvarianTumorDataModule)
     digests = digests_of(checkpoint)
     settings = checkpoint["datamodule_hyper_parameters"]
     trained_fold = settings.get("fold")
-    if digests is None:
+    if digests is None or data.hparams["train_on_valid"]:
         return
+    if settings.get("train_on_valid") and digests["valid"] == data.digest("valid"):
+        raise InputError(
+            f"model.weights {path} were trained on the images of valid in {data.root} too "
+            "(data.train_on_valid). Choose weights that were trained on other images."
+        )
     share = data.hparams["valid_share"]
     other_share = share and share != settings.get("valid_share", 0.0)
     if other_share and digests["train"] == data.digest("train"):

@@ -47,6 +47,7 @@ RESUMED_DATA = (
     "exclude",
     "fold",
     "valid_share",
+    "train_on_valid",
 )
 # Those that a resume may change, so that it is not what the training would have been.
 CHANGEABLE = (

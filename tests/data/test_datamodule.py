@@ -460,6 +460,8 @@ def test_epoch_of_steps_and_a_validation_share_train(own_root):
     ("options", "message"),
     [
         ({"valid_share": 0.2, "fold": 0}, "both choose the validation images"),
+        ({"train_on_valid": True, "fold": 0}, "leaves no image to validate with"),
+        ({"train_on_valid": True, "valid_share": 0.2}, "leaves no image to validate with"),
         ({"mask_blur": 3, "invert_masks": True}, "mask_blur is for white masks of one class"),
         ({"steps_per_epoch": 0}, "steps_per_epoch is 0, expected 1"),
         ({"augmentation_args": {"p": 1}}, "augmentation none does not take p"),

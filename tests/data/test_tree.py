@@ -170,6 +170,14 @@ def test_share_of_train_validates_in_alphabetical_order(phantom_root):
     assert list(tree.folders("valid")) == ["train"]
 
 
+def test_valid_can_be_trained_on_too(phantom_root):
+    tree = DatasetTree(phantom_root, None, 1, None, "letterbox", train_on_valid=True)
+    assert stems(tree.pairs("train")) == phantoms(range(17))
+    assert stems(tree.pairs("valid")) == phantoms(range(14, 17))
+    assert stems(tree.pairs("test")) == phantoms(range(17, 20))
+    assert list(tree.folders("train")) == ["train", "valid"]
+
+
 def test_share_that_leaves_nothing_is_an_error(phantom_root):
     tree = DatasetTree(phantom_root, None, 1, None, "letterbox", valid_share=0.95)
     with pytest.raises(InputError, match="leaves none to train on or none to validate with"):

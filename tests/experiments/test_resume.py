@@ -363,3 +363,7 @@ def test_weights_that_have_seen_the_validation_images_are_refused(
     assert train("--data.fold", 1, "--model.weights", LAST) == 2
     assert "with data.fold 0, but data.fold is 1" in last_line(capsys)
     assert train("--data.fold", 0, "--model.weights", LAST) == 0
+    seen = Path("runs/tiny/version_2/checkpoints/last.ckpt")
+    assert train("--data.train_on_valid", "true", "--model.weights", LAST) == 0
+    assert train("--model.weights", seen) == 2
+    assert "were trained on the images of valid" in last_line(capsys)

@@ -22,6 +22,7 @@ from PIL import Image
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 
+from ovseg.cli.main import main
 from ovseg.core.checkpoints import read_checkpoint, read_members
 from ovseg.core.configs import list_configs
 from ovseg.core.errors import InputError
@@ -458,6 +459,30 @@ def test_postprocessing_is_chosen_before_the_evaluation(tiny, train):
     assert yaml.safe_load((run / "config.yaml").read_text())["postprocess"] is True
 
 
+def test_postprocessing_of_the_configuration_is_used_as_it_is(tiny, train, capsys):
+    fixed = "{flips: [horizontal], threshold: 0.4}"
+    assert train("--postprocess", fixed, *ONE_EPOCH, "--snapshots.num_infer_images", "0") == 0
+    run = tiny / "runs" / "tiny" / "version_0"
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    expected = Postprocessing(flips=("horizontal",), threshold=0.4)
+    assert summary["postprocessing"] == to_dict(expected)
+    assert "flips horizontal" in capsys.readouterr().out
+
+
+def test_scores_of_valid_say_that_it_was_trained_on(tiny, train, capsys, caplog):
+    with caplog.at_level("INFO"):
+        arguments = ("--data.train_on_valid", "true", *ONE_EPOCH, "--evaluate_test", "false")
+        assert train(*arguments, "--snapshots.num_infer_images", "0") == 0
+    assert "17 train, 3 valid, 3 test images" in caplog.text
+    assert "their scores are not those of new images" in caplog.text
+    run = str(tiny / "runs" / "tiny" / "version_0")
+    for split, is_new in (("valid", False), ("test", True)):
+        assert main(["evaluate", "--run", run, "--split", split]) == 0
+        assert ("TRAINED ON these images" in capsys.readouterr().out) is not is_new
+    assert main(["postprocess", "--run", run]) == 2
+    assert "nothing can be chosen on them" in capsys.readouterr().err
+
+
 def test_postprocessing_is_chosen_only_if_asked_for(finished):
     assert not finished.run.postprocessing.exists()
 
@@ -493,6 +518,12 @@ def test_run_is_evaluated_plainly_if_no_postprocessing_can_be_chosen(
         (["--ckpt_path", "gone.ckpt"], "There is no checkpoint gone.ckpt"),
         (["--trainer.accelerator", "cuda"], "trainer.accelerator is cuda"),
         (["--runs_dir", "tiny.yaml"], "Choose another --runs_dir"),
+        (["--postprocess", "{flip: [horizontal]}"], "postprocess does not take flip"),
+        (["--postprocess", "{threshold: 2}"], "threshold"),
+        (
+            ["--postprocess", "true", "--data.train_on_valid", "true"],
+            "postprocess: true has nothing to choose on",
+        ),
     ],
 )
 def test_mistake_is_one_line_and_leaves_nothing(tiny, train, capsys, arguments, message):
