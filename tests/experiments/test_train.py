@@ -639,6 +639,8 @@ def test_every_config_trains(tmp_path, run_command, monkeypatch, phantom_root, n
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(CONFIGS[name].read_text())
     smaller = SMALLER[config["model"]["arch"]]
+    if config["model"]["arch_args"].get("architecture") == "dpt":
+        smaller = ["--model.arch_args.encoder_name", "tu-vit_tiny_patch16_224", *smaller[2:]]
     data = ["--data.root", phantom_root, "--data.image_size", "64", "--data.num_workers", "0"]
     data += ["--data.batch_size", "2"]
     if "classes" in config["data"]:
@@ -646,6 +648,18 @@ def test_every_config_trains(tmp_path, run_command, monkeypatch, phantom_root, n
     trainer = ["--trainer.fast_dev_run", "1", "--trainer.accelerator", "cpu"]
     assert run_command("train", "--config", name, *smaller, *data, *trainer) == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("encoders/")])
+def test_every_encoder_of_the_hub_trains_a_few_steps(
+    tmp_path, run_command, monkeypatch, phantom_root, name
+):
+    monkeypatch.chdir(tmp_path)
+    data = ["--data.root", phantom_root, "--data.image_size", "64", "--data.num_workers", "0"]
+    data += ["--data.batch_size", "2", "--model.arch_args.encoder_weights", "null"]
+    trainer = ["--trainer.fast_dev_run", "2", "--trainer.accelerator", "cpu"]
+    assert run_command("train", "--config", name, *data, *trainer) == 0
 
 
 # Several processes
