@@ -324,4 +324,8 @@ def build_with_random_weights(arch: str, seed: int = 0, **settings: Any) -> kera
         if not is_fixed and (weight.ndim == 1 or "alpha" in weight.path):
             noise = generator.uniform(-0.2, 0.2, weight.shape)
             weight.assign(weight + noise)
+    for part in model.layers:
+        for layer in getattr(part, "layers", [part]):  # of a model inside the model
+            if isinstance(layer, layers.Normalization):
+                layer.finalize_state()  # it computes with copies of its weights
     return model
