@@ -5,6 +5,7 @@ to predict a picture.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -50,8 +51,9 @@ class Backbone(PortedModule):
         super().__init__()
         self.first_level = first_level(name)
         maps = min(levels - self.first_level, MAX_MAPS)
-        self.encoder = _build_encoder(name, maps, in_channels, imagenet_rescaling)
-        self.channels: list[int] = self.encoder.channels
+        encoder: Any = _build_encoder(name, maps, in_channels, imagenet_rescaling)
+        self.encoder = encoder
+        self.channels: list[int] = encoder.channels
         self.has_frozen_norms = False
 
     def forward(self, image: Tensor) -> list[Tensor]:

@@ -14,9 +14,9 @@ class DenseNetEncoder(PortedModule):
     """A DenseNet up to the last map that is asked for.
 
     Maps are `conv1/relu`, `pool2_conv`, `pool3_conv`, `pool4_conv` (a transition's convolution,
-    before it is pooled) and `relu`. timm's blocks compute what Keras computes; only the constants of
-    batch normalisation differ and are set here. Layers have their Keras 3 names: Keras 2 writes
-    `conv1/conv`.
+    before it is pooled) and `relu`. timm's blocks compute what Keras computes; only the constants
+    of batch normalisation differ and are set here. Layers have their Keras 3 names; for
+    `conv1_conv` Keras 2 writes `conv1/conv`.
 
     Args:
         name: of timm, such as `densenet121`.
@@ -49,7 +49,7 @@ class DenseNetEncoder(PortedModule):
         self.stages = nn.ModuleList()
         self.channels: list[int] = []
         for stage in stages[:maps]:
-            last = list(stage.values())[-1]
+            last: Any = list(stage.values())[-1]
             is_norm = isinstance(last, nn.BatchNorm2d)
             self.channels.append(last.num_features if is_norm else last.out_channels)
             self.stages.append(nn.ModuleDict(stage))
@@ -63,6 +63,7 @@ class DenseNetEncoder(PortedModule):
         """Maps at 1/2, 1/4, ... of the image's size."""
         features = image
         maps = []
+        stage: Any
         for stage in self.stages:
             for layer in stage.values():
                 features = layer(features)
@@ -70,6 +71,8 @@ class DenseNetEncoder(PortedModule):
         return maps
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
+        stage: Any
+        layer: Any
         for stage in self.stages:
             for name, module in stage.items():
                 if isinstance(module, nn.ModuleDict):

@@ -1,6 +1,7 @@
 """Keras' ResNets of both versions, encoders of the baseline's DeepLabV3+ and TransUNet."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -162,7 +163,7 @@ class PreactivatedBlock(nn.Module):
         self.projection = nn.Conv2d(in_channels, 4 * filters, 1) if projects else None
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The narrow map after the first 1 x 1 convolution (Keras' `..._1_relu`), and the output."""
+        """The narrow map before the 3 x 3 convolution (Keras' `..._1_relu`), and the output."""
         active = self.before(features)
         narrow = self.squeeze(active)
         if self.projection is not None:
@@ -208,7 +209,7 @@ class ResNetV2Encoder(PortedModule):
         if maps == 5:
             self.last.extend([_resnet_norm(channels), nn.ReLU(inplace=True)])
         elif maps > 1:
-            block = self.blocks.pop(self.ends[maps - 2])
+            block: Any = self.blocks.pop(self.ends[maps - 2])
             self.last.extend([*block.before, *block.squeeze])
         init_glorot(self)
 

@@ -291,9 +291,9 @@ class TransUNet(PortedModule):
     defaults it has 409,538,241 parameters.
 
     A backbone replaces the encoder: its maps are the skip connections and the deepest map. Levels
-    below its last map, at 1/16 (VGG) or 1/32 of the image's size, are built as without backbone. All
-    but VGG have no map at the image's own size, so the last level of the decoder has no skip
-    connection. It gets the plain pixels 0..255, as in the baseline, which leaves out the
+    below its last map, at 1/16 (VGG) or 1/32 of the image's size, are built as without a backbone.
+    All but VGG have no map at the image's own size, so the last level of the decoder has no skip
+    connection. A backbone gets the plain pixels 0..255, as in the baseline, which leaves out the
     preprocessing of keras.applications. Its weights are random: ImageNet's come with an imported
     Keras file only.
 
@@ -371,8 +371,8 @@ class TransUNet(PortedModule):
 
         if backbone is None and (freeze_backbone or imagenet_rescaling):
             raise InputError(
-                "transunet: freeze_backbone and imagenet_rescaling are for a backbone, and there is "
-                "none. Set them to false, or set backbone."
+                "transunet: freeze_backbone and imagenet_rescaling are for a backbone, and there "
+                "is none. Set them to false, or set backbone."
             )
 
         self.scale = InputScale(input_scale)
@@ -478,9 +478,7 @@ class TransUNet(PortedModule):
         yield "transunet_output", self.head
 
 
-def _build_backbone(
-    name: str, levels: int, in_channels: int, imagenet_rescaling: bool
-) -> Backbone:
+def _build_backbone(name: str, levels: int, in_channels: int, imagenet_rescaling: bool) -> Backbone:
     """The backbone of a network of some levels, or an InputError where they don't fit."""
     if levels <= first_level(name):
         raise InputError(
