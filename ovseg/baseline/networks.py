@@ -15,7 +15,7 @@ ANY_CHANNELS = ("TensorflowTransUNet", "TensorflowU2Net", "TensorflowSharpUNet")
 ALWAYS_RELU = "ignored: this network always has ReLU"
 # Keys of TransUNet's backbones, and the baseline's defaults.
 OF_BACKBONE = {"weights": "imagenet", "freeze_backbone": True, "freeze_batch_norm": True}
-RANDOM_BACKBONE = "not loaded: the backbone is random unless --weights brings its weights"
+RANDOM_BACKBONE = "not downloaded: the weights come with --weights, else they are random"
 
 
 def read_transunet(file: BaselineFile) -> dict[str, Any]:

@@ -376,7 +376,7 @@ class TransUNet(PortedModule):
             )
 
         self.scale = InputScale(input_scale)
-        self.encoder = nn.ModuleList()  # the first part of a backbone gives several maps
+        self.encoder = nn.ModuleList()  # its first part gives one map, a backbone several
         self.downsampling = nn.ModuleList()
         first: ConvStack | Backbone
         if backbone is None:

@@ -114,7 +114,7 @@ def test_backbone_of_transunet(write_model):
     assert (arguments["freeze_backbone"], arguments["freeze_batch_norm"]) == (True, False)
     assert "imagenet_rescaling" not in arguments
     rows = becomes_of(path)
-    assert rows["model.weights"].startswith("not loaded: the backbone is random unless --weights")
+    assert rows["model.weights"].startswith("not downloaded: the weights come with")
     assert rows["model.freeze_backbone"].startswith("model.arch_args.freeze_backbone; set it to")
 
 
