@@ -39,8 +39,8 @@ class KerasLayer:
 
     @property
     def stem(self) -> str:
-        """The name without its number."""
-        return re.sub(r"_\d+$", "", self.name)
+        """The name without its number, as Keras 3 spells it (DenseNet's conv1/conv of Keras 2)."""
+        return re.sub(r"_\d+$", "", self.name).replace("/", "_")
 
     @property
     def number(self) -> int:
@@ -185,7 +185,6 @@ def _read_keras2(file: h5py.File) -> list[KerasLayer]:
             weight = _short_name(path)
             if name.endswith("_backbone"):
                 layer, _, weight = path.removesuffix(":0").rpartition("/")
-                layer = layer.replace("/", "_")  # DenseNet's conv1/conv, conv1_conv in Keras 3
             weights.setdefault(layer, []).append((weight, group[path][()]))
         layers += [KerasLayer(layer, arrays) for layer, arrays in weights.items()]
     return layers
