@@ -69,6 +69,32 @@ MLP_ACTIVATIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+def names_of_maps(backbone: str) -> list[str]:
+    """Layers of an application that the specification names."""
+    if backbone.startswith("VGG"):
+        last = {"VGG16": 3, "VGG19": 4}[backbone]
+        return ["block1_conv2", "block2_conv2", *(f"block{n}_conv{last}" for n in (3, 4, 5))]
+    if backbone.startswith("DenseNet"):
+        return ["conv1_relu", "pool2_conv", "pool3_conv", "pool4_conv", "relu"]
+    if backbone.startswith("EfficientNet"):
+        blocks = [f"block{n}a_expand_activation" for n in (2, 3, 4, 6)]
+        return [*blocks, "top_activation"]
+    conv3, conv4 = {"50": (4, 6), "101": (4, 23), "152": (8, 36)}[backbone[6:].removesuffix("V2")]
+    blocks = ["conv2_block3", f"conv3_block{conv3}", f"conv4_block{conv4}"]
+    if backbone.endswith("V2"):
+        return ["conv1_conv", *(f"{block}_1_relu" for block in blocks), "post_relu"]
+    return ["conv1_relu", *(f"{block}_out" for block in [*blocks, "conv5_block3"])]
+
+
+def take_maps(inputs: Any, backbone: str, levels: int) -> list[Any]:
+    """The maps of an application, as a model inside the model."""
+    build = getattr(keras.applications, backbone)
+    network = build(include_top=False, weights=None, input_tensor=inputs)
+    count = levels if backbone.startswith("VGG") else levels - 1
+    outputs = [network.get_layer(name).output for name in names_of_maps(backbone)[:count]]
+    return list(keras.Model(inputs, outputs, name=f"{backbone}_backbone")(inputs))
+
+
 def build_transunet(
     image_size: int,
     filter_num: Sequence[int],
@@ -81,6 +107,7 @@ def build_transunet(
     mlp_activation: str = "GELU",
     batch_norm: bool = False,
     pool: bool = True,
+    backbone: str | None = None,
     classes: int = 1,
     in_channels: int = 3,
 ) -> keras.Model:
@@ -109,17 +136,23 @@ def build_transunet(
         return normalise(conv(features), f"{name}_bn")
 
     inputs = layers.Input((image_size, image_size, in_channels))
-    features = inputs
-    skips = []
-    for level, filters in enumerate(filter_num):
-        name = f"transunet_down{level}"
-        if level:
-            features = downsample(features, filters, f"{name}_encode")
-            name = f"{name}_conv"
+    levels = len(filter_num)
+    if backbone is None:
+        features = inputs
         for number in range(stack_num_down):
-            features = convolve(features, filters, f"{name}_{number}")
+            features = convolve(features, filter_num[0], f"transunet_down0_{number}")
+        skips = [features]
+        reached = 1
+    else:
+        skips = take_maps(inputs, backbone, levels)
+        reached = len(skips) if backbone.startswith("VGG") else len(skips) + 1
+    for level in range(reached, levels):
+        name = f"transunet_down{level if backbone is None else level + 1}"
+        features = downsample(skips[-1], filter_num[level], f"{name}_encode")
+        for number in range(stack_num_down):
+            features = convolve(features, filter_num[level], f"{name}_conv_{number}")
         skips.append(features)
-    skips.pop()
+    features = skips.pop()
 
     deepest = filter_num[-1]
     side = image_size // 2 ** (len(filter_num) - 1)
@@ -145,7 +178,8 @@ def build_transunet(
         name = f"transunet_up{step}"
         features = upsample(features, filters, f"{name}_decode")
         features = convolve(features, filters, f"{name}_conv_before_concat_0")
-        features = layers.Concatenate()([features, skips.pop()])
+        if skips:
+            features = layers.Concatenate()([features, skips.pop()])
         for number in range(stack_num_up):
             features = convolve(features, filters, f"{name}_conv_after_concat_{number}")
     return keras.Model(inputs, build_head(features, classes, "transunet_output"))
@@ -290,4 +324,8 @@ def build_with_random_weights(arch: str, seed: int = 0, **settings: Any) -> kera
         if not is_fixed and (weight.ndim == 1 or "alpha" in weight.path):
             noise = generator.uniform(-0.2, 0.2, weight.shape)
             weight.assign(weight + noise)
+    for part in model.layers:
+        for layer in getattr(part, "layers", [part]):  # of a model inside the model
+            if isinstance(layer, layers.Normalization):
+                layer.finalize_state()  # it computes with copies of its weights
     return model

@@ -39,8 +39,8 @@ class KerasLayer:
 
     @property
     def stem(self) -> str:
-        """The name without its number."""
-        return re.sub(r"_\d+$", "", self.name)
+        """The name without its number, as Keras 3 spells it (DenseNet's conv1/conv of Keras 2)."""
+        return re.sub(r"_\d+$", "", self.name).replace("/", "_")
 
     @property
     def number(self) -> int:
@@ -81,6 +81,8 @@ def read_keras_layers(path: Path) -> list[KerasLayer]:
 def read_keras_graph(path: Path) -> dict[str, str]:
     """The graph in a whole-model file: layer name -> JSON of its inputs; nothing in other files.
 
+    Layers of a model inside the model are among them.
+
     Raises:
         InputError: the file is missing, or its description is damaged.
     """
@@ -95,12 +97,22 @@ def read_keras_graph(path: Path) -> dict[str, str]:
         else:
             with h5py.File(path, "r") as file:
                 text = file.attrs.get("model_config", b"{}")
-        layers = json.loads(text).get("config", {}).get("layers", [])
-        return {layer["config"]["name"]: json.dumps(layer["inbound_nodes"]) for layer in layers}
+        return _read_inputs(json.loads(text).get("config", {}))
     except Exception as error:  # as in `read_keras_layers`
         raise InputError(
             f"{path} is not a whole Keras weights file ({error}). Save or copy it again."
         ) from error
+
+
+def _read_inputs(config: dict[str, Any]) -> dict[str, str]:
+    """Layer name -> JSON of its inputs, of a model and of the models inside it."""
+    inputs = {}
+    for layer in config.get("layers", []):
+        # The configuration of a custom layer can be without its name.
+        name = layer["config"].get("name", layer.get("name"))
+        inputs[name] = json.dumps(layer["inbound_nodes"])
+        inputs.update(_read_inputs(layer["config"]))
+    return inputs
 
 
 def _read_archive(path: Path) -> list[KerasLayer]:
@@ -118,7 +130,7 @@ def _read_archive(path: Path) -> list[KerasLayer]:
         weights = archive.read("model.weights.h5")
     with h5py.File(io.BytesIO(weights), "r") as file:
         _refuse_unusual(path, file)
-        return _read_keras3(file, _names_of_groups(config))
+        return _read_keras3(file, _names_of_groups(config, "layers"))
 
 
 def _refuse_unusual(path: Path, file: h5py.File) -> None:
@@ -157,16 +169,24 @@ def _refuse_unusual(path: Path, file: h5py.File) -> None:
 
 
 def _read_keras2(file: h5py.File) -> list[KerasLayer]:
-    """Read the groups that `layer_names` lists, at the root or in `model_weights`."""
+    """Read the groups that `layer_names` lists, at the root or in `model_weights`.
+
+    keras-unet-collection's encoder is a model inside the model, a group `<name>_backbone` whose
+    weights begin with the names of its layers. Of a frozen batch normalisation Keras writes the
+    moving statistics after the other layers, so weights are put together by those names.
+    """
     root = file.get("model_weights", file)
     layers = []
     for name in _texts(root.attrs["layer_names"]):
         group = root[name]
-        weights = []
+        weights: dict[str, list[tuple[str, np.ndarray]]] = {}
         for path in _texts(group.attrs["weight_names"]):
-            weights.append((_short_name(path), group[path][()]))
-        if weights:
-            layers.append(KerasLayer(name, weights))
+            layer = name
+            weight = _short_name(path)
+            if name.endswith("_backbone"):
+                layer, _, weight = path.removesuffix(":0").rpartition("/")
+            weights.setdefault(layer, []).append((weight, group[path][()]))
+        layers += [KerasLayer(layer, arrays) for layer, arrays in weights.items()]
     return layers
 
 
@@ -193,19 +213,23 @@ def _short_name(path: str) -> str:
     return "/".join(re.sub(r"^name\d+_", "", part) for part in parts[first:])
 
 
-def _read_keras3(file: h5py.File, names: Mapping[str, str]) -> list[KerasLayer]:
-    """Read the groups `layers/<class>_<n>/vars/<i>`.
+def _read_keras3(parent: h5py.Group, names: Mapping[str, str]) -> list[KerasLayer]:
+    """Read the groups `layers/<class>_<n>/vars/<i>` of a model, and of the models inside it.
 
     The number n follows the order of the layers; the true name is an attribute of `vars`. The
-    weights of a layer inside a layer are in `layers/<class>_<n>/<attribute>/vars/<i>`.
+    weights of a layer inside a layer are in `layers/<class>_<n>/<attribute>/vars/<i>`, those of a
+    model inside the model in `layers/<class>_<n>/layers/`.
 
     Args:
-        file: the open weights.
-        names: group name -> layer name, for files of early Keras 3 whose groups do not have the
-            attribute.
+        parent: the open weights, or the group of a model.
+        names: path of a group -> layer name, for files of early Keras 3 whose groups do not have
+            the attribute.
     """
     layers = []
-    for group_name, group in file["layers"].items():
+    for group_name, group in parent["layers"].items():
+        if "layers" in group:
+            layers += _read_keras3(group, names)
+            continue
         weights = []
         for path in _list_datasets(group):
             if "seed_generator" in path:  # state of a dropout layer
@@ -217,17 +241,21 @@ def _read_keras3(file: h5py.File, names: Mapping[str, str]) -> list[KerasLayer]:
             weights.append((inner + match[2], group[path][()]))
         if not weights:
             continue
-        name = group["vars"].attrs.get("name", names.get(group_name))
+        name = group["vars"].attrs.get("name", names.get(group.name.removeprefix("/")))
         if name is None:
             raise ValueError("it does not name its layers: save it as .keras or .h5")
         layers.append(KerasLayer(str(name), weights))
     return layers
 
 
-def _names_of_groups(config: dict[str, Any]) -> dict[str, str]:
-    """Group name -> layer name.
+def _names_of_groups(config: dict[str, Any], folder: str) -> dict[str, str]:
+    """Path of a group -> layer name, of a model and of the models inside it.
 
     Keras 3 numbers the groups of a class in the order of the configuration.
+
+    Args:
+        config: of the model.
+        folder: the path of its layers.
     """
     names = {}
     counts: Counter[str] = Counter()
@@ -239,7 +267,9 @@ def _names_of_groups(config: dict[str, Any]) -> dict[str, str]:
         if number:
             group = f"{group}_{number}"
         # The configuration of a custom layer can be without its name.
-        names[group] = layer["config"].get("name", layer.get("name"))
+        names[f"{folder}/{group}"] = layer["config"].get("name", layer.get("name"))
+        if "layers" in layer["config"]:
+            names.update(_names_of_groups(layer, f"{folder}/{group}/layers"))
     return names
 
 

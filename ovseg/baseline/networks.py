@@ -5,6 +5,7 @@ from typing import Any
 from ovseg.baseline.ini import BaselineFile
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose, fill_defaults
+from ovseg.models.backbones import BACKBONES, EFFICIENTNETS
 from ovseg.models.layers import ACTIVATIONS
 from ovseg.models.sharp_unet import SharpUNet
 from ovseg.models.transunet import MLP_ACTIVATIONS, TransUNet
@@ -14,13 +15,14 @@ ANY_CHANNELS = ("TensorflowTransUNet", "TensorflowU2Net", "TensorflowSharpUNet")
 ALWAYS_RELU = "ignored: this network always has ReLU"
 # Keys of TransUNet's backbones, and the baseline's defaults.
 OF_BACKBONE = {"weights": "imagenet", "freeze_backbone": True, "freeze_batch_norm": True}
+RANDOM_BACKBONE = "not downloaded: the weights come with --weights, else they are random"
 
 
 def read_transunet(file: BaselineFile) -> dict[str, Any]:
     """Arguments of `TransUNet`.
 
     Raises:
-        InputError: a backbone, an activation, or another picture than a square.
+        InputError: an unknown backbone, an activation, or another picture than a square.
     """
     if "activation" in file.sections["model"]:
         file.get("model", "activation", ALWAYS_RELU, "ReLU")
@@ -30,16 +32,6 @@ def read_transunet(file: BaselineFile) -> dict[str, Any]:
                 f"{file.path}: [model] activation stops the baseline's TransUNet, whatever it is. "
                 "Remove it."
             )
-    backbone = file.get("model", "backbone", "checked: None", None)
-    if backbone is not None:
-        raise InputError(
-            f"{file.path}: [model] backbone is {backbone!r}, but TransUNet is ported without "
-            "backbones only. Set it to None."
-        )
-    for key, default in OF_BACKBONE.items():
-        if key in file.sections["model"]:
-            file.get("model", key, "ignored: there is no backbone", default)
-
     defaults: dict[str, Any] = fill_defaults(TransUNet, None)
     arguments: dict[str, Any] = {}
     for key in ("stack_num_down", "stack_num_up", "embed_dim", "num_mlp", "num_heads"):
@@ -53,7 +45,36 @@ def read_transunet(file: BaselineFile) -> dict[str, Any]:
     activation = file.get("model", "mlp_activation", "model.arch_args.mlp_activation", "GELU")
     choose("mlp_activation", activation, MLP_ACTIVATIONS)
     arguments["mlp_activation"] = activation
-    return {**arguments, "image_size": _read_square(file), **_read_channels(file)}
+    return {
+        **arguments,
+        **_read_backbone(file),
+        "image_size": _read_square(file),
+        **_read_channels(file),
+    }
+
+
+def _read_backbone(file: BaselineFile) -> dict[str, Any]:
+    """Arguments of TransUNet's backbone, none without one.
+
+    Keras puts a division by ImageNet's deviations into an EfficientNet that starts from ImageNet's
+    weights.
+    """
+    backbone = file.get("model", "backbone", "model.arch_args.backbone", None)
+    if backbone is None:
+        for key, default in OF_BACKBONE.items():
+            if key in file.sections["model"]:
+                file.get("model", key, "ignored: there is no backbone", default)
+        return {}
+    choose("backbone", backbone, BACKBONES)
+    weights = file.get("model", "weights", RANDOM_BACKBONE, OF_BACKBONE["weights"])
+    arguments: dict[str, Any] = {"backbone": backbone}
+    if backbone in EFFICIENTNETS:
+        arguments["imagenet_rescaling"] = weights == "imagenet"
+    becomes = "model.arch_args.freeze_backbone; set it to false to train a random backbone"
+    arguments["freeze_backbone"] = file.flag("model", "freeze_backbone", becomes, True)
+    becomes = "model.arch_args.freeze_batch_norm"
+    arguments["freeze_batch_norm"] = file.flag("model", "freeze_batch_norm", becomes, True)
+    return arguments
 
 
 def read_u2net(file: BaselineFile) -> dict[str, Any]:

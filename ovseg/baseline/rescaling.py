@@ -14,6 +14,7 @@ from timm.data import IMAGENET_DEFAULT_STD
 from ovseg.baseline.keras_reader import read_keras_graph, read_keras_layers
 from ovseg.core.registry import fill_defaults
 from ovseg.models import find_architecture
+from ovseg.models.backbones import EFFICIENTNETS
 
 KEY = "imagenet_rescaling"
 
@@ -32,10 +33,12 @@ def settle_rescaling(model: dict[str, Any], weights: Path | None) -> list[tuple[
         InputError: the file is no Keras file.
     """
     defaults = fill_defaults(find_architecture(model["arch"]), model["arch_args"])
-    if KEY not in defaults:
+    if KEY not in defaults or defaults.get("backbone", "EfficientNetB0") not in EFFICIENTNETS:
         return []
     found = None
-    reason = "the default, as there is nothing that shows it"
+    # The configuration of a backbone says whether it starts from ImageNet's weights.
+    known = "as [model] weights" if KEY in model["arch_args"] else "the default"
+    reason = f"{known}, as there is nothing that shows it"
     if weights is not None:
         found = _find_in_graph(weights)
         reason = "as in the graph of the file"
@@ -45,7 +48,7 @@ def settle_rescaling(model: dict[str, Any], weights: Path | None) -> list[tuple[
                 "as Keras 2.9 and later do with ImageNet's weights, which the file started from"
             )
         elif found is None:
-            reason = "the default, as the file has no graph and not ImageNet's constants"
+            reason = f"{known}, as the file has no graph and not ImageNet's constants"
     if found is None:
         found = bool(defaults[KEY])
     model["arch_args"][KEY] = found

@@ -18,10 +18,8 @@ from ovseg.models.layers import (
     pad_to_stride,
     zero_bias,
 )
+from ovseg.models.resnet import KerasResNet, build_squeeze, number_layers
 
-RESNET_EPSILON = 1.001e-5  # of batch normalisation, as in Keras' ResNet-50
-# Stacks of the encoder: filters, whole blocks, stride of the first block.
-STACKS = {"conv2": (64, 3, 1), "conv3": (128, 4, 2), "conv4": (256, 5, 2)}
 SKIP_BLOCK = "conv2_block3"
 LAST_BLOCK = "conv4_block6"
 WIDTH = 256  # channels of the decoder
@@ -29,78 +27,17 @@ SKIP_WIDTH = 48  # channels of the reduced skip connection
 DILATIONS = (6, 12, 18)
 
 
-def _resnet_norm(channels: int) -> nn.BatchNorm2d:
-    return batch_norm(channels, RESNET_EPSILON)
-
-
-def _build_squeeze(in_channels: int, filters: int, stride: int) -> nn.Sequential:
-    """The first two convolutions of a residual block, 1 x 1 and 3 x 3."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, filters, 1, stride),
-        _resnet_norm(filters),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(filters, filters, 3, padding=1),
-        _resnet_norm(filters),
-        nn.ReLU(inplace=True),
-    )
-
-
-def _build_projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    """A 1 x 1 convolution without activation."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride), _resnet_norm(out_channels)
-    )
-
-
-class ResidualBlock(nn.Module):
-    """A bottleneck block of ResNet v1.
-
-    The shortcut is a convolution where the number of channels changes.
-    """
-
-    def __init__(self, in_channels: int, filters: int, stride: int):
-        super().__init__()
-        out_channels = 4 * filters
-        self.squeeze = _build_squeeze(in_channels, filters, stride)
-        self.expand = _build_projection(filters, out_channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if in_channels != out_channels:
-            self.shortcut = _build_projection(in_channels, out_channels, stride)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The narrow map after the 3 x 3 convolution (Keras' `..._2_relu`), and the output."""
-        narrow = self.squeeze(features)
-        return narrow, F.relu(self.shortcut(features) + self.expand(narrow))
-
-
-class ResNet50Encoder(PortedModule):
-    """Keras' ResNet-50 up to `conv4_block6_2_relu`, the last layer that DeepLabV3+ uses.
-
-    It is not torchvision's or timm's, whose numbers differ: Keras' convolutions have biases, stacks
-    have their stride in the first 1 x 1 convolution (theirs in the 3 x 3), and batch normalisation
-    adds 1.001e-5 (theirs 1e-5).
-
-    Source: K. He et al., Deep residual learning, CVPR 2016; keras.applications.ResNet50.
-    """
+class ResNet50Encoder(KerasResNet):
+    """Keras' ResNet-50 up to `conv4_block6_2_relu`, the last layer that DeepLabV3+ uses."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, padding=3)
-        self.norm1 = _resnet_norm(64)
-        self.pool = nn.MaxPool2d(3, 2, padding=1)
-        self.blocks = nn.ModuleDict()
-        channels = 64
-        for stack, (filters, count, stride) in STACKS.items():
-            for number in range(1, count + 1):
-                block = ResidualBlock(channels, filters, stride if number == 1 else 1)
-                self.blocks[f"{stack}_block{number}"] = block
-                channels = 4 * filters
-        self.last = _build_squeeze(channels, filters, 1)
+        super().__init__((3, 4, 5))
+        self.last = build_squeeze(1024, 256, 1)
         init_glorot(self)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Maps of 64 channels at 1/4 and of 256 channels at 1/16 of the image's size."""
-        features = self.pool(F.relu(self.norm1(self.conv1(image))))
+        features = self.pool(self.embed(image))
         for name, block in self.blocks.items():
             narrow, features = block(features)
             if name == SKIP_BLOCK:
@@ -108,22 +45,8 @@ class ResNet50Encoder(PortedModule):
         return skip, self.last(features)
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
-        yield "conv1_conv", self.conv1
-        yield "conv1_bn", self.norm1
-        for name, block in self.blocks.items():
-            assert isinstance(block, ResidualBlock)
-            yield from _number_layers(name, 1, block.squeeze)
-            yield from _number_layers(name, 3, block.expand)
-            yield from _number_layers(name, 0, block.shortcut)
-        yield from _number_layers(LAST_BLOCK, 1, self.last)
-
-
-def _number_layers(block: str, number: int, layers: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Convolutions and normalisations of one part of a block, numbered from `number`."""
-    for kind, suffix in ((nn.Conv2d, "conv"), (nn.BatchNorm2d, "bn")):
-        found = [module for module in layers.modules() if isinstance(module, kind)]
-        for index, module in enumerate(found, start=number):
-            yield f"{block}_{index}_{suffix}", module
+        yield from super().keras_layers()
+        yield from number_layers(LAST_BLOCK, 1, self.last)
 
 
 class ConvNormRelu(PortedModule):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ovseg.models.checks import check_at_least, check_rate
-from ovseg.models.efficientnet import LAST_BLOCK, KerasEfficientNet, keras_names
+from ovseg.models.efficientnet import LAST_BLOCK, KerasEfficientNet, keras_names, run_in_parts
 from ovseg.models.layers import (
     ConvNorm,
     InputScale,
@@ -60,7 +60,7 @@ class WideEncoder(KerasEfficientNet):
         maps = []
         for name, block in self.blocks.items():
             if name in SKIPS:
-                wide, features = _run_in_halves(block, features)
+                _, wide, features = run_in_parts(block, features)
                 maps.append(wide)
             else:
                 features = block(features)
@@ -89,16 +89,6 @@ class WideEncoder(KerasEfficientNet):
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         return self
-
-
-def _run_in_halves(block: nn.Module, features: Tensor) -> tuple[Tensor, Tensor]:
-    """A block without shortcut: the wide map before squeeze and excitation, and the output."""
-    layers = keras_names(block)
-    if "expand_conv" in layers:
-        features = layers["expand_bn"](layers["expand_conv"](features))
-    wide = layers["bn"](layers["dwconv"](features))
-    squeezed = block.get_submodule("se")(wide)
-    return wide, layers["project_bn"](layers["project_conv"](squeezed))
 
 
 class DecoderLevel(PortedModule):

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ovseg.core.errors import InputError
 from ovseg.core.registry import choose
+from ovseg.models.backbones import EFFICIENTNETS, Backbone, first_level
 from ovseg.models.checks import check_at_least, check_filters, read_image_size
 from ovseg.models.layers import (
     KERAS_EPSILON,
@@ -235,10 +236,27 @@ class TransformerBlock(PortedModule):
 
 
 class DecoderLevel(PortedModule):
-    """Enlarges a map, convolves it, joins the skip connection, and convolves both."""
+    """Enlarges a map, convolves it, joins the skip connection, if any, and convolves again.
+
+    Args:
+        name: of its layers in Keras.
+        in_channels: channels of the input.
+        skip_channels: channels of the skip connection; 0 for none.
+        channels: channels of the output.
+        count: number of convolutions after the skip connection.
+        norm: whether convolutions are normalised.
+        pool: whether it enlarges bilinearly; else by a transposed convolution.
+    """
 
     def __init__(
-        self, name: str, in_channels: int, channels: int, count: int, norm: bool, pool: bool
+        self,
+        name: str,
+        in_channels: int,
+        skip_channels: int,
+        channels: int,
+        count: int,
+        norm: bool,
+        pool: bool,
     ):
         super().__init__()
         self.upsampling: Upsampling | None = None
@@ -246,14 +264,18 @@ class DecoderLevel(PortedModule):
             self.upsampling = Upsampling(f"{name}_decode", in_channels, channels, norm)
             in_channels = channels
         self.before = ConvStack(f"{name}_conv_before_concat", in_channels, channels, 1, norm)
-        self.after = ConvStack(f"{name}_conv_after_concat", 2 * channels, channels, count, norm)
+        joined = channels + skip_channels
+        self.after = ConvStack(f"{name}_conv_after_concat", joined, channels, count, norm)
 
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, features: Tensor, skip: Tensor | None) -> Tensor:
         if self.upsampling is None:
             enlarged = F.interpolate(features, scale_factor=2, mode="bilinear")
         else:
             enlarged = self.upsampling(features)
-        return self.after(torch.cat([self.before(enlarged), skip], dim=1))
+        features = self.before(enlarged)
+        if skip is not None:
+            features = torch.cat([features, skip], dim=1)
+        return self.after(features)
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
         if self.upsampling is not None:
@@ -262,11 +284,18 @@ class DecoderLevel(PortedModule):
 
 
 class TransUNet(PortedModule):
-    """TransUNet of the TensorFlow baseline (TensorflowTransUNet), without a backbone.
+    """TransUNet of the TensorFlow baseline (TensorflowTransUNet).
 
     Every pixel of the deepest map is a token with a learned position: images smaller than
     `image_size` are padded with black below and to the right, larger ones are refused. With the
     defaults it has 409,538,241 parameters.
+
+    A backbone replaces the encoder: its maps are the skip connections and the deepest map. Levels
+    below its last map, at 1/16 (VGG) or 1/32 of the image's size, are built as without a backbone.
+    All but VGG have no map at the image's own size, so the last level of the decoder has no skip
+    connection. A backbone gets the plain pixels 0..255, as in the baseline, which leaves out the
+    preprocessing of keras.applications. Its weights are random: ImageNet's come with an imported
+    Keras file only.
 
     Args:
         classes: output channels.
@@ -281,6 +310,15 @@ class TransUNet(PortedModule):
         batch_norm: batch normalisation after every 3 x 3, strided and transposed convolution.
         pool: max-pooling and bilinear enlargement between levels; else strided and transposed
             convolutions.
+        backbone: an encoder of keras.applications, see `BACKBONES` in `ovseg.models.backbones`;
+            null for none.
+        freeze_backbone: do not train the backbone. The baseline's default is true, which is for
+            ImageNet's weights.
+        freeze_batch_norm: of a frozen backbone freeze batch normalisation too; else it is all of
+            the backbone that trains.
+        imagenet_rescaling: an EfficientNet backbone divides the normalised pixels by the root of
+            ImageNet's deviations, as Keras 2.9 and later do with ImageNet's weights;
+            `ovseg import_baseline` finds out whether a file needs it.
         image_size: side of a square or (height, width), multiples of 2**(levels - 1); the baseline
             takes squares only.
         in_channels: of the image; 3 in all of ovseg's data.
@@ -305,6 +343,10 @@ class TransUNet(PortedModule):
         mlp_activation: str = "GELU",
         batch_norm: bool = False,
         pool: bool = True,
+        backbone: str | None = None,
+        freeze_backbone: bool = False,
+        freeze_batch_norm: bool = True,
+        imagenet_rescaling: bool = False,
         image_size: int | Sequence[int] = 512,
         in_channels: int = 3,
         input_scale: float = 1.0,
@@ -327,27 +369,48 @@ class TransUNet(PortedModule):
         unit = 2 ** (len(filter_num) - 1)
         _check_image_size(self.image_size, unit)
 
+        if backbone is None and (freeze_backbone or imagenet_rescaling):
+            raise InputError(
+                "transunet: freeze_backbone and imagenet_rescaling are for a backbone, and there "
+                "is none. Set them to false, or set backbone."
+            )
+
         self.scale = InputScale(input_scale)
-        self.encoder = nn.ModuleList()
+        self.encoder = nn.ModuleList()  # its first part gives one map, a backbone several
         self.downsampling = nn.ModuleList()
-        channels = in_channels
-        for level, count in enumerate(filter_num):
-            name = f"transunet_down{level}"
-            if level > 0 and not pool:
+        first: ConvStack | Backbone
+        if backbone is None:
+            channels = filter_num[0]
+            first = ConvStack("transunet_down0", in_channels, channels, stack_num_down, batch_norm)
+            widths = [channels]
+            reached = 1
+        else:
+            first = _build_backbone(backbone, len(filter_num), in_channels, imagenet_rescaling)
+            if freeze_backbone:
+                first.freeze(freeze_batch_norm)
+            widths = list(first.channels)
+            reached = first.first_level + len(widths)
+        self.encoder.append(first)
+        for level in range(reached, len(filter_num)):
+            count = filter_num[level]
+            channels = widths[-1]
+            # A quirk of the collection: names below a backbone are one number ahead.
+            name = f"transunet_down{level if backbone is None else level + 1}"
+            if pool:
+                self.downsampling.append(nn.MaxPool2d(2))
+            else:
                 encode = f"{name}_encode"
                 self.downsampling.append(Downsampling(encode, channels, count, batch_norm))
                 channels = count
-            elif level > 0:
-                self.downsampling.append(nn.MaxPool2d(2))
-            stack = f"{name}_conv" if level > 0 else name
-            self.encoder.append(ConvStack(stack, channels, count, stack_num_down, batch_norm))
-            channels = count
+            stack = ConvStack(f"{name}_conv", channels, count, stack_num_down, batch_norm)
+            self.encoder.append(stack)
+            widths.append(count)
 
         deepest = filter_num[-1]
         self.rows = self.image_size[0] // unit
         self.columns = self.image_size[1] // unit
         tokens = self.rows * self.columns
-        self.conv_before = nn.Conv2d(deepest, deepest, 1, bias=False)
+        self.conv_before = nn.Conv2d(widths.pop(), deepest, 1, bias=False)
         self.embedding = TokenEmbedding(tokens, deepest, embed_dim)
         self.transformer = nn.Sequential()
         for number in range(num_transformer):
@@ -362,13 +425,20 @@ class TransUNet(PortedModule):
             self.transformer.append(block)
         self.conv_after = nn.Conv2d(embed_dim, deepest, 1, bias=False)
 
+        channels = deepest
         self.decoder = nn.ModuleList()  # starts at the bottom
         for step, count in enumerate(reversed(filter_num[:-1])):
             name = f"transunet_up{step}"
-            self.decoder.append(DecoderLevel(name, channels, count, stack_num_up, batch_norm, pool))
+            of_skip = widths.pop() if widths else 0
+            self.decoder.append(
+                DecoderLevel(name, channels, of_skip, count, stack_num_up, batch_norm, pool)
+            )
             channels = count
         self.head = nn.Conv2d(channels, classes, 1)
-        init_glorot(self)
+        others = [part for part in self.children() if part is not self.encoder]
+        for part in (*self.encoder, *others):
+            if not isinstance(part, Backbone):  # which has its own start
+                init_glorot(part)
 
     def forward(self, image: Tensor) -> Tensor:
         """Predict logits.
@@ -383,15 +453,16 @@ class TransUNet(PortedModule):
             InputError: the image is larger than `image_size`.
         """
         pixels = pad_to_size("transunet", self.scale(image), self.image_size)
-        features = self.encoder[0](pixels)
-        skips = []
+        first = self.encoder[0](pixels)
+        maps = first if isinstance(first, list) else [first]
         for downsample, stack in zip(self.downsampling, self.encoder[1:], strict=True):
-            skips.append(features)
-            features = stack(downsample(features))
+            maps.append(stack(downsample(maps[-1])))
+        features = maps.pop()
         tokens = self.transformer(self.embedding(self.conv_before(features)))
         features = self.conv_after(tokens.transpose(1, 2).unflatten(2, (self.rows, self.columns)))
         for level in self.decoder:
-            features = level(features, skips.pop())
+            skip = maps.pop() if maps else None
+            features = level(features, skip)
         return crop_to_image(self.head(features), image)
 
     def keras_layers(self) -> Iterator[tuple[str, nn.Module]]:
@@ -405,6 +476,21 @@ class TransUNet(PortedModule):
         yield "transunet_conv_trans_after", self.conv_after
         yield from keras_layers_of(*self.decoder)
         yield "transunet_output", self.head
+
+
+def _build_backbone(name: str, levels: int, in_channels: int, imagenet_rescaling: bool) -> Backbone:
+    """The backbone of a network of some levels, or an InputError where they don't fit."""
+    if levels <= first_level(name):
+        raise InputError(
+            f"transunet: filter_num has {levels} level, expected at least 2: the first map of "
+            f"backbone {name} is at half the image's size."
+        )
+    if imagenet_rescaling and (name not in EFFICIENTNETS or in_channels != 3):
+        raise InputError(
+            f"transunet: imagenet_rescaling is for the backbones {', '.join(EFFICIENTNETS)} and 3 "
+            f"channels, found {name} and {in_channels}. Set it to false."
+        )
+    return Backbone(name, levels, in_channels, imagenet_rescaling)
 
 
 def _check_image_size(sides: tuple[int, int], unit: int) -> None:

@@ -165,6 +165,14 @@ def test_import_of_the_baselines_own_files_predicts_as_it_does(name, keras_fixtu
     assert np.abs(as_bgr - probs).max() > 1e-3
 
 
+OF_BACKBONE = {
+    "filter_num": [3, 4, 3],
+    "embed_dim": 3,
+    "num_mlp": 5,
+    "num_heads": 1,
+    "num_transformer": 1,
+    "image_size": 16,
+}
 # Also widths of 3 in the middle, and sides that the networks pad.
 PORTS = [
     ("flexible_unet", {"base_filters": 3, "num_layers": 4, "normalization": True}, 36),
@@ -200,6 +208,9 @@ PORTS = [
         },
         30,
     ),
+    ("transunet", {**OF_BACKBONE, "backbone": "VGG16"}, 14),
+    ("transunet", {**OF_BACKBONE, "backbone": "DenseNet121"}, 16),
+    ("transunet", {**OF_BACKBONE, "backbone": "EfficientNetB0", "imagenet_rescaling": True}, 16),
     ("u2net", {"base_filters": 12, "num_layers": 1}, 18),
     ("sharp_unet", {"filters": [3, 4, 3], "max_filter": 3}, 36),
     ("efficientnet_b7_unet", {}, 32),

@@ -1,5 +1,7 @@
 """Files that are not whole Keras weights files."""
 
+import io
+import json
 import os
 import zipfile
 
@@ -59,6 +61,26 @@ def test_unnamed_keras3_layers_are_an_error(source, tmp_path, write_keras3):
     path = write_keras3(tmp_path / "w.weights.h5", layers_of(source), named=False)
     with pytest.raises(InputError, match="does not name its layers: save it as .keras or .h5"):
         read_keras_layers(path)
+
+
+def test_layers_of_a_model_inside_a_keras3_model_are_named_by_the_configuration(tmp_path):
+    """As in archives of early Keras 3, whose groups are without names."""
+    convolution = {"class_name": "Conv2D", "config": {"name": "block1_conv1"}}
+    encoder = {
+        "class_name": "Functional",
+        "config": {"name": "VGG16_backbone", "layers": [convolution]},
+    }
+    output = {"class_name": "Conv2D", "config": {"name": "transunet_output"}}
+    weights = io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        file["layers/functional/layers/conv2d/vars/0"] = [1.0]
+        file["layers/conv2d/vars/0"] = [2.0]
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps({"config": {"layers": [encoder, output]}}))
+        archive.writestr("model.weights.h5", weights.getvalue())
+    found = {layer.name: layer.weights[0][1].item() for layer in read_keras_layers(path)}
+    assert found == {"block1_conv1": 1, "transunet_output": 2}
 
 
 def test_keras3_layer_of_another_layout_is_an_error(tmp_path):

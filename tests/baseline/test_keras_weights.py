@@ -72,6 +72,41 @@ def test_kernel_of_a_depthwise_layer_has_two_names(tmp_path):
         assert torch.equal(loaded.depthwise_kernel, 2 * original.depthwise_kernel)
 
 
+def test_encoder_is_a_model_inside_the_model(tmp_path):
+    """As Keras 2 writes it, where all statistics of batch normalisation come last."""
+    settings = {
+        "filter_num": [2, 3, 4],
+        "embed_dim": 2,
+        "num_mlp": 2,
+        "num_heads": 1,
+        "num_transformer": 1,
+        "backbone": "DenseNet121",
+        "image_size": 32,
+    }
+    source = build_model("transunet", **settings)
+    of_encoder = {name for name, _ in source.encoder[0].keras_layers()}
+    layers = []
+    first = []
+    last = []
+    for name, weights in layers_of(source):
+        if name not in of_encoder:
+            layers.append((name, weights))
+            continue
+        name = name.replace("conv1_", "conv1/") if name.startswith("conv1_") else name
+        for leaf, array in weights:
+            is_statistic = leaf.startswith("moving")
+            (last if is_statistic else first).append((f"{name}/{leaf}", array))
+    path = write_keras2(tmp_path / "w.h5", [("DenseNet121_backbone", first + last), *layers])
+    with h5py.File(path, "r+") as file:
+        group = file["model_weights/DenseNet121_backbone"]
+        for name, _ in first + last:
+            group.move(f"DenseNet121_backbone/{name}:0", f"{name}:0")
+        group.attrs["weight_names"] = [f"{name}:0".encode() for name, _ in first + last]
+    network = build_model("transunet", **settings)
+    load_keras_weights(network, path)
+    assert_same(network, source)
+
+
 def test_keras3_weights_load_by_their_true_names(source, network, tmp_path, write_keras3):
     path = write_keras3(tmp_path / "w.weights.h5", layers_of(source, 3))
     load_keras_weights(network, path)

@@ -102,6 +102,34 @@ def test_malformed_keys_of_a_backbone_take_the_default(write_model, line, defaul
     )
 
 
+def becomes_of(path):
+    return {key: becomes for key, _, becomes in explain_baseline_config(path)}
+
+
+def test_backbone_of_transunet(write_model):
+    lines = ['backbone = "ResNet50"', "freeze_batch_norm = False", "filter_num = [4, 6, 8]"]
+    path = write_model("TensorflowTransUNet", *lines, "weights = None")
+    _, arguments = arguments_of(path)
+    assert arguments["backbone"] == "ResNet50"
+    assert (arguments["freeze_backbone"], arguments["freeze_batch_norm"]) == (True, False)
+    assert "imagenet_rescaling" not in arguments
+    rows = becomes_of(path)
+    assert rows["model.weights"].startswith("not downloaded: the weights come with")
+    assert rows["model.freeze_backbone"].startswith("model.arch_args.freeze_backbone; set it to")
+
+
+@pytest.mark.parametrize(
+    ("lines", "rescales"),
+    [([], True), (['weights = "imagenet"'], True), (["weights = None"], False)],
+)
+def test_an_efficientnet_divides_by_imagenets_deviations_with_its_weights(
+    write_model, lines, rescales
+):
+    path = write_model("TensorflowTransUNet", 'backbone = "EfficientNetB0"', *lines)
+    _, arguments = arguments_of(path)
+    assert arguments["imagenet_rescaling"] is rescales
+
+
 FIXED_RELU = ["TensorflowU2Net", "TensorflowSharpUNet", "TensorflowEfficientNetB7UNet"]
 
 
@@ -138,7 +166,7 @@ def test_efficientnet_b7_unet_reads_nothing(write_model):
     ("name", "lines", "message"),
     [
         ("TensorflowTransUNet", ['activation = "ReLU"'], "activation stops the baseline's"),
-        ("TensorflowTransUNet", ['backbone = "VGG16"'], "ported without backbones"),
+        ("TensorflowTransUNet", ['backbone = "VGG"'], "Unknown backbone 'VGG'. Choose .*VGG16"),
         ("TensorflowTransUNet", ['pool = "max"'], "pool is 'max', expected True or False"),
         ("TensorflowTransUNet", ['mlp_activation = "gelu"'], "Unknown mlp_activation 'gelu'"),
         ("TensorflowSharpUNet", ["filters = 3"], "filters is 3, expected a list of ints"),

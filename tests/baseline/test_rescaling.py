@@ -33,8 +33,8 @@ def write_weights(tmp_path):
     return write
 
 
-def settle(path, arch="efficient_unet"):
-    model = {"arch": arch, "arch_args": {}}
+def settle(path, arch="efficient_unet", **arguments):
+    model = {"arch": arch, "arch_args": arguments}
     rows = settle_rescaling(model, path)
     return model["arch_args"].get("imagenet_rescaling"), rows
 
@@ -61,6 +61,24 @@ def test_without_either_the_default_is_taken(write_weights):
 
 def test_other_networks_have_no_row(tmp_path):
     assert settle(tmp_path / "none.h5", "u2net") == (None, [])
+    assert settle(tmp_path / "none.h5", "transunet") == (None, [])
+    assert settle(tmp_path / "none.h5", "transunet", backbone="ResNet50") == (None, [])
+
+
+def test_configuration_of_a_backbone_is_overruled_by_the_graph_of_the_model_inside(tmp_path):
+    settings = {"backbone": "EfficientNetB0", "imagenet_rescaling": True}
+    found, rows = settle(None, "transunet", **settings)
+    assert found is True
+    assert rows[0][2].endswith("true, as [model] weights, as there is nothing that shows it")
+
+    inside = []
+    for name, source in {"normalization": "rescaling", "stem_conv_pad": "normalization"}.items():
+        inside.append({"config": {"name": name}, "inbound_nodes": [[[source, 0, 0, {}]]]})
+    encoder = {"config": {"name": "EfficientNetB0_backbone", "layers": inside}, "inbound_nodes": []}
+    path = tmp_path / "best_model.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps({"config": {"layers": [encoder]}})
+    assert settle(path, "transunet", **settings)[0] is False
 
 
 def test_import_builds_the_network_of_the_file(write_weights, write_experiment, tmp_path):

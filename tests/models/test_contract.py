@@ -62,6 +62,15 @@ SETTINGS = {
             "pool": False,
             "image_size": [66, 130],
         },
+        {
+            "filter_num": [4, 6, 8],
+            "embed_dim": 4,
+            "num_mlp": 6,
+            "num_heads": 1,
+            "num_transformer": 1,
+            "backbone": "ResNet50V2",
+            "image_size": [68, 132],
+        },
     ],
     "u2net": [
         {"base_filters": 16, "num_layers": 2},
