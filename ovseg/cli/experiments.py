@@ -38,7 +38,8 @@ def cross_validate(
     settings = read_configuration(["--config", str(path), *train_arguments])
     print_folds(cross_validation.cross_validate(settings, folds, folder, device))
     return conclude(
-        f"Written to {folder}. The ensemble of the folds on test: ovseg evaluate --run {folder}"
+        f"Written to {folder}. The whole report of these scores: ovseg evaluate --run {folder} "
+        f"--split valid. The ensemble of the folds on test: ovseg evaluate --run {folder}"
     )
 
 

@@ -398,8 +398,11 @@ def check_evaluable(members: list[Member], split: str, root: Path | None) -> Non
 
     Raises:
         InputError: they place images differently, their datasets differ and `root` is None, or
-            `split` is not `test` and they were trained on different images.
+            `split` is not `test` and they were trained on different images. The folds of a
+            cross-validation may be: they are scored out of fold, see `is_cross_validation`.
     """
+    if split == "valid" and root is None and is_cross_validation(members):
+        return
     first = members[0]
     for member in members[1:]:
         different = _compare_data(first.data, member.data)
@@ -420,6 +423,22 @@ def check_evaluable(members: list[Member], split: str, root: Path | None) -> Non
                 f"{both} have {first_five(using)}, so one may have seen {split} images of the "
                 "other in training. Evaluate the ensemble on test, or each member alone."
             )
+
+
+def is_cross_validation(members: list[Member]) -> bool:
+    """Whether members were trained on folds of one dataset, each with another one held out.
+
+    Then each image of `valid` is held out by at most one of them.
+    """
+    folds = {member.data.get("fold") for member in members}
+    if len(members) < 2 or None in folds or len(folds) < len(members):
+        return False
+    first = members[0]
+    for member in members[1:]:
+        different = set(_compare_data(first.data, member.data)) - {*INDIFFERENT, "fold"}
+        if different:
+            return False
+    return True
 
 
 def _compare_data(first: Mapping[str, object], other: Mapping[str, object]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A run and a split as a table with a row for each image, and its summary."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,21 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import ConcatDataset
 
 from ovseg import __version__
 from ovseg.core.checkpoints import (
+    Member,
     check_evaluable,
     checkpoint_digest,
     find_dataset,
+    is_cross_validation,
     read_members,
 )
 from ovseg.core.console import THREADS, one_late, progress_bar
 from ovseg.core.device import choose_device
+from ovseg.core.errors import InputError
 from ovseg.core.registry import check_arguments
 from ovseg.core.runs import RunFolder
 from ovseg.core.versions import installed_versions
 from ovseg.data.boxes import fit_box
-from ovseg.data.datamodule import OvarianTumorDataModule, PairDataset
+from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.manifest import image_categories, image_groups, prepared_items
 from ovseg.data.original import OriginalSplit
 from ovseg.evaluation.calibration import Reliability
@@ -69,14 +73,25 @@ from ovseg.metrics import (
     hard_scores,
     main_category,
 )
-from ovseg.training.task import load_task
+from ovseg.training.task import SegmentationTask, load_task
 
 # Settings of training that an evaluation does not use; files that they name may be missing by now.
 UNUSED = {"augmentation": "none", "augmentation_args": None, "mini_test": None, "phantoms": 0}
 
 
+@dataclass(frozen=True)
+class Part:
+    """Images of a split, and the networks that predict them together."""
+
+    datamodule: OvarianTumorDataModule
+    tasks: list[SegmentationTask]
+
+
 class Evaluation:
     """A run on one split, at the network's image size and at the pictures' original sizes.
+
+    The split `valid` of a cross-validation is scored out of fold: each image by the one network
+    that held it out. Any other ensemble predicts every image together.
 
     Args:
         run: run folder, checkpoint, or the folder of an ensemble, whose loss is the first member's.
@@ -93,6 +108,7 @@ class Evaluation:
 
     Attributes:
         trained_on: whether the network was trained on these images.
+        parts: images and their networks; several only out of fold, else one.
 
     Raises:
         InputError: run, dataset, device or spacing can't be used.
@@ -113,28 +129,38 @@ class Evaluation:
         self.split = split
         self.device = choose_device(device)
         self.members = read_members(run)
+        if root and all(_is_own_dataset(root, member) for member in self.members):
+            root = None
         check_evaluable(self.members, split, root)
         self.paths = [member.path for member in self.members]
         self.digest = checkpoint_digest(*self.paths)
 
         first = self.members[0]
-        settings = {**first.data, **UNUSED, "batch_size": batch_size}
-        check_arguments(f"the dataset of {first.path}", OvarianTumorDataModule, settings)
-        settings["root"] = str(root or find_dataset(first))
-        if mask_threshold is not None:
-            settings["mask_threshold"] = mask_threshold
-        self.datamodule = OvarianTumorDataModule(**settings)
-        self.datamodule.verify([split])
         # Of another dataset it is not known.
         self.trained_on = root is None and (
-            split == "train" or (split == "valid" and settings.get("train_on_valid", False))
+            split == "train" or (split == "valid" and first.data.get("train_on_valid", False))
         )
-        state: dict[str, Any] = {"categories": first.categories}
-        if split != "test":
-            state["held_out"] = first.held_out
-        self.datamodule.load_state_dict(state)
+        changed: dict[str, Any] = {**UNUSED, "batch_size": batch_size}
+        if mask_threshold is not None:
+            changed["mask_threshold"] = mask_threshold
+        tasks = [self._load(path) for path in self.paths]
+        if split == "valid" and root is None and is_cross_validation(self.members):
+            self.parts = [
+                Part(self._open(member, root, changed), [task])
+                for member, task in zip(self.members, tasks, strict=True)
+            ]
+        else:
+            self.parts = [Part(self._open(first, root, changed), tasks)]
+        self.datamodule = self.parts[0].datamodule
+        self.task = tasks[0]
+        self._part_of: dict[str, Part] = {}
+        pairs = {}
+        for part in self.parts:
+            for pair in part.datamodule.pairs(split):
+                pairs[pair.stem] = pair
+                self._part_of[pair.stem] = part
         self.originals = OriginalSplit(
-            {pair.stem: pair for pair in self.datamodule.pairs(split)},
+            pairs,
             prepared_items(self.datamodule.root),
             self.datamodule.hparams["mask_threshold"],
             self.datamodule.hparams["classes"],
@@ -151,21 +177,56 @@ class Evaluation:
                 self.postprocessing = found
                 self.postprocessing_file = RunFolder(run).postprocessing.name
 
-        self.tasks = []
-        for path in self.paths:
-            task = load_task(path).to(self.device)
-            arrange_for_inference(task.network, self.device)
-            self.tasks.append(task.eval())
-        self.task = self.tasks[0]
+    def _load(self, path: Path) -> SegmentationTask:
+        """The network of a checkpoint, ready to predict."""
+        task = load_task(path).to(self.device)
+        arrange_for_inference(task.network, self.device)
+        return task.eval()
+
+    def _open(
+        self, member: Member, root: Path | None, changed: dict[str, Any]
+    ) -> OvarianTumorDataModule:
+        """The verified dataset of a member.
+
+        Args:
+            member: of the run.
+            root: the dataset's folder; None is that of training.
+            changed: arguments that are not those of training.
+        """
+        settings = {**member.data, **changed}
+        check_arguments(f"the dataset of {member.path}", OvarianTumorDataModule, settings)
+        settings["root"] = str(root or find_dataset(member))
+        datamodule = OvarianTumorDataModule(**settings)
+        datamodule.verify([self.split])
+        state: dict[str, Any] = {"categories": member.categories}
+        if self.split != "test":
+            state["held_out"] = member.held_out
+        datamodule.load_state_dict(state)
+        return datamodule
+
+    @property
+    def out_of_fold(self) -> bool:
+        """Whether each image is predicted by the one network that held it out."""
+        return len(self.parts) > 1
 
     @cached_property
-    def dataset(self) -> PairDataset:
-        """The images of the split, one by one."""
-        return self.datamodule.dataset(self.split)
+    def dataset(self) -> ConcatDataset:
+        """The images of the split, one by one, in the order of `originals`."""
+        return ConcatDataset([part.datamodule.dataset(self.split) for part in self.parts])
+
+    def folds(self, stems: Iterable[str]) -> list[int]:
+        """The fold that held out each image, out of fold."""
+        return [self._part_of[stem].datamodule.hparams["fold"] for stem in stems]
 
     def loader(self) -> Iterator[dict]:
-        """Every batch of the split once, with a progress bar."""
-        return progress_bar(self.datamodule.eval_dataloader(self.split), f"Evaluating {self.split}")
+        """Every batch of the split once, with a progress bar; a batch has images of one part."""
+        for part in self.parts:
+            batches = part.datamodule.eval_dataloader(self.split)
+            yield from progress_bar(batches, f"Evaluating {self.split}")
+
+    def _tasks(self, stems: Sequence[str]) -> list[SegmentationTask]:
+        """The networks that predict some images of one part."""
+        return self._part_of[stems[0]].tasks
 
     @torch.inference_mode()
     def batches(self) -> Iterator[tuple[dict, torch.Tensor]]:
@@ -177,24 +238,28 @@ class Evaluation:
             image = batch["image"].to(self.device)
             mask = batch["mask"].to(self.device)
             began = time.perf_counter()
-            logits = self.logits(image, self.postprocessing.flips)
+            logits = self.logits(batch["stem"], image, self.postprocessing.flips)
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = (time.perf_counter() - began) / len(image)
             yield {**batch, "image": image, "mask": mask, "seconds": seconds}, logits
 
     @torch.inference_mode()
-    def logits(self, image: torch.Tensor, flips: Sequence[str]) -> torch.Tensor:
+    def logits(
+        self, stems: Sequence[str], image: torch.Tensor, flips: Sequence[str]
+    ) -> torch.Tensor:
         """Logits of the average probabilities over flips and members.
 
         Args:
+            stems: of N images of one part.
             image: pictures on the device, uint8 (N, 3, S, S).
             flips: see `ovseg.inference.labels.Postprocessing`.
 
         Returns:
             (N, classes, S, S).
         """
-        return mean_logits([average_flips(task, image, flips) for task in self.tasks])
+        tasks = self._tasks(stems)
+        return mean_logits([average_flips(task, image, flips) for task in tasks])
 
     def original_probs(self, stem: str, square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities and reference of one picture at its original size.
@@ -215,7 +280,7 @@ class Evaluation:
         """Probabilities of one image at its original size, float32 (classes, height, width)."""
         index = list(self.originals.pairs).index(stem)
         image = self.dataset[index]["image"][None].to(self.device)
-        logits = self.logits(image, self.postprocessing.flips)
+        logits = self.logits([stem], image, self.postprocessing.flips)
         return self.original_probs(stem, class_probs(logits)[0])[0]
 
     @torch.inference_mode()
@@ -227,9 +292,10 @@ class Evaluation:
         """
         index = list(self.originals.pairs).index(stem)
         image = self.dataset[index]["image"][None].to(self.device)
-        flips = map_flips(self.postprocessing.flips, len(self.tasks))
+        tasks = self._tasks([stem])
+        flips = map_flips(self.postprocessing.flips, len(tasks))
         views = []
-        for task in self.tasks:
+        for task in tasks:
             views += flip_logits(task, image, flips)
         return self.original_probs(stem, lesion_views(views)[0])[0].std(0)
 
@@ -373,6 +439,8 @@ class Evaluation:
         epoch: int | list[int] = self.members[0].epoch
         if len(self.paths) > 1:
             checkpoint = f"ensemble of {len(self.paths)}"
+            if self.out_of_fold:
+                checkpoint = f"out of fold, {len(self.paths)} networks"
             epoch = [member.epoch for member in self.members]
         # With more classes the most probable one counts.
         threshold = self.postprocessing.threshold if self.task.classes == 1 else None
@@ -386,7 +454,7 @@ class Evaluation:
             "split": self.split,
             "leakage": self.datamodule.leakage,
             "trained_on": self.trained_on,
-            "images": len(self.datamodule.pairs(self.split)),
+            "images": len(self.originals.pairs),
             "image_size": self.datamodule.hparams["image_size"],
             "classes": self.task.classes,
             "threshold": threshold,
@@ -399,6 +467,14 @@ class Evaluation:
             "batch_size": self.datamodule.hparams["batch_size"],
             "versions": {"ovseg": __version__, **versions},
         }
+
+
+def _is_own_dataset(root: Path, member: Member) -> bool:
+    """Whether a folder is the dataset that a member was trained on."""
+    try:
+        return root.resolve() == Path(find_dataset(member)).resolve()
+    except InputError:  # it is gone
+        return False
 
 
 @dataclass(frozen=True)

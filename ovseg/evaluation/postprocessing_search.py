@@ -280,7 +280,7 @@ def try_candidates(
         image = batch["image"].to(evaluation.device)
         probs = {}
         for flips in flip_choices:
-            probs[flips] = class_probs(evaluation.logits(image, flips))
+            probs[flips] = class_probs(evaluation.logits(batch["stem"], image, flips))
         for index, stem in enumerate(batch["stem"]):
             squares = {flips: of_batch[index] for flips, of_batch in probs.items()}
             counts.append(list(_count_pixels(evaluation, stem, squares, candidates, fits)))

@@ -230,7 +230,7 @@ def _draw_case(evaluation: Evaluation, table: pd.DataFrame, index: int) -> np.nd
     """Image, reference and prediction of one image of the split."""
     item = evaluation.dataset[index]
     batch = item["image"][None].to(evaluation.device)
-    logits = evaluation.logits(batch, evaluation.postprocessing.flips)
+    logits = evaluation.logits([item["stem"]], batch, evaluation.postprocessing.flips)
     labels, _ = evaluation.postprocess([item["stem"]], logits)
     return case_row(
         image=item["image"].permute(1, 2, 0).numpy(),

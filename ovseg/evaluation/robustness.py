@@ -71,7 +71,8 @@ def measure_robustness(evaluation: Evaluation, images: int) -> pd.DataFrame:
         image = item["image"].permute(1, 2, 0).numpy()
         mask = item["mask"][0].numpy()
         for name, level, _, change in cases:
-            dice = _score(evaluation, *change(image, mask, level, SEED + int(index)))
+            changed = change(image, mask, level, SEED + int(index))
+            dice = _score(evaluation, item["stem"], *changed)
             scores[name, level].append(dice)
     rows = []
     for name, level, unit, _ in cases:
@@ -83,10 +84,10 @@ def measure_robustness(evaluation: Evaluation, images: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _score(evaluation: Evaluation, image: np.ndarray, mask: np.ndarray) -> float:
-    """Dice of one image; NaN where both maps are empty."""
+def _score(evaluation: Evaluation, stem: str, image: np.ndarray, mask: np.ndarray) -> float:
+    """Dice of one image of this stem, as changed; NaN where both maps are empty."""
     batch = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-    logits = evaluation.logits(batch.to(evaluation.device), evaluation.postprocessing.flips)
+    logits = evaluation.logits([stem], batch.to(evaluation.device), evaluation.postprocessing.flips)
     labels = evaluation.postprocessing.labels(class_probs(logits)[0])
     pred = torch.from_numpy(labels > 0)[None, None]
     return hard_scores(pred, torch.from_numpy(mask > 0)[None, None])["dice"].item()

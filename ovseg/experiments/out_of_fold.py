@@ -1,6 +1,5 @@
 """Scores of a cross-validation: each image of train and valid, by the network that held it out."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pandas as pd
 from ovseg.core.console import format_interval, format_score, print_table
 from ovseg.core.files import write_json, write_table
 from ovseg.core.plots import draw_boxes
+from ovseg.core.runs import RunFolder
 from ovseg.core.statistics import ratio_interval
 from ovseg.data.manifest import image_groups
 from ovseg.evaluation.evaluate import Evaluation
@@ -26,18 +26,18 @@ INTERVALS = {
 }
 
 
-def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dict[str, Any]:
+def score_folds(output: Path, device: str = "auto") -> dict[str, Any]:
     """Score the best checkpoint of each fold on the images that the fold held out.
 
     The best epoch was chosen on the same images, so the scores are slightly too good; the summary's
-    `note` says so. The run's post-processing was chosen on them as well, so it is left out.
+    `note` says so. The ensemble's post-processing was chosen on them as well, so it is left out.
 
     Writes `out_of_fold.csv` (a row an image: `stem`, `fold` and the columns of `per_image.csv` of
     `evaluate` but `seconds`), `summary.json` and `out_of_fold.png`, the Dice of each fold.
 
     Args:
-        runs: run folders of folds 0, 1, ...; each lies in `output`.
-        output: an existing folder.
+        output: folder of the cross-validation; its `ensemble.json` names the runs of folds 0, 1,
+            ...
         device: see `ovseg.core.device.choose_device`.
 
     Returns:
@@ -46,30 +46,21 @@ def score_folds(runs: Sequence[Path], output: Path, device: str = "auto") -> dic
     Raises:
         InputError: see `ovseg.evaluation.evaluate.Evaluation`.
     """
-    tables = []
-    folds = []
-    for fold, run in enumerate(runs):
-        evaluation = Evaluation(run, "valid", device=device, postprocessing=False)
-        fold_table, fold_summary = evaluation.run()
-        fold_table.insert(1, "fold", fold)
-        # What the machine took is no result: the table of a resumed run is that of another.
-        tables.append(fold_table.drop(columns="seconds"))
-        folds.append(
-            {
-                "fold": fold,
-                "run": run.relative_to(output).as_posix(),
-                "epoch": fold_summary["epoch"],
-            }
-        )
-    table = pd.concat(tables, ignore_index=True)
+    evaluation = Evaluation(output, "valid", device=device, postprocessing=False)
+    # What the machine took is no result: the table of a resumed run is that of another.
+    table = evaluation.run()[0].drop(columns="seconds")
+    table.insert(1, "fold", evaluation.folds(table["stem"]))
 
-    scores = summarise_folds(table, image_groups(evaluation.datamodule.root))
-    scores["per_fold"] = [
-        {**fold, **fold_scores} for fold, fold_scores in zip(folds, scores["per_fold"], strict=True)
-    ]
+    root = evaluation.datamodule.root
+    scores = summarise_folds(table, image_groups(root))
+    for fold, (member, row) in enumerate(zip(evaluation.members, scores["per_fold"], strict=True)):
+        run = RunFolder.of_checkpoint(member.path).path
+        row["fold"] = fold
+        row["run"] = run.relative_to(output).as_posix()
+        row["epoch"] = member.epoch
     summary = {
-        "data": fold_summary["data"],  # the same of each fold, as is the leakage
-        "leakage": fold_summary["leakage"],
+        "data": str(root),
+        "leakage": evaluation.datamodule.leakage,
         "note": NOTE,
         **scores,
     }

@@ -77,7 +77,8 @@ def test_evaluation_of_an_ensemble_is_of_the_average(
     assert "ensemble of 2" in capsys.readouterr().out
     image = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     evaluations = [Evaluation(run, "test", device="cpu") for run in (folder, runs["a"], runs["b"])]
-    probs = [evaluation.logits(image, ()).sigmoid() for evaluation in evaluations]
+    stems = list(evaluations[0].originals.pairs)[:2]
+    probs = [evaluation.logits(stems, image, ()).sigmoid() for evaluation in evaluations]
     assert torch.allclose(probs[0], (probs[1] + probs[2]) / 2, atol=1e-6)
 
 

@@ -290,6 +290,36 @@ def test_ensemble_is_kept_if_the_scoring_fails(tiny, copied_runs, validate, monk
     assert members == ["fold_0/version_0", "fold_1/version_0", "fold_2/version_0"]
 
 
+def test_evaluation_and_comparison_of_valid_are_out_of_fold(
+    tiny, copied_runs, validate, run_command, capsys
+):
+    for name in ("a", "b"):
+        assert validate(name, *ONE_EPOCH) == 0
+    summary = json.loads((tiny / "a" / "summary.json").read_text())
+    assert run_command("evaluate", "--run", "a", "--split", "valid", "--device", "cpu") == 0
+    found = json.loads((tiny / "a" / "evaluation_valid" / "summary.json").read_text())
+    assert found["checkpoint"] == "out of fold, 3 networks"
+    assert found["images"] == 17
+    assert found["scores"]["dice"]["mean"] == pytest.approx(summary["scores"]["dice"]["mean"])
+    of_image = pd.read_csv(tiny / "a" / "evaluation_valid" / "per_image.csv")
+    out_of_fold = pd.read_csv(tiny / "a" / "out_of_fold.csv").drop(columns="fold")
+    pd.testing.assert_frame_equal(of_image.drop(columns="seconds"), out_of_fold)
+
+    compared = ("compare", "--runs", "a", "b", "--split", "valid", "--output", "c")
+    assert run_command(*compared, "--device", "cpu") == 0
+    assert json.loads((tiny / "c" / "comparison.json").read_text())["images"] == 17
+
+
+def test_members_that_hold_out_the_same_fold_are_not_scored_out_of_fold(
+    tiny, copied_runs, validate, run_command, capsys
+):
+    assert validate("a", *ONE_EPOCH) == 0
+    members = ["fold_0/version_0", "fold_0/version_0", "fold_1/version_0"]
+    (tiny / "a" / "ensemble.json").write_text(json.dumps({"members": members}))
+    assert run_command("evaluate", "--run", "a", "--split", "valid", "--device", "cpu") == 2
+    assert "may have seen valid images of the other" in capsys.readouterr().err
+
+
 def test_postprocessing_is_chosen_once_for_the_ensemble(tiny, copied_runs, validate, capsys):
     assert validate("out", *ONE_EPOCH, "--postprocess", "true") == 0
     assert not list(tiny.glob("out/*/*/postprocessing.json"))
