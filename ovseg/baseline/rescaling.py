@@ -33,7 +33,9 @@ def settle_rescaling(model: dict[str, Any], weights: Path | None) -> list[tuple[
         InputError: the file is no Keras file.
     """
     defaults = fill_defaults(find_architecture(model["arch"]), model["arch_args"])
-    if KEY not in defaults or defaults.get("backbone", "EfficientNetB0") not in EFFICIENTNETS:
+    if KEY not in defaults:
+        return []
+    if "backbone" in defaults and defaults["backbone"] not in EFFICIENTNETS:
         return []
     found = None
     # The configuration of a backbone says whether it starts from ImageNet's weights.

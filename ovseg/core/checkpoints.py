@@ -262,6 +262,8 @@ class Member:
         held_out: digest of the images that its fold held out, see
             `ovseg.data.tree.DatasetTree.held_out`; None without folds.
         root: the absolute path of the dataset in training; None in checkpoints without it.
+        digests: of the folders train and valid in training, see
+            `ovseg.data.datamodule.OvarianTumorDataModule.digest`; None in checkpoints without them.
     """
 
     path: Path
@@ -271,6 +273,7 @@ class Member:
     epoch: int
     held_out: str | None
     root: str | None = None
+    digests: dict[str, str] | None = None
 
 
 def network_state(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -341,6 +344,7 @@ def read_member(path: Path) -> Member:
         epoch=epochs_done(checkpoint),
         held_out=state.get("held_out"),
         root=state.get("root"),
+        digests=digests_of(checkpoint),
     )
 
 

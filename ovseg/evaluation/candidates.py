@@ -65,6 +65,13 @@ class RunCandidate:
     def __init__(self, evaluation: Evaluation):
         self.evaluation = evaluation
         self.notes: list[str] = []
+        if evaluation.trained_on:
+            self.notes.append(f"{evaluation.paths[0]} was trained on these images.")
+        if evaluation.dataset_changed:
+            self.notes.append(
+                f"{evaluation.paths[0]} may have been trained on these images: the dataset was "
+                "made anew since."
+            )
 
     def score(self) -> pd.DataFrame:
         return self.evaluation.run()[0]

@@ -108,6 +108,8 @@ class Evaluation:
 
     Attributes:
         trained_on: whether the network was trained on these images.
+        dataset_changed: whether the dataset has other images for training than when the network
+            was trained, so that it may have been trained on these.
         parts: images and their networks; several only out of fold, else one.
 
     Raises:
@@ -136,10 +138,6 @@ class Evaluation:
         self.digest = checkpoint_digest(*self.paths)
 
         first = self.members[0]
-        # Of another dataset it is not known.
-        self.trained_on = root is None and (
-            split == "train" or (split == "valid" and first.data.get("train_on_valid", False))
-        )
         changed: dict[str, Any] = {**UNUSED, "batch_size": batch_size}
         if mask_threshold is not None:
             changed["mask_threshold"] = mask_threshold
@@ -153,6 +151,12 @@ class Evaluation:
             self.parts = [Part(self._open(first, root, changed), tasks)]
         self.datamodule = self.parts[0].datamodule
         self.task = tasks[0]
+        trained_splits = ["train", "valid"] if first.data.get("train_on_valid") else ["train"]
+        is_own = root is None
+        self.trained_on = split in trained_splits and (
+            is_own or _has_trained_images(first, self.datamodule) is True
+        )
+        self.dataset_changed = is_own and _has_trained_images(first, self.datamodule) is False
         self._part_of: dict[str, Part] = {}
         pairs = {}
         for part in self.parts:
@@ -454,6 +458,7 @@ class Evaluation:
             "split": self.split,
             "leakage": self.datamodule.leakage,
             "trained_on": self.trained_on,
+            "dataset_changed": self.dataset_changed,
             "images": len(self.originals.pairs),
             "image_size": self.datamodule.hparams["image_size"],
             "classes": self.task.classes,
@@ -467,6 +472,21 @@ class Evaluation:
             "batch_size": self.datamodule.hparams["batch_size"],
             "versions": {"ovseg": __version__, **versions},
         }
+
+
+def _has_trained_images(member: Member, datamodule: OvarianTumorDataModule) -> bool | None:
+    """Whether a dataset's folders for training have the content of when a member was trained.
+
+    None where this is not known: of an older checkpoint, or where one of the folders is gone.
+    """
+    if member.digests is None:
+        return None
+    for split, digest in member.digests.items():
+        if not (datamodule.root / split / "images").is_dir():
+            return None
+        if datamodule.digest(split) != digest:
+            return False
+    return True
 
 
 def _is_own_dataset(root: Path, member: Member) -> bool:

@@ -80,6 +80,8 @@ def describe_data(root: Path, summary: dict[str, Any]) -> dict[str, str]:
     evaluated = f"{summary['images']} images of {summary['split']}"
     if summary["trained_on"]:
         evaluated += ", which the network was trained on"
+    if summary["dataset_changed"]:
+        evaluated += ", which the network may have been trained on: the dataset was made anew since"
     facts = {
         "dataset": summary["data"],
         "evaluated": evaluated,

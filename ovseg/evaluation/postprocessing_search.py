@@ -171,22 +171,32 @@ def search_postprocessing(
     return result
 
 
-def read_choice(choice: bool | Mapping[str, Any]) -> Postprocessing | None:
+def read_choice(choice: bool | Mapping[str, Any], classes: int) -> Postprocessing | None:
     """The post-processing that a configuration sets under `postprocess`.
 
     Args:
         choice: whether to choose on valid; or the arguments of a `Postprocessing` to use as it is.
+        classes: of the network.
 
     Returns:
         None where it is to be chosen, or none is wanted.
 
     Raises:
-        InputError: an unknown name, or a value out of range.
+        InputError: an unknown name, a value out of range, or a threshold for several classes.
     """
     if isinstance(choice, bool):
         return None
     check_arguments("postprocess", Postprocessing, choice)
-    return Postprocessing(**choice)
+    try:
+        fixed = Postprocessing(**choice)
+    except InputError as error:
+        raise InputError(f"postprocess: {error}") from None
+    if classes > 1 and fixed.threshold != 0.5:
+        raise InputError(
+            f"postprocess.threshold is {fixed.threshold:g}, but of {classes} classes the most "
+            "probable one counts. Leave it out."
+        )
+    return fixed
 
 
 def apply_choice(run: Path, choice: bool | Mapping[str, Any], device: str = "auto") -> None:
@@ -200,9 +210,10 @@ def apply_choice(run: Path, choice: bool | Mapping[str, Any], device: str = "aut
     Raises:
         InputError: see `search_postprocessing` and `read_choice`.
     """
-    fixed = read_choice(choice)
+    members = read_members(run)
+    fixed = read_choice(choice, members[0].classes)
     if fixed is not None:
-        paths = [member.path for member in read_members(run)]
+        paths = [member.path for member in members]
         content = {
             "postprocessing": to_dict(fixed),
             "metric": "none: set by the configuration",

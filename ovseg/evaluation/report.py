@@ -252,6 +252,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         title = f"LEAKAGE, near-duplicates in two splits: {title}"
     if summary["trained_on"]:
         title = f"TRAINED ON these images: {title}"
+    if summary["dataset_changed"]:
+        title = f"DATASET CHANGED since training, may have been trained on these images: {title}"
     postprocessing = Postprocessing(**summary["postprocessing"])
     if postprocessing.changes:
         title = f"{title}, {postprocessing}"

@@ -67,7 +67,8 @@ def cross_validate(
     """
     check_not_set("data.fold", config["data"]["fold"])
     check_not_set("ckpt_path", config["ckpt_path"])
-    read_choice(config["postprocess"])
+    read_choice(config["postprocess"], config["data"]["classes"])
+    tell_of_validation(config)
     output = Path(output)
     digest = claim_output(output, comparable_settings(config, folds))
 
@@ -94,6 +95,12 @@ def cross_validate(
     summary = score_folds(output, device)
     apply_choice(output, config["postprocess"], device)
     return summary
+
+
+def tell_of_validation(config: dict[str, Any]) -> None:
+    """Print that data.train_on_valid is not used where trainings are compared by validation."""
+    if config["data"]["train_on_valid"]:
+        print("data.train_on_valid is not used here: each training keeps its validation images.")
 
 
 def check_not_set(key: str, value: object) -> None:

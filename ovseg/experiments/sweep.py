@@ -28,6 +28,7 @@ from ovseg.experiments.child_training import (
     training_process,
     write_configuration,
 )
+from ovseg.experiments.cross_validation import tell_of_validation
 from ovseg.metrics import monitor_mode
 from ovseg.training.callbacks import CURVES
 
@@ -104,6 +105,7 @@ def sweep(
     import_optuna()  # before the space is read with it
     space = read_space(space_path, config)
     check_comparable(space, monitor, space_path)
+    tell_of_validation(config)
     settings = {
         "config": {**config, "runs_dir": None},  # which is `output`
         "monitor": monitor,

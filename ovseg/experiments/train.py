@@ -152,7 +152,7 @@ class TrainCLI(LightningCLI):
         share_classes(self.config)
         check_unused(self.config)
         check_monitors(self.config)
-        read_choice(self.config.postprocess)
+        read_choice(self.config.postprocess, self.config.data.classes)
         check_valid_is_trained_on(self.config)
         check_schedule(self.config)
         if self.config.ckpt_path is None:
@@ -492,7 +492,7 @@ def train_from_command_line(arguments: list[str], kind: type[TrainCLI] = TrainCL
         return 0
 
     _check_finite(cli.trainer, run)
-    if cli.config.postprocess:
+    if cli.config.postprocess is not False:
         _choose_postprocessing(run, cli.config.postprocess)
     if cli.config.evaluate_test:
         cli.evaluate(run)
@@ -563,4 +563,4 @@ def _choose_postprocessing(run: RunFolder, choice: bool | dict[str, Any]) -> Non
     try:
         apply_choice(run.path, choice)
     except InputError as error:
-        print(f"No post-processing was chosen, so the run is used without it: {error}")
+        print(f"The run is used without post-processing: {error}")

@@ -48,6 +48,23 @@ def test_evaluation_of_valid_scores_the_fold_with_its_categories(checkpoint):
     assert "unknown" not in set(table["category"])
 
 
+def test_evaluation_says_that_the_dataset_has_changed_since_training(checkpoint, own_root, capsys):
+    assert not Evaluation(checkpoint, "test", device="cpu").dataset_changed
+    stem = next((own_root / "train" / "images").iterdir()).name
+    for kind in ("images", "masks", "categories"):
+        (own_root / "train" / kind / stem).rename(own_root / "test" / kind / stem)
+    changed = Evaluation(checkpoint, "test", device="cpu")
+    assert changed.dataset_changed
+    assert changed.describe()["dataset_changed"] is True
+
+
+def test_evaluation_knows_the_trained_images_in_a_copy_of_the_dataset(checkpoint, own_root):
+    copy = shutil.copytree(own_root, own_root.parent / "copy")
+    evaluation = Evaluation(checkpoint, "train", copy, device="cpu")
+    assert evaluation.trained_on
+    assert not evaluation.dataset_changed
+
+
 def test_evaluation_refuses_a_fold_of_other_images(checkpoint, own_root):
     path = own_root / "manifest.json"
     manifest = json.loads(path.read_text())

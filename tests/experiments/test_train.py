@@ -501,7 +501,7 @@ def test_run_is_evaluated_plainly_if_no_postprocessing_can_be_chosen(
     tiny = write_config(SETTINGS, tmp_path / "d")
 
     assert train("--postprocess", "true", *ONE_EPOCH, "--snapshots.num_infer_images", "0") == 0
-    message = "No post-processing was chosen, so the run is used without it: No image of valid in"
+    message = "The run is used without post-processing: No image of valid in"
     assert message in capsys.readouterr().out
     summary = json.loads((tiny / "runs/tiny/version_0/evaluation/summary.json").read_text())
     assert summary["postprocessing"] == to_dict(Postprocessing())

@@ -67,10 +67,16 @@ from ovseg.data.prepare.splits import (
 KINDS = ("images", "masks", "categories")  # folders of a split
 SPLITTERS = {
     "auto": "the dataset's own folders of train and test, or else groups",
-    "groups": "80 : 10 : 10 by near-duplicate groups",
+    "groups": "by groups of near-duplicates, as --fractions says",
     "official": "the dataset's own folders, or train.txt and val.txt of OTU_2d",
 }
 MAX_FOLDS = 20
+# Settings of a manifest that are no options, in words.
+SETTING_NAMES = {
+    "listed_sha256": "the listed split",
+    "source_files": "the source's files",
+    "near_duplicates": "limits for near-duplicates",
+}
 SMALLEST_PLACED = 128  # pixels; smaller images are compared as they are: enlarged they look alike
 
 
@@ -214,7 +220,8 @@ def prepare_dataset(
     if split == "auto":
         split = _choose_split(sources, split_file)
     shares = read_fractions(fractions)
-    if fractions != DEFAULT_FRACTIONS and (split_file or split == "official"):
+    is_given = bool(split_file) or split == "official"
+    if is_given and shares != read_fractions(DEFAULT_FRACTIONS):
         raise InputError(
             f"--fractions is for a split by groups, but the split is {split_file or split}. Leave "
             "it out, or use --split groups."
@@ -236,7 +243,7 @@ def prepare_dataset(
         "split": "file" if split_file else split,
         "seed": seed,
         "folds": folds,
-        "fractions": fractions,
+        "fractions": None if is_given else shares,
         "allow_leakage": allow_leakage,
         "listed_sha256": None if given_split is None else content_digest(given_split),
         "source_files": _describe_files(sources),
@@ -244,9 +251,15 @@ def prepare_dataset(
     }
     if not overwrite:
         earlier = _read_finished(output)
-        if earlier is not None and _has_settings(earlier, settings):
-            print(f"{output} was made from these files with these settings: it is kept as it is.")
-            return earlier
+        if earlier is not None:
+            different = _compare_settings(earlier, settings)
+            if not different:
+                print(f"{output} was made from these files with these settings and is kept.")
+                return earlier
+            raise InputError(
+                f"{output} was made with other settings ({first_five(different)}). Add "
+                "--overwrite, or choose another --output."
+            )
 
     check_output_dir(output, overwrite, marker=FILE_NAME)
     cases, failures = _examine_all(found.root, sources)
@@ -542,7 +555,8 @@ def _deal(
     if empty:
         raise InputError(
             f"{len(indices)} images in {len(set(groups_of_indices))} groups of near-duplicates "
-            f"leave split or fold {first_five(empty)} empty. Add images, or ask for fewer folds."
+            f"leave split or fold {first_five(empty)} empty. Add images, or ask for fewer folds or "
+            "other --fractions."
         )
     return dict(zip(indices, dealt, strict=True))
 
@@ -626,6 +640,10 @@ def _read_finished(output: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _has_settings(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Whether a dataset was made with these settings; an older manifest may lack some."""
-    return all(name in manifest and manifest[name] == settings[name] for name in settings)
+def _compare_settings(manifest: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What a dataset was not made with, in words; an older manifest may lack some settings."""
+    different = []
+    for name, value in settings.items():
+        if name not in manifest or manifest[name] != value:
+            different.append(SETTING_NAMES.get(name, name))
+    return different

@@ -115,7 +115,7 @@ def test_second_call_replaces_no_damaged_dataset_without_overwrite(source, outpu
 
 def test_other_settings_need_overwrite(source, output):
     prepare_dataset(source, output, size=32)
-    with pytest.raises(InputError, match="add --overwrite"):
+    with pytest.raises(InputError, match="Add --overwrite"):
         prepare_dataset(source, output, size=64)
     assert prepare_dataset(source, output, size=64, overwrite=True)["size"] == 64
 
@@ -303,7 +303,7 @@ def test_edited_split_file_makes_another_dataset(prepare, make_split, stems, tmp
     assert prepare(split_file=path, overwrite=False) == first
 
     path.write_text(json.dumps(make_split(**dict.fromkeys(stems[:3], "test"))))
-    with pytest.raises(InputError, match="add --overwrite"):
+    with pytest.raises(InputError, match="Add --overwrite"):
         prepare(split_file=path, overwrite=False)
 
 

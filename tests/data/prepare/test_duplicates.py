@@ -104,27 +104,37 @@ def similarities(images: list[np.ndarray]) -> dict[tuple[int, int], float]:
     return {(first, second): similarity for first, second, similarity in pairs}
 
 
+PHANTOMS = [make_phantom(seed, 128)[0] for seed in range(40)]
+DARK = (0.5, 0.4)
+BRIGHT = (1.4, -0.8)
+
+
 def test_neighbouring_numbers_of_one_machine_are_more_alike():
-    """Numbers 0 and 1 are of one machine, 2 and all others of another."""
-    phantoms = [make_phantom(seed, 128)[0] for seed in range(14)]
-    machines = [(0.5, 0.4)] * 2 + [(1.4, -0.8)] * 12
-    images = [set_machine(image, *each) for image, each in zip(phantoms, machines, strict=True)]
-    same_machine = similarities([*images[:2], *phantoms[2:]])[0, 1]
-    assert same_machine > similarities([images[0], *phantoms[1:]])[0, 1] + 0.1
+    """Numbers 0 and 1 are of one machine, all others of another."""
+    dark = [set_machine(image, *DARK) for image in PHANTOMS[:2]]
+    same_machine = similarities([*dark, *PHANTOMS[2:]])[0, 1]
+    assert same_machine > similarities([dark[0], *PHANTOMS[1:]])[0, 1] + 0.1
 
 
-def test_look_says_nothing_where_all_images_come_from_one_machine():
-    phantoms = [make_phantom(seed, 128)[0] for seed in range(30)]
-    by_structure = similarities(phantoms[:2])[0, 1]  # two images, nothing to compare looks with
-    change = similarities(phantoms)[0, 1] - by_structure
-    assert abs(change) < 0.15
+def test_two_machines_one_after_the_other_connect_no_more_than_one():
+    """Phantoms share their structure, so many are connected; a shared machine adds nothing."""
+
+    def count(dark: int) -> int:
+        machines = [DARK] * dark + [BRIGHT] * (40 - dark)
+        images = [set_machine(image, *each) for image, each in zip(PHANTOMS, machines, strict=True)]
+        return len(find(images, [str(number) for number in range(40)]))
+
+    assert count(dark=20) <= 1.05 * max(count(dark=0), count(dark=40))
+
+
+def test_few_images_are_compared_by_structure_alone():
+    assert similarities(PHANTOMS[:20])[0, 1] == similarities(PHANTOMS[:2])[0, 1]
 
 
 def test_same_picture_has_similarity_1_and_distant_numbers_have_no_look():
-    phantoms = [make_phantom(seed, 128)[0] for seed in range(13)]
-    found = similarities([phantoms[0], phantoms[0], *phantoms[2:]])
+    found = similarities([PHANTOMS[0], PHANTOMS[0], *PHANTOMS[2:]])
     assert found[0, 1] == 1
-    assert found[0, 12] == similarities([phantoms[0], phantoms[12]])[0, 1]
+    assert found[0, 12] == similarities([PHANTOMS[0], PHANTOMS[12]])[0, 1]
 
 
 def test_pairs_are_in_order_and_the_same_every_time():
@@ -212,7 +222,7 @@ def test_known_near_duplicates_of_the_real_images_are_one_group(shared_file):
     group_of = {int(stem): group for stem, group in zip(chosen, groups, strict=True)}
     for known in KNOWN:
         assert len({group_of[number] for number in known if number in group_of}) <= 1
-    assert np.bincount(groups).max() <= 22
+    assert np.bincount(groups).max() <= 25
 
 
 @pytest.mark.parametrize("planes", OTHER_PLANES)
