@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
 from segmentation_models_pytorch.base.initialization import initialize_head
 from segmentation_models_pytorch.encoders import encoders, get_preprocessing_params
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -65,10 +66,13 @@ class SmpNetwork(nn.Module):
         head_stride: 1 is the whole decoder. 2 or 4 leaves out the last one or two blocks of a
             `unet`'s decoder and enlarges the logits bilinearly, because those blocks work on the
             largest maps and take much of a step's time.
+        frozen_stride: the encoder's layers down to the map of this stride are not trained, nor do
+            the statistics of their norms change: they keep the pretrained weights, which saves
+            their backward pass. 1 trains all.
 
     Raises:
-        InputError: an unknown architecture, encoder, weights or argument, or weights that can't be
-            read or downloaded.
+        InputError: an unknown architecture, encoder, weights or argument, weights that can't be
+            read or downloaded, or a stride of which the encoder has no map.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class SmpNetwork(nn.Module):
         encoder_weights: str | None = None,
         decoder_args: dict[str, Any] | None = None,
         head_stride: int = 1,
+        frozen_stride: int = 1,
     ):
         super().__init__()
         check_at_least("smp", 1, classes=classes)
@@ -111,6 +116,16 @@ class SmpNetwork(nn.Module):
         if architecture == "dpt":
             self.stride *= 2  # it halves the encoder's deepest map once more
         self.scale = build_scale(encoder_name, encoder_weights)
+        self._frozen: list[nn.Module] = []
+        if frozen_stride != 1:
+            self._frozen = _freeze(self.network.encoder, encoder_name, frozen_stride)
+
+    def train(self, mode: bool = True) -> "SmpNetwork":
+        """As of any module; frozen layers stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Predict logits.
@@ -273,6 +288,39 @@ def _find_normalization(name: str, hub_weights: str | None) -> Normalization:
         if config:
             return Normalization(config.mean, config.std)
     return IMAGENET
+
+
+def _freeze(encoder: Any, name: str, stride: int) -> list[nn.Module]:
+    """Freeze the parameters that the maps down to a stride depend on.
+
+    Returns:
+        The modules that hold them.
+
+    Raises:
+        InputError: no map has that stride.
+    """
+    side = 2 * encoder.output_stride
+    sums = {}
+    for each in encoder.eval()(torch.zeros(1, 3, side, side)):
+        if each.requires_grad:  # neither the picture itself nor an empty map
+            sums[side // each.shape[-1]] = each.sum()
+    if stride not in sums:
+        known = ", ".join(map(str, sums))
+        raise InputError(f"frozen_stride is {stride}, but the maps of {name} have {known}, or 1.")
+    early = [total for map_stride, total in sums.items() if map_stride <= stride]
+    parameters = list(encoder.parameters())
+    gradients = torch.autograd.grad(early, parameters, allow_unused=True)
+    frozen = set()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.requires_grad_(False)
+            frozen.add(id(parameter))
+    encoder.train()
+    modules = []
+    for module in encoder.modules():
+        if any(id(parameter) in frozen for parameter in module.parameters(recurse=False)):
+            modules.append(module)
+    return modules
 
 
 def _check_head_stride(architecture: str, stride: int) -> None:

@@ -134,6 +134,32 @@ def test_head_stride_leaves_out_decoder_blocks(stride, blocks):
         assert parameter.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("encoder", ["resnet18", "tu-tf_efficientnet_lite0", "tu-convnext_atto"])
+def test_frozen_layers_keep_weights_and_statistics(encoder):
+    model = build_model("smp", encoder_name=encoder, frozen_stride=4).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    model(make_pixels(2, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+
+    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
+    assert frozen
+    changed = {name for name, each in model.state_dict().items() if not each.equal(before[name])}
+    assert not frozen & changed
+    # A layer's statistics lie beside its parameters.
+    owners = {name.rpartition(".")[0] for name in frozen}
+    assert not owners & {name.rpartition(".")[0] for name in changed}
+    last = [name for name, _ in model.network.encoder.named_parameters()][-1]
+    assert f"network.encoder.{last}" in changed
+
+
+def test_stride_without_a_map_cannot_be_frozen():
+    message = "frozen_stride is 2, but the maps of tu-convnext_atto have 4, 8, 16, 32, or 1"
+    with pytest.raises(InputError, match=message):
+        build_model("smp", encoder_name="tu-convnext_atto", frozen_stride=2)
+
+
 def test_head_stride_enlarges_without_a_shift():
     network = build_model("smp", head_stride=4, **SMALL).eval()
     enlarge = network.network.segmentation_head[1]
