@@ -17,13 +17,12 @@ counted in two ways: by chance, which is the share of the pairs more than 50 num
 reach the threshold (an upper bound, since some of those are right), and by eye on contact sheets of
 the pairs near the threshold.
 
-- Numbers at most 2 apart, 0.14: 835 of 2,097 pairs, 80 by chance. Between 0.14 and 0.16 16 of 47
-  are by chance, between 0.12 and 0.14 21 of 33; of 24 between 0.14 and 0.20 that the structure
-  alone does not find (below 0.30) about 19 looked right. The structure alone found 509 at 0.30, 38
-  by chance.
-- 3 to 5 apart, 0.25: 226 of 3,036 pairs, 28 by chance. Between 0.20 and 0.25 28 of 55 are; of 24
-  between 0.25 and 0.35 about 14 looked right.
-- 6 to 10 apart, 0.35: 48 of 5,035 pairs, 11 by chance. Between 0.30 and 0.35 12 of 20 are.
+- Numbers at most 2 apart, 0.30: 835 of 2,097 pairs, 80 by chance. Between 0.30 and 0.32 16 of 47
+  are by chance, between 0.28 and 0.30 21 of 33; of 24 between 0.30 and 0.36 that the structure
+  alone does not find about 19 looked right. The structure alone found 509 at 0.30, 38 by chance.
+- 3 to 5 apart, 0.41: 226 of 3,036 pairs, 28 by chance. Between 0.36 and 0.41 28 of 55 are; of 24
+  between 0.41 and 0.51 about 14 looked right.
+- 6 to 10 apart, 0.51: 48 of 5,035 pairs, 11 by chance. Between 0.46 and 0.51 12 of 20 are.
 - Any other, 0.55, by structure alone: 46 of 730,985 pairs; of 22 between 0.55 and 0.72 16 looked
   right, of 42 between 0.50 and 0.55 three. The wrong pairs are large cysts that look alike;
   grouping them only leaves the split less freedom.
@@ -31,11 +30,11 @@ the pairs near the threshold.
 Either structural detector alone is weaker: where 500 of the distant pairs pass, 227 pairs at most 2
 apart pass by the mean, 218 by the hash and 192 by the correlation. 215 images are in no group with
 another, the largest of the 481 groups has 38 (normal ovaries on one machine), the next 22; with the
-pairs that are found in the letterboxed squares too, there are
-475. What this does not find: frames of one examination with other settings of the machine, and a
-pair where a label outside the sector misleads the crop. Where a dataset holds several machines one
-after the other, more neighbours than by chance seem alike: 335 images in random order, the second
-half of them at half the brightness, gave 103 pairs in place of 78.
+pairs that are found in the letterboxed squares too, there are 475. What this does not find: frames
+of one examination with other settings of the machine, and a pair where a label outside the sector
+misleads the crop. Where a dataset holds several machines one after the other, more neighbours than
+by chance seem alike: 335 images in random order, the second half of them at half the brightness,
+gave 103 pairs in place of 78.
 """
 
 import math
@@ -55,7 +54,7 @@ from ovseg.data.pairs import list_images
 from ovseg.data.pictures import read_image
 
 # Largest difference of two numbers -> smallest similarity of near-duplicates.
-THRESHOLDS = {2: 0.14, 5: 0.25, 10: 0.35, math.inf: 0.55}
+THRESHOLDS = {2: 0.30, 5: 0.41, 10: 0.51, math.inf: 0.55}
 
 # Pixels. `prepare_data` compares images as they are and letterboxed to this side, whatever squares
 # it writes: so the groups, and the split, are the same at every size. Most datasets are written so.
@@ -83,6 +82,9 @@ BACKGROUND = 16  # grey levels below it are letterbox and what is outside the se
 LOOK_WEIGHT = 0.32
 LIKE = 98  # percentile of the distant images by likeness; 75 to 95 find as much
 FEW = 20  # distant images that there must be for a percentile
+# So far below the percentile a look counts neither way. It lets the thresholds suit images that are
+# compared by structure alone, too, because they are few.
+NEUTRAL = 0.5
 LEAST_DIFFERENCE = 1e-4  # of two looks: keeps the logarithm finite
 NEIGHBOURS = 10  # numbers further apart than this are compared by their structure alone
 
@@ -168,7 +170,7 @@ def find_near_duplicates(
         similarity = np.maximum((correlation + agreement) / 2, correlation - WITHOUT_HASH)
 
         difference = np.nan_to_num(np.abs(numbers[rows, None] - numbers), nan=math.inf)
-        alike = _compare_looks(looks, rows) - (usual[rows, None] + usual) / 2
+        alike = _compare_looks(looks, rows) - (usual[rows, None] + usual) / 2 + NEUTRAL
         is_compared = (difference <= NEIGHBOURS) & ~np.isnan(alike)
         similarity += np.where(is_compared, LOOK_WEIGHT * alike, 0)
         np.minimum(similarity, 1, out=similarity)
