@@ -402,11 +402,8 @@ def check_evaluable(members: list[Member], split: str, root: Path | None) -> Non
 
     Raises:
         InputError: they place images differently, their datasets differ and `root` is None, or
-            `split` is not `test` and they were trained on different images. The folds of a
-            cross-validation may be: they are scored out of fold, see `is_cross_validation`.
+            `split` is not `test` and they were trained on different images.
     """
-    if split == "valid" and root is None and is_cross_validation(members):
-        return
     first = members[0]
     for member in members[1:]:
         different = _compare_data(first.data, member.data)
@@ -432,7 +429,7 @@ def check_evaluable(members: list[Member], split: str, root: Path | None) -> Non
 def is_cross_validation(members: list[Member]) -> bool:
     """Whether members were trained on folds of one dataset, each with another one held out.
 
-    Then each image of `valid` is held out by at most one of them.
+    Then each image of `valid` is held out by at most one of them, which can score it.
     """
     folds = {member.data.get("fold") for member in members}
     if len(members) < 2 or None in folds or len(folds) < len(members):

@@ -133,7 +133,9 @@ class Evaluation:
         self.members = read_members(run)
         if root and all(_is_own_dataset(root, member) for member in self.members):
             root = None
-        check_evaluable(self.members, split, root)
+        out_of_fold = split == "valid" and root is None and is_cross_validation(self.members)
+        if not out_of_fold:
+            check_evaluable(self.members, split, root)
         self.paths = [member.path for member in self.members]
         self.digest = checkpoint_digest(*self.paths)
 
@@ -142,7 +144,7 @@ class Evaluation:
         if mask_threshold is not None:
             changed["mask_threshold"] = mask_threshold
         tasks = [self._load(path) for path in self.paths]
-        if split == "valid" and root is None and is_cross_validation(self.members):
+        if out_of_fold:
             self.parts = [
                 Part(self._open(member, root, changed), [task])
                 for member, task in zip(self.members, tasks, strict=True)
@@ -153,10 +155,11 @@ class Evaluation:
         self.task = tasks[0]
         trained_splits = ["train", "valid"] if first.data.get("train_on_valid") else ["train"]
         is_own = root is None
-        self.trained_on = split in trained_splits and (
-            is_own or _has_trained_images(first, self.datamodule) is True
-        )
-        self.dataset_changed = is_own and _has_trained_images(first, self.datamodule) is False
+        has_trained_images = None
+        if is_own or split in trained_splits:
+            has_trained_images = _has_trained_images(first, self.datamodule)
+        self.trained_on = split in trained_splits and (is_own or has_trained_images is True)
+        self.dataset_changed = is_own and has_trained_images is False
         self._part_of: dict[str, Part] = {}
         pairs = {}
         for part in self.parts:

@@ -86,3 +86,9 @@ def training_process(
 
 def _raise_sigterm(*_: object) -> NoReturn:
     raise SIGTERMException
+
+
+def tell_of_validation(config: dict[str, Any]) -> None:
+    """Print that data.train_on_valid is not used where trainings are compared by validation."""
+    if config["data"]["train_on_valid"]:
+        print("data.train_on_valid is not used here: each training keeps its validation images.")

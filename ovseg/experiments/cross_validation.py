@@ -26,6 +26,7 @@ from ovseg.data.manifest import read_folds
 from ovseg.evaluation.postprocessing_search import apply_choice, read_choice
 from ovseg.experiments.child_training import (
     changed_settings,
+    tell_of_validation,
     training_process,
     write_configuration,
 )
@@ -95,12 +96,6 @@ def cross_validate(
     summary = score_folds(output, device)
     apply_choice(output, config["postprocess"], device)
     return summary
-
-
-def tell_of_validation(config: dict[str, Any]) -> None:
-    """Print that data.train_on_valid is not used where trainings are compared by validation."""
-    if config["data"]["train_on_valid"]:
-        print("data.train_on_valid is not used here: each training keeps its validation images.")
 
 
 def check_not_set(key: str, value: object) -> None:

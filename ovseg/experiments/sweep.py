@@ -25,10 +25,10 @@ from ovseg.core.runs import RunFolder
 from ovseg.core.yaml_files import read_yaml
 from ovseg.experiments.child_training import (
     changed_settings,
+    tell_of_validation,
     training_process,
     write_configuration,
 )
-from ovseg.experiments.cross_validation import tell_of_validation
 from ovseg.metrics import monitor_mode
 from ovseg.training.callbacks import CURVES
 
