@@ -19,6 +19,7 @@ from ovseg.core.registry import fill_defaults
 from ovseg.data.datamodule import OvarianTumorDataModule
 from ovseg.data.tree import FOLD_SPLITS
 from ovseg.metrics import LOGGED_SCORES, monitor_mode
+from ovseg.training.callbacks.checkpoints import EPOCH
 from ovseg.training.schedules import SCHEDULERS
 
 # Settings of loops of Lightning that are not used.
@@ -61,6 +62,8 @@ def check_monitors(config: Any) -> None:
     config.early_stopping.mode = monitor_mode(config.early_stopping.monitor)
     for name in ("early_stopping", "best_checkpoint", "model"):
         monitor = config[name].monitor
+        if name == "best_checkpoint" and monitor == EPOCH:
+            continue
         monitor_mode(monitor)
         if LOGGED_SCORES[monitor].of_categories and config.data.classes == 1:
             raise InputError(

@@ -1,10 +1,12 @@
 """Settings, callbacks and progress bars of Lightning: they work, or are refused in a line."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
+from ovseg.core.checkpoints import read_checkpoint
 from ovseg.core.errors import InputError
 from ovseg.experiments.train import read_configuration
 from ovseg.training.callbacks import BestCheckpoint
@@ -117,9 +119,12 @@ def test_fold_has_the_lesions_of_the_images_that_it_holds_out(fold_root):
     assert data.has_lesion("valid")
 
 
-def test_diverged_training_ends_after_its_epoch_and_keeps_no_checkpoint(tiny, train, capsys):
+@pytest.mark.parametrize("monitored", ["val_dice", "epoch"])
+def test_diverged_training_ends_after_its_epoch_and_keeps_no_checkpoint(
+    tiny, train, capsys, monitored
+):
     diverging = ("--model.optimizer_args.lr", "1e30", "--trainer.max_epochs", "5")
-    monitor = ("--early_stopping.monitor", "val_dice", "--best_checkpoint.monitor", "val_dice")
+    monitor = ("--early_stopping.monitor", "val_dice", "--best_checkpoint.monitor", monitored)
     assert train(*diverging, *monitor) == 2
     errors = capsys.readouterr().err
     assert "Training diverged: val_loss is nan after epoch 1" in errors
@@ -133,3 +138,24 @@ def test_best_checkpoint_is_never_one_of_a_nan():
     best = BestCheckpoint("val_dice")
     assert not best.check_monitor_top_k(None, torch.tensor(float("nan")))
     assert best.check_monitor_top_k(None, torch.tensor(0.0))
+
+
+def test_last_epoch_can_be_the_best_one(tiny, train):
+    # With so high a rate the loss rises after the first epoch.
+    rising = ("--model.optimizer_args.lr", "0.5", "--trainer.max_epochs", "3")
+    assert train(*rising, "--best_checkpoint.monitor", "epoch") == 0
+    run = tiny / "runs" / "tiny" / "version_0"
+    losses = pd.read_csv(run / "train_losses.csv")["val_loss"]
+    assert losses.argmin() < 2
+    best, last = (
+        read_checkpoint(run / "checkpoints" / name) for name in ("best.ckpt", "last.ckpt")
+    )
+    assert all(
+        torch.equal(best["state_dict"][name], last["state_dict"][name])
+        for name in last["state_dict"]
+    )
+
+
+def test_epoch_is_no_score_to_stop_by(tiny):
+    with pytest.raises(InputError, match="Unknown monitor .epoch."):
+        read_configuration(["--config", "tiny.yaml", "--early_stopping.monitor", "epoch"])

@@ -15,6 +15,8 @@ from ovseg.core.files import atomic_path
 from ovseg.core.runs import BEST, INTERRUPTED, LAST, RunFolder
 from ovseg.metrics import monitor_mode
 
+EPOCH = "epoch"  # as a monitor, the number of the epoch
+
 
 class BestCheckpoint(ModelCheckpoint):
     """Keeps `checkpoints/best.ckpt`, the epoch with the best monitored value.
@@ -23,14 +25,16 @@ class BestCheckpoint(ModelCheckpoint):
     score.
 
     Args:
-        monitor: logged name; a loss is best low, a score high.
+        monitor: logged name; a loss is best low, a score high. `epoch` keeps the last one, for a
+            training that ends with a small learning rate: no image chooses, so scores of the
+            validation images, and those of a cross-validation, are those of new images.
     """
 
     def __init__(self, monitor: str = "val_loss"):
         super().__init__(
             filename=BEST,
             monitor=monitor,
-            mode=monitor_mode(monitor),
+            mode="max" if monitor == EPOCH else monitor_mode(monitor),
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
