@@ -15,7 +15,12 @@ from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
 from ovseg.core.plots import PANEL_WIDTH
 from ovseg.data.augment import ultrasound
-from ovseg.data.augment.calipers import YELLOWS, caliper_ends, draw_caliper
+from ovseg.data.augment.calipers import (
+    YELLOWS,
+    caliper_ends,
+    draw_caliper,
+    remove_calipers,
+)
 from ovseg.data.augment.sector import find_sector
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.figures import BLUE
@@ -209,6 +214,13 @@ def draw_calipers(
     return image, mask
 
 
+def erase_calipers(
+    image: np.ndarray, mask: np.ndarray, level: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Erase the yellow marks, which may have shown where the lesion is."""
+    return remove_calipers(image), mask
+
+
 DISTURBANCES = {
     "higher gain": Disturbance(change_gain, (3, 6, 12), "decibel"),
     "lower gain": Disturbance(change_gain, (-3, -6, -12), "decibel"),
@@ -219,4 +231,5 @@ DISTURBANCES = {
     "rotation": Disturbance(rotate, (5, 10, 20), "degrees"),
     "occlusion": Disturbance(cover, (10, 20, 30), "% of the side"),
     "misplaced calipers": Disturbance(draw_calipers, (1, 2, 4), "number"),
+    "calipers erased": Disturbance(erase_calipers, (1,), "1: all yellow marks"),
 }

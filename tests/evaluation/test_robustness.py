@@ -1,9 +1,12 @@
 """Disturbances do what they say, and are the same each time."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from ovseg.data.augment.calipers import YELLOWS, draw_caliper, find_calipers
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.evaluation.robustness import DISTURBANCES
 
@@ -11,7 +14,8 @@ from ovseg.evaluation.robustness import DISTURBANCES
 @pytest.fixture(scope="module")
 def pair():
     image, mask = make_phantom(3, 128)
-    return image, (mask > 0).astype(np.uint8)
+    marked = draw_caliper(image, ((30, 40), (90, 80)), YELLOWS[0])  # there is something to erase
+    return marked, (mask > 0).astype(np.uint8)
 
 
 @pytest.mark.parametrize("name", list(DISTURBANCES))
@@ -30,7 +34,8 @@ def test_disturbance_grows_with_its_level_and_is_the_same_each_time(name, pair):
         assert set(np.unique(changed_mask)) <= {0, 1}
         changes.append(np.abs(changed.astype(int) - image).mean())
     assert np.array_equal(image, before)
-    assert 0 < changes[0] < changes[-1]
+    assert changes[0] > 0
+    assert all(weaker < stronger for weaker, stronger in pairwise(changes))
 
 
 def test_only_rotation_moves_the_mask(pair):
@@ -38,6 +43,13 @@ def test_only_rotation_moves_the_mask(pair):
     for name, entry in DISTURBANCES.items():
         _, changed = entry.change(image, mask, entry.levels[-1], 7)
         assert np.array_equal(changed, mask) == (name != "rotation")
+
+
+def test_erased_calipers_leave_no_mark(pair):
+    image, mask = pair
+    assert find_calipers(image).any()
+    changed, _ = DISTURBANCES["calipers erased"].change(image, mask, 1, 7)
+    assert not find_calipers(changed).any()
 
 
 def test_evaluation_with_disturbances(make_run, phantom_root, tmp_path, run_command):
