@@ -182,10 +182,16 @@ def read_choice(choice: bool | Mapping[str, Any], classes: int) -> Postprocessin
         None where it is to be chosen, or none is wanted.
 
     Raises:
-        InputError: an unknown name, a value out of range, or a threshold for several classes.
+        InputError: no post-processing, an unknown name, a value out of range, or a threshold for
+            several classes.
     """
     if isinstance(choice, bool):
         return None
+    if not isinstance(choice, Mapping):
+        raise InputError(
+            f"postprocess is {choice!r}, expected true, false, or the post-processing itself, such "
+            "as {flips: [horizontal]}."
+        )
     check_arguments("postprocess", Postprocessing, choice)
     try:
         fixed = Postprocessing(**choice)

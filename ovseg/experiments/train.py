@@ -109,7 +109,7 @@ class TrainCLI(LightningCLI):
         )
         parser.add_argument(
             "--postprocess",
-            type=bool | dict[str, Any],
+            type=bool | dict[str, Any] | str,  # a string is refused by `read_choice`, in its words
             default=False,
             help="true: choose flips, threshold and clean-up on valid; or the post-processing "
             "itself, such as {flips: [horizontal]}",

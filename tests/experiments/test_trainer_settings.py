@@ -159,3 +159,8 @@ def test_last_epoch_can_be_the_best_one(tiny, train):
 def test_epoch_is_no_score_to_stop_by(tiny):
     with pytest.raises(InputError, match="Unknown monitor .epoch."):
         read_configuration(["--config", "tiny.yaml", "--early_stopping.monitor", "epoch"])
+
+
+def test_word_that_is_no_postprocessing_is_refused_in_its_words(tiny):
+    with pytest.raises(InputError, match="postprocess is 'horizontal', expected true, false, or"):
+        read_configuration(["--config", "tiny.yaml", "--postprocess", "horizontal"])
