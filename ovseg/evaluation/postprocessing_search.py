@@ -171,11 +171,12 @@ def search_postprocessing(
     return result
 
 
-def read_choice(choice: bool | Mapping[str, Any], classes: int) -> Postprocessing | None:
+def read_choice(choice: bool | Mapping[str, Any] | str, classes: int) -> Postprocessing | None:
     """The post-processing that a configuration sets under `postprocess`.
 
     Args:
         choice: whether to choose on valid; or the arguments of a `Postprocessing` to use as it is.
+            A word is neither, but a command line can hold one.
         classes: of the network.
 
     Returns:

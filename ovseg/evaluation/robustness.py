@@ -15,12 +15,7 @@ from ovseg.core.console import progress_bar
 from ovseg.core.errors import InputError
 from ovseg.core.plots import PANEL_WIDTH
 from ovseg.data.augment import ultrasound
-from ovseg.data.augment.calipers import (
-    YELLOWS,
-    caliper_ends,
-    draw_caliper,
-    remove_calipers,
-)
+from ovseg.data.augment.calipers import YELLOWS, caliper_ends, draw_caliper, remove_calipers
 from ovseg.data.augment.sector import find_sector
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.figures import BLUE
