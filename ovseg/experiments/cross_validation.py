@@ -93,7 +93,7 @@ def cross_validate(
 
     members = [run.relative_to(output).as_posix() for run in runs]
     write_json(RunFolder(output).ensemble, {"members": members})
-    summary = score_folds(output, device)
+    summary = score_folds(output, config["best_checkpoint"]["monitor"], device)
     apply_choice(output, config["postprocess"], device)
     return summary
 

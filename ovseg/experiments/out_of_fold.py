@@ -15,22 +15,25 @@ from ovseg.data.manifest import image_groups
 from ovseg.evaluation.evaluate import Evaluation
 from ovseg.evaluation.summary import pooled_iou, summarise, summarise_values
 from ovseg.metrics import HARD_SCORES, ORIGINAL_SCORES
+from ovseg.training.callbacks.checkpoints import EPOCH
 
-NOTE = (
+BEST_EPOCH_NOTE = (
     "each network's best epoch was chosen on the images it is scored on, "
     "so the scores are slightly too good"
 )
+LAST_EPOCH_NOTE = "of the last epoch of each training, which no image chose"
 INTERVALS = {
     "ci95": "95 % interval over images",
     "ci95_groups": "95 % interval over groups",
 }
 
 
-def score_folds(output: Path, device: str = "auto") -> dict[str, Any]:
+def score_folds(output: Path, monitor: str, device: str = "auto") -> dict[str, Any]:
     """Score the best checkpoint of each fold on the images that the fold held out.
 
-    The best epoch was chosen on the same images, so the scores are slightly too good; the summary's
-    `note` says so. The ensemble's post-processing was chosen on them as well, so it is left out.
+    If the same images chose the best epoch, the scores are slightly too good; the summary's `note`
+    says whether they did. Post-processing is left out: that of the ensemble may have been chosen on
+    them as well.
 
     Writes `out_of_fold.csv` (a row an image: `stem`, `fold` and the columns of `per_image.csv` of
     `evaluate` but `seconds`), `summary.json` and `out_of_fold.png`, the Dice of each fold.
@@ -38,6 +41,7 @@ def score_folds(output: Path, device: str = "auto") -> dict[str, Any]:
     Args:
         output: folder of the cross-validation; its `ensemble.json` names the runs of folds 0, 1,
             ...
+        monitor: of the best checkpoint, see `ovseg.training.callbacks.BestCheckpoint`.
         device: see `ovseg.core.device.choose_device`.
 
     Returns:
@@ -61,7 +65,7 @@ def score_folds(output: Path, device: str = "auto") -> dict[str, Any]:
     summary = {
         "data": str(root),
         "leakage": evaluation.datamodule.leakage,
-        "note": NOTE,
+        "note": LAST_EPOCH_NOTE if monitor == EPOCH else BEST_EPOCH_NOTE,
         **scores,
     }
 

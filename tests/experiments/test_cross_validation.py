@@ -28,7 +28,7 @@ from ovseg.experiments.cross_validation import (
     is_finished,
     read_finite_checkpoint,
 )
-from ovseg.experiments.out_of_fold import NOTE
+from ovseg.experiments.out_of_fold import BEST_EPOCH_NOTE, LAST_EPOCH_NOTE
 from ovseg.training.callbacks import LastCheckpoint
 
 SETTINGS = {
@@ -146,7 +146,7 @@ def check_results(output: Path) -> pd.DataFrame:
 
     summary = json.loads((output / "summary.json").read_text())
     assert summary["scores"]["dice"]["mean"] == pytest.approx(table["dice"].mean())
-    assert summary["note"] == NOTE
+    assert summary["note"] == BEST_EPOCH_NOTE
     assert [row["images"] for row in summary["per_fold"]] == [6, 6, 5]
 
     ensemble = json.loads((output / "ensemble.json").read_text())
@@ -164,7 +164,7 @@ def test_killed_fold_is_resumed_and_the_table_is_that_of_an_uninterrupted_run(
     assert in_process == FOLDS
     output = capsys.readouterr().out
     assert "--run whole" in output
-    assert NOTE in " ".join(output.split())
+    assert BEST_EPOCH_NOTE in " ".join(output.split())
     assert not list(tiny.glob("whole/*/*/evaluation"))  # nothing looks at test
     assert not list(tiny.glob("whole/**/postprocessing.json"))
 
@@ -294,8 +294,9 @@ def test_evaluation_and_comparison_of_valid_are_out_of_fold(
     tiny, copied_runs, validate, run_command, capsys
 ):
     for name in ("a", "b"):
-        assert validate(name, *ONE_EPOCH) == 0
+        assert validate(name, *ONE_EPOCH, "--best_checkpoint.monitor", "epoch") == 0
     summary = json.loads((tiny / "a" / "summary.json").read_text())
+    assert summary["note"] == LAST_EPOCH_NOTE
     assert run_command("evaluate", "--run", "a", "--split", "valid", "--device", "cpu") == 0
     found = json.loads((tiny / "a" / "evaluation_valid" / "summary.json").read_text())
     assert found["checkpoint"] == "out of fold, 3 networks"

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from ovseg.experiments.out_of_fold import NOTE, print_folds, summarise_folds
+from ovseg.experiments.out_of_fold import BEST_EPOCH_NOTE, print_folds, summarise_folds
 
 GROUPS = {"a": 0, "b": 0, "c": 1, "d": 2}
 
@@ -60,7 +60,7 @@ def test_printed_table_has_folds_and_intervals(table, capsys, leakage):
     summary = summarise_folds(table, GROUPS)
     for number, fold in enumerate(summary["per_fold"]):
         fold["fold"] = number
-    print_folds({**summary, "data": "phantoms", "leakage": leakage, "note": NOTE})
+    print_folds({**summary, "data": "phantoms", "leakage": leakage, "note": BEST_EPOCH_NOTE})
     printed = " ".join(capsys.readouterr().out.split())
     assert "fold 1" in printed
     assert "0.1000 .. 0.9000" in printed
