@@ -244,6 +244,7 @@ def export(
     float16: bool = False,
     data: Path | None = None,
     notes: Path | None = None,
+    cross_validation: Path | None = None,
     overwrite: bool = False,
 ) -> int:
     """Write a run's network for other programs, with all that is done around it.
@@ -259,6 +260,8 @@ def export(
         float16: store weights in half the bytes (safetensors)
         data: dataset folder, if it is not the one of training
         notes: Markdown file that the model card begins with, such as data, licence and limits
+        cross_validation: folder of a cross-validation of the run's recipe, whose scores the model
+            card has; for a run of all images (data.train_on_valid), to which none is new
         overwrite: replace an earlier export
     """
     from ovseg.core.errors import InputError
@@ -272,7 +275,9 @@ def export(
         precision = "int8"
     if float16:
         precision = "float16"
-    description = export_run(run, output, format, precision, data, notes, overwrite)
+    description = export_run(
+        run, output, format, precision, data, notes, cross_validation, overwrite
+    )
     where = output or RunFolder.of(run).export
     agreement = description["agreement"]
     print(f"Compared with the run on {agreement['images']}:")

@@ -1,9 +1,13 @@
-"""The shipped configurations, by name: `configs/` of the clone, or the same files in a wheel."""
+"""Configurations: those that are shipped, by name, and how two differ.
+
+The shipped ones lie in `configs/` of the clone; in a wheel they are part of the package.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from ovseg.core.errors import InputError
+from ovseg.core.errors import InputError, first_five
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -75,3 +79,29 @@ def shorten_configs(arguments: Iterable[str]) -> list[str]:
         names[str(path)] = name
         names[f"--config={path}"] = f"--config={name}"
     return [names.get(argument, argument) for argument in arguments]
+
+
+def changed_settings(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+    """The settings that differ, as dotted keys with both values; empty if there are none."""
+    flat_earlier = flatten(earlier)
+    flat_now = flatten(now)
+
+    changes = []
+    for name in sorted(flat_earlier.keys() | flat_now.keys()):
+        value_earlier = flat_earlier.get(name)
+        value_now = flat_now.get(name)
+        if value_earlier != value_now:
+            changes.append(f"{name} {value_earlier}, now {value_now}")
+    return first_five(changes)
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict with dotted keys; an empty dict stays a value."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat

@@ -145,6 +145,11 @@ class RunFolder:
         return self.path / "ensemble.json"
 
     @property
+    def cross_validation(self) -> Path:
+        """The settings of a cross-validation, see `ovseg.experiments.cross_validation`."""
+        return self.path / "cross_validation.json"
+
+    @property
     def baseline_config(self) -> Path:
         """The baseline's configuration that the run was made from."""
         return self.path / "train_eval_infer.config"

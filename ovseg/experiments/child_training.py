@@ -1,6 +1,6 @@
 """`ovseg train` in a child process, so that a training that dies does not end its caller too.
 
-What its callers share is here as well: they write a configuration for it, and compare two of them.
+What its callers share is here as well: they write a configuration for it.
 """
 
 import os
@@ -15,7 +15,6 @@ from typing import IO, Any, NoReturn, cast
 import yaml
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from ovseg.core.errors import first_five
 from ovseg.core.files import atomic_path
 from ovseg.core.long_work import LIFELINE
 
@@ -24,32 +23,6 @@ def write_configuration(path: Path, config: dict[str, Any]) -> None:
     """Write a configuration for `train --config`; the folder of its runs gets the file's name."""
     with atomic_path(path) as temporary:
         temporary.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-
-
-def changed_settings(earlier: dict[str, Any], now: dict[str, Any]) -> str:
-    """The settings that differ, as dotted keys with both values; empty if there are none."""
-    flat_earlier = flatten(earlier)
-    flat_now = flatten(now)
-
-    changes = []
-    for name in sorted(flat_earlier.keys() | flat_now.keys()):
-        value_earlier = flat_earlier.get(name)
-        value_now = flat_now.get(name)
-        if value_earlier != value_now:
-            changes.append(f"{name} {value_earlier}, now {value_now}")
-    return first_five(changes)
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict with dotted keys; an empty dict stays a value."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{key}.")
-        else:
-            flat[key] = value
-    return flat
 
 
 @contextmanager

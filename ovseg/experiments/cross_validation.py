@@ -18,6 +18,7 @@ from typing import Any
 from msgspec import Struct
 
 from ovseg.core.checkpoints import path_inside, read_checkpoint
+from ovseg.core.configs import changed_settings
 from ovseg.core.errors import InputError
 from ovseg.core.files import content_digest, write_json
 from ovseg.core.runs import BEST, LAST, RunFolder
@@ -25,7 +26,6 @@ from ovseg.core.schema import read_json
 from ovseg.data.manifest import read_folds
 from ovseg.evaluation.postprocessing_search import apply_choice, read_choice
 from ovseg.experiments.child_training import (
-    changed_settings,
     tell_of_validation,
     training_process,
     write_configuration,
@@ -34,7 +34,6 @@ from ovseg.experiments.out_of_fold import score_folds
 from ovseg.training.callbacks import last_epoch
 from ovseg.training.resume import is_finished
 
-SETTINGS = "cross_validation.json"
 FINISHED = "finished.json"
 
 
@@ -130,7 +129,7 @@ def claim_output(output: Path, settings: dict[str, Any]) -> str:
     Raises:
         InputError: the folder holds results of other settings, which are named, or something else.
     """
-    path = output / SETTINGS
+    path = RunFolder(output).cross_validation
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if path.is_file():
         remedy = "Choose another --output."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ovseg.core.configs import changed_settings
 from ovseg.core.errors import InputError
 from ovseg.core.files import write_table
 from ovseg.core.plots import draw_sweep
@@ -24,7 +25,6 @@ from ovseg.core.registry import choose
 from ovseg.core.runs import RunFolder
 from ovseg.core.yaml_files import read_yaml
 from ovseg.experiments.child_training import (
-    changed_settings,
     tell_of_validation,
     training_process,
     write_configuration,

@@ -19,6 +19,7 @@ from ovseg.data.geometry import place
 from ovseg.inference.agreement import Agreement, choose_images, compare
 from ovseg.inference.engine_choice import TOLERANCE, is_close
 from ovseg.inference.export_card import CARD_FILE, write_card
+from ovseg.inference.export_scores import read_out_of_fold_scores, read_test_scores
 from ovseg.inference.labels import to_dict
 from ovseg.inference.model_files import FORMATS, OUTPUT, ModelFormat, open_model
 from ovseg.inference.predictor import LoadedNetwork, Predictor
@@ -37,6 +38,7 @@ def export_run(
     precision: str = "float32",
     data: Path | None = None,
     notes: Path | None = None,
+    cross_validation: Path | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a run's network, `model.json` and a model card, and compare the network with torch.
@@ -54,6 +56,9 @@ def export_run(
         data: the dataset on whose validation images the file is compared and int8 is calibrated, if
             it is not the one of training. Without it phantoms are compared, and int8 is refused.
         notes: a Markdown file that the model card begins with.
+        cross_validation: folder of a cross-validation of the run's recipe, whose scores out of fold
+            the card has instead of the run's own on test, see
+            `ovseg.inference.export_scores.read_out_of_fold_scores`.
         overwrite: replace an earlier export.
 
     Returns:
@@ -87,7 +92,7 @@ def export_run(
         )
     predictor = Predictor.load(run, "cpu")
     network = predictor.members[0]
-    description = _describe(predictor, member, run, precision)
+    description = _describe(predictor, member, run, precision, cross_validation)
     squares = [place(picture, network.image_size, network.fit) for picture in sample.pictures]
 
     with atomic_dir(output, overwrite, DESCRIPTION_FILE, inputs=(run,)) as folder:
@@ -105,17 +110,22 @@ def export_run(
     return description
 
 
-def _describe(predictor: Predictor, member: Member, run: Path, precision: str) -> dict[str, Any]:
+def _describe(
+    predictor: Predictor, member: Member, run: Path, precision: str, cross_validation: Path | None
+) -> dict[str, Any]:
     """What a program must know to make labels with the network, and where it is from."""
     settings = read_checkpoint(member.path)["hyper_parameters"]
     network = predictor.members[0]
     digest = checkpoint_digest(member.path)
     folder = RunFolder.of(run)
+    postprocessing = to_dict(predictor.postprocessing)
     training = {}
     scores = None
     if folder.path.is_dir():  # a checkpoint that was copied elsewhere has no run
         training = _read_training(folder)
-        scores = _read_scores(folder, digest)
+        scores = read_test_scores(folder, digest)
+    if cross_validation is not None:
+        scores = read_out_of_fold_scores(cross_validation, member, postprocessing)
     return {
         "made_by": f"ovseg {__version__}",
         "checkpoint_sha256": digest,
@@ -132,7 +142,7 @@ def _describe(predictor: Predictor, member: Member, run: Path, precision: str) -
         "image_size": network.image_size,
         "fit": network.fit,
         "categories": ["background", *(predictor.categories or ["lesion"])],
-        "postprocessing": to_dict(predictor.postprocessing),
+        "postprocessing": postprocessing,
         "training": training,
         "scores": scores,
     }
@@ -140,9 +150,9 @@ def _describe(predictor: Predictor, member: Member, run: Path, precision: str) -
 
 def _read_training(run: RunFolder) -> dict[str, Any]:
     """Of the run's record what may leave its machine; empty where there is no record."""
-    record = _read_if_there(run.record)
-    if not record:
+    if not run.record.is_file():
         return {}
+    record = read_json(run.record, dict[str, Any], "ovseg", "Remove it to export without it.")
     return {
         "command": _without_folders(record["command"]),
         "started": record["started"],
@@ -158,22 +168,6 @@ def _without_folders(command: str) -> str:
         option, equals, value = word.rpartition("=")
         words.append(f"{option}{equals}{Path(value).name}" if "/" in value else word)
     return shlex.join(words)
-
-
-def _read_scores(run: RunFolder, digest: str) -> dict[str, Any] | None:
-    """The scores of the run's evaluation on test; None where this checkpoint has none."""
-    summary = _read_if_there(run.evaluation("test") / "summary.json")
-    if summary.get("checkpoint_sha256") != digest:
-        return None
-    return {
-        name: summary[name] for name in ("images", "scores", "failures", "intervals", "leakage")
-    }
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    return read_json(path, dict[str, Any], "ovseg", "Remove it to export without it.")
 
 
 def _refuse_difference(agreement: Agreement, precision: str) -> None:

@@ -36,7 +36,7 @@ def write_card(path: Path, model: Path, description: dict[str, Any], notes: str 
     """
     parts = [
         notes.strip() or NO_NOTES,
-        "## Scores on images that it never saw",
+        "## Scores on new images",
         _describe_scores(description["scores"]),
         "## The file",
         _describe_file(model, description),
@@ -63,10 +63,10 @@ def _describe_scores(found: dict[str, Any] | None) -> str:
     if pooled is not None:
         rows.append(("pooled IoU", f"{pooled:.3f}", "", ""))
 
-    of = f"{found['images']} images of the split test, at their original sizes; intervals resample "
+    of = f"{found['of']}; at their original sizes. Intervals resample "
     of += {"groups": "groups of near-duplicates.", "images": "images."}[found["intervals"]]
     if found["leakage"]:
-        of += " **Near-duplicates of test images were in training.**"
+        of += " **Near-duplicates of these images were in training.**"
     kinds = []
     for row in found["failures"]:
         kinds.append((row["kind"], str(row["images"]), f"{row['share']:.0%}", row["means"]))

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from ovseg.core.configs import (
+    changed_settings,
     find_config,
+    flatten,
     list_configs,
     resolve_configs,
     short_name,
@@ -61,3 +63,15 @@ def test_wheel_has_every_package_and_the_configurations():
     folders = {path.parent for path in list_configs().values()} - {REPOSITORY / "configs"}
     patterns = ["*.yaml", *(f"{folder.name}/*.yaml" for folder in folders)]
     assert sorted(settings["package-data"]["ovseg.configs"]) == sorted(patterns)
+
+
+def test_flat_settings_have_dotted_keys():
+    nested = {"a": {"b": {"c": 1}, "d": [2]}, "e": {}, "f": None}
+    assert flatten(nested) == {"a.b.c": 1, "a.d": [2], "e": {}, "f": None}
+
+
+def test_changed_settings_are_named_with_both_values():
+    earlier = {"data": {"batch_size": 4}, "seed": 1}
+    now = {"data": {"batch_size": 8}, "seed": 1, "new": True}
+    assert changed_settings(earlier, now) == "data.batch_size 4, now 8, new None, now True"
+    assert changed_settings(now, now) == ""

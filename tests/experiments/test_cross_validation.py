@@ -334,6 +334,69 @@ def test_postprocessing_is_chosen_once_for_the_ensemble(tiny, copied_runs, valid
         assert config["evaluate_test"] is False
 
 
+# The card of a network that was trained on all images
+
+
+@pytest.fixture
+def scored(tiny, copied_runs, validate, run_command):
+    """A folder with a cross-validation `a`, scored out of fold, and a run of all images."""
+    assert validate("a", *ONE_EPOCH) == 0
+    assert run_command("evaluate", "--run", "a", "--split", "valid", "--report", "minimal") == 0
+    everything = ("--data.train_on_valid", "true", "--evaluate_test", "false")
+    assert run_command("train", "--config", "tiny.yaml", *ONE_EPOCH, *everything) == 0
+    return tiny
+
+
+@pytest.fixture
+def export_all(run_command):
+    """A function that exports the run of all images with the scores of `a`."""
+
+    def export(*arguments) -> int:
+        run = ("--run", "runs/tiny/version_0", "--format", "safetensors")
+        return run_command("export", *run, "--cross_validation", "a", *arguments)
+
+    return export
+
+
+def test_card_has_the_scores_of_a_cross_validation(scored, export_all):
+    assert export_all() == 0
+    summary = json.loads((scored / "a" / "evaluation_valid" / "summary.json").read_text())
+    export = scored / "runs" / "tiny" / "version_0" / "export"
+    scores = json.loads((export / "model.json").read_text())["scores"]
+    assert scores["scores"] == summary["scores"]
+    card = (export / "README.md").read_text()
+    assert f"| Dice per image | {summary['scores']['dice_original']['mean']:.3f} |" in card
+    assert "17 images, each scored by the one of 3 networks of the same recipe" in card
+    assert "trained on all of them; at their original sizes" in card
+
+
+def test_scores_of_another_recipe_are_refused(scored, export_all, run_command, capsys):
+    config = scored / "runs" / "tiny" / "version_0" / "config.yaml"
+    config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 3"))
+    assert export_all() == 2
+    error = capsys.readouterr().err
+    assert "trained with other settings" in error
+    assert "trainer.max_epochs 1, now 3" in error
+    assert not (scored / "runs" / "tiny" / "version_0" / "export").exists()
+
+
+def test_scores_of_other_networks_and_post_processing_are_refused(scored, export_all, capsys):
+    path = scored / "a" / "evaluation_valid" / "summary.json"
+    summary = json.loads(path.read_text())
+    other = {**summary["postprocessing"], "threshold": 0.3}
+    path.write_text(json.dumps({**summary, "postprocessing": other}))
+    assert export_all() == 2
+    assert "the same post-processing" in capsys.readouterr().err
+    path.write_text(json.dumps({**summary, "checkpoint_sha256": "0" * 64}))
+    assert export_all() == 2
+    assert "is of other networks than those of a. Score again" in capsys.readouterr().err
+    path.unlink()
+    assert export_all() == 2
+    assert "ovseg evaluate --run a --split valid" in capsys.readouterr().err
+    assert export_all("--cross_validation", "runs") == 2
+    assert "Name a folder that ovseg cross_validate wrote" in capsys.readouterr().err
+
+
 # Refusals
 
 
