@@ -123,9 +123,10 @@ def _describe(
     scores = None
     if folder.path.is_dir():  # a checkpoint that was copied elsewhere has no run
         training = _read_training(folder)
-        scores = read_test_scores(folder, digest)
     if cross_validation is not None:
         scores = read_out_of_fold_scores(cross_validation, member, postprocessing)
+    elif folder.path.is_dir():
+        scores = read_test_scores(folder, digest)
     return {
         "made_by": f"ovseg {__version__}",
         "checkpoint_sha256": digest,

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from ovseg.core.checkpoints import Member, checkpoint_digest, read_members
 from ovseg.core.configs import changed_settings, flatten
 from ovseg.core.errors import InputError
@@ -26,6 +28,12 @@ NO_PART_OF_THE_RECIPE = (
     "seed_everything",
     "snapshots",
 )
+
+
+class CrossValidationFile(Struct):
+    """What is read of `cross_validation.json`: the configuration of its trainings."""
+
+    config: dict[str, Any]
 
 
 def read_test_scores(run: RunFolder, digest: str) -> dict[str, Any] | None:
@@ -72,12 +80,12 @@ def read_out_of_fold_scores(
     remedy = "Name a folder that ovseg cross_validate wrote."
     if not path.is_file():
         raise InputError(f"{folder} is no cross-validation: there is no {path}. {remedy}")
-    settings = read_json(path, dict[str, Any], "ovseg cross_validate", remedy)
-    evaluate = f"ovseg evaluate --run {folder} --split valid"
+    settings = read_json(path, CrossValidationFile, "ovseg cross_validate", remedy)
+    command = f"ovseg evaluate --run {folder} --split valid"
     path = RunFolder(folder).evaluation("valid") / "summary.json"
     if not path.is_file():
-        raise InputError(f"{folder} has no scores out of fold yet. Make them: {evaluate}")
-    remedy = f"Score again: {evaluate} --overwrite"
+        raise InputError(f"{folder} has no scores out of fold yet. Make them: {command}")
+    remedy = f"Score again: {command} --overwrite"
     summary = read_json(path, dict[str, Any], "ovseg evaluate", remedy)
     members = read_members(folder)
     digest = checkpoint_digest(*[entry.path for entry in members])
@@ -85,7 +93,8 @@ def read_out_of_fold_scores(
         raise InputError(f"{path} is of other networks than those of {folder}. {remedy}")
 
     config = read_yaml(run.config)
-    assert isinstance(config, dict)
+    if not isinstance(config, dict):
+        raise InputError(f"{run.config} is not the configuration that ovseg train wrote there.")
     changed = changed_settings(_recipe(settings["config"]), _recipe(config))
     if changed:
         raise InputError(

@@ -370,7 +370,7 @@ def test_card_has_the_scores_of_a_cross_validation(scored, export_all):
     assert "trained on all of them; at their original sizes" in card
 
 
-def test_scores_of_another_recipe_are_refused(scored, export_all, run_command, capsys):
+def test_scores_of_another_recipe_are_refused(scored, export_all, capsys):
     config = scored / "runs" / "tiny" / "version_0" / "config.yaml"
     config.write_text(config.read_text().replace("max_epochs: 1", "max_epochs: 3"))
     assert export_all() == 2
@@ -378,6 +378,13 @@ def test_scores_of_another_recipe_are_refused(scored, export_all, run_command, c
     assert "trained with other settings" in error
     assert "trainer.max_epochs 1, now 3" in error
     assert not (scored / "runs" / "tiny" / "version_0" / "export").exists()
+
+    config.write_text("")
+    assert export_all() == 2
+    assert "is not the configuration that ovseg train wrote" in capsys.readouterr().err
+    (scored / "a" / "cross_validation.json").write_text("{}")
+    assert export_all() == 2
+    assert "cross_validation.json" in capsys.readouterr().err
 
 
 def test_scores_of_other_networks_and_post_processing_are_refused(scored, export_all, capsys):
