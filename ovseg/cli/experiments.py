@@ -37,10 +37,13 @@ def cross_validate(
     folder = output or Path("runs/cv") / short_name(path)
     settings = read_configuration(["--config", str(path), *train_arguments])
     print_folds(cross_validation.cross_validate(settings, folds, folder, device))
-    return conclude(
+    text = (
         f"Written to {folder}. The whole report of these scores: ovseg evaluate --run {folder} "
-        f"--split valid. The ensemble of the folds on test: ovseg evaluate --run {folder}"
+        "--split valid"
     )
+    if (Path(settings["data"]["root"]) / "test" / "images").is_dir():
+        text += f". The ensemble of the folds on test: ovseg evaluate --run {folder}"
+    return conclude(text)
 
 
 @long_work

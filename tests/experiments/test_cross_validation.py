@@ -198,6 +198,18 @@ def test_finished_folds_are_not_trained_again(tiny, copied_runs, request, valida
     pd.testing.assert_frame_equal(check_results(tiny / "out"), table)
 
 
+def test_ensemble_on_test_is_offered_where_there_is_a_test_split(
+    tiny, copied_runs, fold_root, validate, capsys
+):
+    assert validate("out", *ONE_EPOCH) == 0
+    assert "The ensemble of the folds on test: ovseg evaluate --run out" in capsys.readouterr().out
+    shutil.copytree(fold_root, tiny / "no_test", ignore=shutil.ignore_patterns("test"))
+    assert validate("all", *ONE_EPOCH, "--data.root", "no_test") == 0
+    output = capsys.readouterr().out
+    assert "ovseg evaluate --run all --split valid" in output
+    assert "on test" not in output
+
+
 def test_fold_with_a_damaged_checkpoint_is_trained_again(
     tiny, copied_runs, request, validate, capsys
 ):
