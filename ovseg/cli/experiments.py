@@ -29,6 +29,7 @@ def cross_validate(
         device: of the scoring: auto (the GPU, if any), cpu, cuda, cuda:1, mps, ...
     """
     quiet_lightning()
+    from ovseg.data.tree import has_images
     from ovseg.experiments import cross_validation
     from ovseg.experiments.out_of_fold import print_folds
     from ovseg.experiments.train import read_configuration
@@ -41,7 +42,7 @@ def cross_validate(
         f"Written to {folder}. The whole report of these scores: ovseg evaluate --run {folder} "
         "--split valid"
     )
-    if (Path(settings["data"]["root"]) / "test" / "images").is_dir():
+    if has_images(settings["data"]["root"], "test"):
         text += f". The ensemble of the folds on test: ovseg evaluate --run {folder}"
     return conclude(text)
 

@@ -38,7 +38,7 @@ from ovseg.data.pairs import Pair, list_images, read_pair, verify_pairs
 from ovseg.data.pictures import read_image
 from ovseg.data.prepare.phantoms import write_phantoms
 from ovseg.data.samplers import TrainSampler, WholeBatchSampler, as_is, empty_batch, init_worker
-from ovseg.data.tree import FOLD_SPLITS, SPLITS, DatasetTree
+from ovseg.data.tree import FOLD_SPLITS, SPLITS, DatasetTree, has_images
 
 # An index of a pair, or with the seed of its augmentation; -1 stands for no pair.
 Key = int | tuple[int, int]
@@ -342,7 +342,7 @@ class OvarianTumorDataModule(LightningDataModule):
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits of the dataset: without `test` where it has no images and needs none."""
-        if self.needs_test or self.tree.has_images("test"):
+        if self.needs_test or has_images(self.root, "test"):
             return SPLITS
         return FOLD_SPLITS
 

@@ -23,6 +23,12 @@ OTHER_NAMES = {
 FOLD_SPLITS = ("train", "valid")  # whose images a fold divides anew
 
 
+def has_images(root: Path, split: str) -> bool:
+    """Whether a dataset's folder of a split holds any picture."""
+    folder = Path(root) / split / "images"
+    return folder.is_dir() and bool(list_pictures(folder))
+
+
 class DatasetTree:
     """Which pairs are trained on, validated with and tested on.
 
@@ -94,11 +100,6 @@ class DatasetTree:
                 pairs = [pair for folder in folders.values() for pair in folder]
                 self._pairs[split] = sorted(pairs, key=lambda pair: natural_key(pair.stem))
         return self._pairs[split]
-
-    def has_images(self, split: str) -> bool:
-        """Whether the folder of a split holds any picture."""
-        folder = self.root / split / "images"
-        return folder.is_dir() and bool(list_pictures(folder))
 
     def describe_left_out(self, split: str) -> list[str]:
         """Lines on files of a split's folders that are not read."""

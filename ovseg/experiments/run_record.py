@@ -24,7 +24,7 @@ from ovseg.core.processes import processor_name
 from ovseg.core.runs import LAST, RunFolder
 from ovseg.core.versions import installed_versions
 from ovseg.data.datamodule import OvarianTumorDataModule
-from ovseg.data.tree import SPLITS
+from ovseg.data.tree import SPLITS, has_images
 from ovseg.training.callbacks.run_folder import run_of
 from ovseg.training.resume import is_finished
 
@@ -73,7 +73,7 @@ def write_record(
     data: OvarianTumorDataModule,
 ) -> None:
     """Write the record of a training, see `RunRecord`, into its folder."""
-    digests = {split: data.digest(split) for split in SPLITS if data.tree.has_images(split)}
+    digests = {split: data.digest(split) for split in SPLITS if has_images(data.root, split)}
     process = psutil.Process()
     record = {
         "command": shlex.join(["ovseg", command, *shorten_configs(arguments)]),
