@@ -1,7 +1,6 @@
 """What commands print, and which of Lightning's messages they leave out."""
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -36,8 +35,6 @@ def quiet_lightning() -> None:
 
     To be called before Lightning is imported.
     """
-    # Lightning itself calls what jsonargparse has deprecated.
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     advertisement = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     advertisement.addFilter(lambda record: "litlogger" not in record.getMessage())
     warnings.filterwarnings("ignore", "The '.*_dataloader' does not have many workers")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ovseg.cli.output import conclude, quiet_lightning
-from ovseg.core.configs import resolve_configs
 from ovseg.core.long_work import continues, end_with_caller, long_work
 from ovseg.core.memory import keep_freed_memory
 
@@ -21,7 +20,7 @@ def train(*arguments: str) -> int:
     keep_freed_memory()
     from ovseg.experiments.train import train_from_command_line
 
-    return train_from_command_line(resolve_configs(arguments))
+    return train_from_command_line(list(arguments))
 
 
 @long_work
@@ -38,7 +37,7 @@ def adapt(*arguments: str) -> int:
     from ovseg.experiments.adapt import AdaptCLI
     from ovseg.experiments.train import train_from_command_line
 
-    return train_from_command_line(resolve_configs(arguments), AdaptCLI)
+    return train_from_command_line(list(arguments), AdaptCLI)
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 import warnings
@@ -20,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from ovseg.adaptation.task import STATE
 from ovseg.core.checkpoints import epochs_done, read_checkpoint
-from ovseg.core.configs import short_name, shorten_configs
+from ovseg.core.configs import resolve_configs, short_name, shorten_configs
 from ovseg.core.errors import InputError
 from ovseg.core.long_work import has_caller
 from ovseg.core.runs import LAST, RunFolder
@@ -407,10 +408,12 @@ def build_cli(kind: type[TrainCLI], arguments: list[str]) -> TrainCLI:
     # Lightning warns if sys.argv holds arguments too. They stay there: the processes of a
     # distributed training are started with them.
     warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+    # Lightning itself calls what jsonargparse has deprecated.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     return kind(
         kind.sections["model"],
         kind.sections["data"],
-        args=arguments,
+        args=resolve_configs(arguments),
         run=False,
         seed_everything_default=42,
         parser_kwargs={

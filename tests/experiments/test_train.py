@@ -605,6 +605,11 @@ def test_whole_configuration_is_read_without_a_run(tiny):
     assert not (tiny / "runs").exists()
 
 
+def test_shipped_configuration_is_read_by_its_name(phantom_root):
+    config = read_configuration(["--config", "unet_small", "--data.root", str(phantom_root)])
+    assert config["data"]["image_size"] == 128
+
+
 CONFIGS = {}
 for name, path in list_configs().items():
     # Those of `adapt` are tested with it.
