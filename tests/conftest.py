@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Processes of pytest-xdist share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 # Tests are many short computations in one process: they give memory back.
 os.environ["OVSEG_KEEP_MEMORY"] = "0"
 # The hub reads it when it is imported; otherwise it retries each refusal for 25 seconds.
