@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib
+import importlib.util
 import io
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -250,6 +252,28 @@ def test_every_configuration_is_described():
     shipped = {f"../configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.yaml")}
 
     assert shipped - linked == set()
+
+
+def test_plain_script_writes_masks_of_the_fold_at_their_size(
+    phantom_root, run_command, tmp_path, monkeypatch
+):
+    folders = ["--images", phantom_root / "train/images", "--masks", phantom_root / "train/masks"]
+    data = tmp_path / "data"
+    fractions = ["--fractions", "0.8,0.2,0", "--folds", "3"]
+    assert run_command("prepare_data", *folders, "--output", data, "--size", "64", *fractions) == 0
+    monkeypatch.setattr("ovseg.models.encoder_weights.load_encoder", lambda *_: None)
+    spec = importlib.util.spec_from_file_location("plain_smp", REPOSITORY / "docs" / "plain_smp.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.WORKERS = 0
+    script.main(data, 1, tmp_path / "masks", 0.001)
+
+    items = json.loads((data / "manifest.json").read_text())["items"]
+    held_out = [item for item in items if item["fold"] == 1]
+    assert {path.stem for path in (tmp_path / "masks").iterdir()} == {i["stem"] for i in held_out}
+    for item in held_out:
+        with Image.open(tmp_path / "masks" / f"{item['stem']}.png") as mask:
+            assert mask.size == (item["width"], item["height"])
 
 
 def test_readme_is_short():
