@@ -406,7 +406,7 @@ def check_evaluable(members: list[Member], split: str, root: Path | None) -> Non
     """
     first = members[0]
     for member in members[1:]:
-        different = _compare_data(first.data, member.data)
+        different = _compare_data(first, member)
         both = f"{first.path} and {member.path}"
         placement = [text for name, text in different.items() if name in PLACEMENT]
         if placement:
@@ -436,19 +436,29 @@ def is_cross_validation(members: list[Member]) -> bool:
         return False
     first = members[0]
     for member in members[1:]:
-        different = set(_compare_data(first.data, member.data)) - {*INDIFFERENT, "fold"}
+        different = set(_compare_data(first, member)) - {*INDIFFERENT, "fold"}
         if different:
             return False
     return True
 
 
-def _compare_data(first: Mapping[str, object], other: Mapping[str, object]) -> dict[str, str]:
+def _compare_data(first: Member, other: Member) -> dict[str, str]:
     """The arguments that differ: name -> `data.NAME VALUE and OTHER VALUE`."""
     different = {}
-    for name in {**first, **other}:
-        value = first.get(name)
-        other_value = other.get(name)
+    for name in {**first.data, **other.data}:
+        value = first.data.get(name)
+        other_value = other.data.get(name)
         # What an older checkpoint does not have was off.
         if (value or None) != (other_value or None):
             different[name] = f"data.{name} {value} and {other_value}"
+    if "root" in different and _have_one_dataset(first, other):
+        del different["root"]
     return different
+
+
+def _have_one_dataset(first: Member, other: Member) -> bool:
+    """Whether two were trained on one folder, which each can name in its own way."""
+    try:
+        return Path(find_dataset(first)).resolve() == Path(find_dataset(other)).resolve()
+    except InputError:  # it is gone
+        return False

@@ -17,6 +17,7 @@ from ovseg.core.checkpoints import (
     find_checkpoint,
     find_checkpoints,
     find_dataset,
+    is_cross_validation,
     read_checkpoint,
     read_member,
     read_members,
@@ -213,6 +214,14 @@ def test_members_that_cannot_be_scored_together_are_refused(data, split, message
     members = [make_member("a"), make_member("b", **data)]
     with pytest.raises(InputError, match=message):
         check_evaluable(members, split, None)
+
+
+def test_one_dataset_can_be_named_in_two_ways(tmp_path, monkeypatch):
+    (tmp_path / "d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    absolute = str(tmp_path / "d")
+    check_evaluable([make_member("a"), make_member("b", root=absolute)], "valid", None)
+    assert is_cross_validation([make_member("a", fold=0), make_member("b", fold=1, root=absolute)])
 
 
 def test_members_of_different_images_are_scored_on_test():
