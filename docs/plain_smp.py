@@ -73,8 +73,9 @@ def main(data: Path, fold: int, output: Path, minutes: float) -> None:
         logits, scores = [], []
         with torch.no_grad():
             for image, mask in DataLoader(held_out, 8, num_workers=WORKERS):
-                logits += list(model(image)[:, 0])
-                pred = torch.stack(logits[-len(mask) :])[:, None] > 0
+                logit = model(image)
+                logits += list(logit[:, 0])
+                pred = logit > 0
                 overlap = (pred * mask).sum((1, 2, 3))
                 scores += (2 * overlap / (pred + mask).sum((1, 2, 3))).tolist()
         score = float(np.mean(scores))

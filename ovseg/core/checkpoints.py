@@ -367,6 +367,14 @@ def find_dataset(member: Member) -> str:
     )
 
 
+def dataset_folder(member: Member) -> Path | None:
+    """The dataset that a checkpoint was trained on, whatever it was called; None if it is gone."""
+    try:
+        return Path(find_dataset(member)).resolve()
+    except InputError:
+        return None
+
+
 def read_members(run: Path) -> list[Member]:
     """The checkpoints of `find_checkpoints`, which must have the same classes.
 
@@ -451,14 +459,8 @@ def _compare_data(first: Member, other: Member) -> dict[str, str]:
         # What an older checkpoint does not have was off.
         if (value or None) != (other_value or None):
             different[name] = f"data.{name} {value} and {other_value}"
-    if "root" in different and _have_one_dataset(first, other):
-        del different["root"]
+    if "root" in different:  # each can name one folder in its own way
+        folder = dataset_folder(first)
+        if folder is not None and folder == dataset_folder(other):
+            del different["root"]
     return different
-
-
-def _have_one_dataset(first: Member, other: Member) -> bool:
-    """Whether two were trained on one folder, which each can name in its own way."""
-    try:
-        return Path(find_dataset(first)).resolve() == Path(find_dataset(other)).resolve()
-    except InputError:  # it is gone
-        return False

@@ -23,7 +23,7 @@ OTHER_NAMES = {
 FOLD_SPLITS = ("train", "valid")  # whose images a fold divides anew
 
 
-def has_images(root: Path, split: str) -> bool:
+def has_images(root: str | Path, split: str) -> bool:
     """Whether a dataset's folder of a split holds any picture."""
     folder = Path(root) / split / "images"
     return folder.is_dir() and bool(list_pictures(folder))

@@ -18,13 +18,13 @@ from ovseg.core.checkpoints import (
     Member,
     check_evaluable,
     checkpoint_digest,
+    dataset_folder,
     find_dataset,
     is_cross_validation,
     read_members,
 )
 from ovseg.core.console import THREADS, one_late, progress_bar
 from ovseg.core.device import choose_device
-from ovseg.core.errors import InputError
 from ovseg.core.registry import check_arguments
 from ovseg.core.runs import RunFolder
 from ovseg.core.versions import installed_versions
@@ -131,7 +131,7 @@ class Evaluation:
         self.split = split
         self.device = choose_device(device)
         self.members = read_members(run)
-        if root and all(_is_own_dataset(root, member) for member in self.members):
+        if root and all(root.resolve() == dataset_folder(member) for member in self.members):
             root = None
         out_of_fold = split == "valid" and root is None and is_cross_validation(self.members)
         if not out_of_fold:
@@ -490,14 +490,6 @@ def _has_trained_images(member: Member, datamodule: OvarianTumorDataModule) -> b
         if datamodule.digest(split) != digest:
             return False
     return True
-
-
-def _is_own_dataset(root: Path, member: Member) -> bool:
-    """Whether a folder is the dataset that a member was trained on."""
-    try:
-        return root.resolve() == Path(find_dataset(member)).resolve()
-    except InputError:  # it is gone
-        return False
 
 
 @dataclass(frozen=True)
