@@ -317,6 +317,9 @@ class TrainCLI(LightningCLI):
             raise KeyboardInterrupt(self._advise_resume()) from None
         except Exception as error:
             self._release_unstarted_run()
+            if self.trainer.received_sigterm:
+                # A scheduler sends it to the loader processes too, whose end is the error here.
+                raise SIGTERMException(self._advise_resume()) from None
             trained = self.trainer.global_step > 0
             data = self.config.data
             explained = explain_failure(

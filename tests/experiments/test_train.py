@@ -409,20 +409,25 @@ def test_diverged_training_is_an_error_and_is_not_evaluated(tiny, train, capsys)
 
 
 @pytest.mark.parametrize(
-    ("sent", "code", "message"),
+    ("workers", "sent", "code", "message"),
     [
-        (signal.SIGTERM, 143, "stopped by SIGTERM"),
-        (signal.SIGINT, 130, "stopped by Ctrl-C"),
+        (0, signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (0, signal.SIGINT, 130, "stopped by Ctrl-C"),
+        # A scheduler and Ctrl-C in a terminal signal the loader processes too.
+        (2, signal.SIGTERM, 143, "stopped by SIGTERM"),
+        (2, signal.SIGINT, 130, "stopped by Ctrl-C"),
     ],
 )
-def test_signal_keeps_a_checkpoint_and_is_no_success(tiny, sent, code, message):
+def test_signal_keeps_a_checkpoint_and_is_no_success(tiny, workers, sent, code, message):
     arguments = ["train", "--config", "tiny.yaml", "--trainer.max_epochs", "1000"]
     arguments += ["--early_stopping.patience", "999", *NO_SCORES]
+    arguments += ["--data.num_workers", str(workers), "--data.cache", "false"]
     process = subprocess.Popen(
         [sys.executable, "-m", "ovseg", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        start_new_session=True,
         # A background job of a shell ignores Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -430,7 +435,7 @@ def test_signal_keeps_a_checkpoint_and_is_no_success(tiny, sent, code, message):
     deadline = time.monotonic() + 120
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(sent)
+    os.killpg(process.pid, sent)
     _, errors = process.communicate(timeout=60)
 
     assert process.returncode == code
