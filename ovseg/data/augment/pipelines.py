@@ -529,6 +529,32 @@ FLIPPING: dict[type, tuple[str, ...]] = {
 }
 BLACK_BORDER = {"border_mode": cv2.BORDER_CONSTANT, "fill": 0, "fill_mask": 0}
 
+
+def _strong() -> list[A.BasicTransform]:
+    return [
+        A.HorizontalFlip(p=0.5),
+        A.Affine(
+            scale=(0.7, 1.4),
+            translate_percent=(-0.12, 0.12),
+            rotate=(-25, 25),
+            shear=(-8, 8),
+            **BLACK_BORDER,
+            p=0.9,
+        ),
+        A.GridDistortion(num_steps=4, distort_limit=0.25, **BLACK_BORDER, p=0.3),
+        A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
+        A.RandomGamma(gamma_limit=(60, 160), p=0.5),
+        A.GaussianBlur(sigma_limit=(0.5, 1.5), p=0.2),
+        GaussianNoise(deviation=(0.01, 0.08), p=0.4),
+        A.CoarseDropout(
+            num_holes_range=(1, 4),
+            hole_height_range=(0.08, 0.2),
+            hole_width_range=(0.08, 0.2),
+            p=0.3,
+        ),
+    ]
+
+
 # Each function makes the steps of a pipeline, in order, or its only step: new ones for every
 # Compose, because a transform holds the random generators of the one Compose that it is in.
 PIPELINES: dict[str, Callable[..., list[A.BasicTransform] | A.BasicTransform]] = {
@@ -556,27 +582,12 @@ PIPELINES: dict[str, Callable[..., list[A.BasicTransform] | A.BasicTransform]] =
         GaussianNoise(deviation=(0.01, 0.05), p=0.3),
     ],
     # For pretrained networks: `standard` over wider ranges, bent tissue, blur, and squares cut out.
-    "strong": lambda: [
-        A.HorizontalFlip(p=0.5),
-        A.Affine(
-            scale=(0.7, 1.4),
-            translate_percent=(-0.12, 0.12),
-            rotate=(-25, 25),
-            shear=(-8, 8),
-            **BLACK_BORDER,
-            p=0.9,
-        ),
-        A.GridDistortion(num_steps=4, distort_limit=0.25, **BLACK_BORDER, p=0.3),
-        A.RandomBrightnessContrast(brightness_limit=0.3, contrast_limit=0.3, p=0.7),
-        A.RandomGamma(gamma_limit=(60, 160), p=0.5),
-        A.GaussianBlur(sigma_limit=(0.5, 1.5), p=0.2),
-        GaussianNoise(deviation=(0.01, 0.08), p=0.4),
-        A.CoarseDropout(
-            num_holes_range=(1, 4),
-            hole_height_range=(0.08, 0.2),
-            hole_width_range=(0.08, 0.2),
-            p=0.3,
-        ),
+    "strong": _strong,
+    # `strong` where a yellow mark says less about the lesion: some are erased, some misplaced.
+    "strong_calipers": lambda: [
+        RemoveCalipers(p=0.3),
+        DrawCalipers(on_lesion=0.3, p=0.3),
+        *_strong(),
     ],
     # What differs between two good pictures of one console: view, gain, speckle, calipers.
     "ultrasound_light": lambda: [

@@ -9,6 +9,7 @@ import pytest
 
 from ovseg.core.errors import InputError
 from ovseg.data.augment import pipelines
+from ovseg.data.augment.calipers import find_calipers
 from ovseg.data.augment.pipelines import PIPELINES, GaussianNoise, augment, build_transform
 from ovseg.data.prepare.phantoms import make_phantom
 
@@ -230,6 +231,21 @@ def test_black_picture_stays_black(transform):
     black = np.zeros((64, 64, 3), np.uint8)
     changed, _ = augment(A.Compose([transform(p=1)]), black, black[..., 0], 1)
     assert not changed.any()
+
+
+def test_strong_calipers_shows_a_picture_with_fewer_marks_and_with_more(marked_phantom):
+    image, mask = marked_phantom
+    transform = build_transform("strong_calipers")
+    transform.transforms = transform.transforms[:2]  # without what moves and colours the picture
+    marks = (find_calipers(image) > 0).sum()
+    counts = []
+    for seed in range(100):
+        changed, _ = augment(transform, image, mask, seed)
+        counts.append((find_calipers(changed) > 0).sum())
+    counts = np.array(counts)
+    assert 0.35 < np.mean(counts == marks) < 0.65  # 0.7 * 0.7 expected
+    assert 0.1 < np.mean(counts == 0) < 0.35  # 0.3 * 0.7
+    assert np.mean(counts > marks) > 0.1
 
 
 @pytest.mark.parametrize("name", ULTRASOUND)
