@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -254,6 +255,31 @@ def test_every_configuration_is_described():
     assert shipped - linked == set()
 
 
+def load_script(name: str) -> ModuleType:
+    """A script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "docs" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_script_of_guided_scores_scores_the_fold(
+    phantom_root, make_run, run_command, tmp_path, capsys
+):
+    folders = ["--images", phantom_root / "train/images", "--masks", phantom_root / "train/masks"]
+    data = tmp_path / "data"
+    fractions = ["--fractions", "0.8,0.2,0", "--folds", "3"]
+    assert run_command("prepare_data", *folders, "--output", data, "--size", "64", *fractions) == 0
+    run = make_run(tmp_path / "run")
+    table = load_script("guided_scores").main(run, data, 1)
+    assert 0 < len(table) < len(json.loads((data / "manifest.json").read_text())["items"])
+    # Ends of the reference tell more than a network that has hardly been trained.
+    assert table["the ellipse of 2 ends alone"].mean() > 0.7
+    assert table["the ellipse of 4 ends alone"].mean() > 0.8
+    assert (table["the network with 4 ends"] > table["the network alone"]).all()
+    assert "the network with 4 ends: Dice 0." in capsys.readouterr().out
+
+
 def test_plain_script_writes_masks_of_the_fold_at_their_size(
     phantom_root, run_command, tmp_path, monkeypatch
 ):
@@ -262,9 +288,7 @@ def test_plain_script_writes_masks_of_the_fold_at_their_size(
     fractions = ["--fractions", "0.8,0.2,0", "--folds", "3"]
     assert run_command("prepare_data", *folders, "--output", data, "--size", "64", *fractions) == 0
     monkeypatch.setattr("ovseg.models.encoder_weights.load_encoder", lambda *_: None)
-    spec = importlib.util.spec_from_file_location("plain_smp", REPOSITORY / "docs" / "plain_smp.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("plain_smp")
     script.WORKERS = 0
     script.main(data, 1, tmp_path / "masks", 0.001)
 

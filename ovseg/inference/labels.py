@@ -154,6 +154,12 @@ class Postprocessing:
             return scaled / (scaled + (1 - safe) ** power)
         return scaled / scaled.sum(0)
 
+    @property
+    def reported_threshold(self) -> float:
+        """The threshold among the probabilities that are reported, see `calibrate`."""
+        raw = np.full((1, 1, 1), self.threshold, np.float32)
+        return float(self.calibrate(raw)[0, 0, 0])
+
     def is_flagged(self, confidence: float) -> bool | None:
         """Whether a picture of this confidence is flagged; None without `flag_confidence`."""
         if self.flag_confidence is None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from ovseg import __version__
 from ovseg.core.checkpoints import checkpoint_digest, read_members
 from ovseg.core.runs import RunFolder
+from ovseg.inference.guided import Ends
 from ovseg.inference.labels import Postprocessing
 from ovseg.inference.predictor import Prediction, Predictor
 from ovseg.serve.decode import Picture
@@ -67,7 +68,8 @@ class Answer(BaseModel):
     )
     flag: bool | None = Field(
         description="Whether a person should look at the mask: its confidence is among those at "
-        "which most failures were found on validation images. Null where the model has none."
+        "which most failures were found on validation images. Null where the model has no such "
+        "confidence, and with `ends`."
     )
     contours: list[list[tuple[int, int]]] = Field(
         description="Outline of each connected part of the lesion: points [column, row] in pixels."
@@ -88,9 +90,13 @@ class Answer(BaseModel):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to answer of a file: its frame, from 1, and which pictures; see `Answer`."""
+    """What to answer of a file: its frame, from 1, and which pictures; see `Answer`.
+
+    `calipers` are across the lesion, see `ovseg.inference.guided.predict_guided`.
+    """
 
     frame: int = 1
+    calipers: tuple[Ends, ...] = ()
     mask: bool = False
     probabilities: bool = False
     picture: bool = False
@@ -119,9 +125,6 @@ def describe_model(source: Path | None, predictor: Predictor) -> ModelDescriptio
 
     postprocessing = predictor.postprocessing
     only_cleanup = replace(postprocessing, flips=(), threshold=0.5, temperature=1.0)
-    # Reported probabilities have the temperature, to which the page compares.
-    raw = np.full((1, 1, 1), postprocessing.threshold, np.float32)
-    threshold = float(postprocessing.calibrate(raw)[0, 0, 0])
     return ModelDescription(
         name=name,
         version=__version__,
@@ -129,7 +132,7 @@ def describe_model(source: Path | None, predictor: Predictor) -> ModelDescriptio
         data=data,
         image_sizes=[member.image_size for member in predictor.members],
         categories=list(predictor.categories),
-        threshold=None if predictor.categories else round(threshold, 6),
+        threshold=None if predictor.categories else round(postprocessing.reported_threshold, 6),
         cleanup=only_cleanup.changes,
     )
 
@@ -177,7 +180,7 @@ def make_answer(
         frames=sent.frames,
         category_areas=category_areas,
         confidence=confidence,
-        flag=postprocessing.is_flagged(confidence),
+        flag=None if wanted.calipers else postprocessing.is_flagged(confidence),
         contours=[contour.tolist() for contour in prediction.contours],
         mask=_encode(prediction.grey) if wanted.mask else None,
         probabilities=_encode(_grey_probs(prediction)) if wanted.probabilities else None,

@@ -18,6 +18,7 @@ from ovseg import __version__
 from ovseg.core.drawing import PALETTE, PRED
 from ovseg.core.pages import render_page
 from ovseg.data.pictures import DICOM_SUFFIXES, FORMATS, SUFFIXES
+from ovseg.inference.guided import Ends
 from ovseg.serve.answer import Answer, ModelDescription, Wanted
 from ovseg.serve.upload import FIELD, Uploads
 from ovseg.serve.worker import Worker
@@ -27,6 +28,16 @@ TEMPLATES = Path(__file__).parent
 # What a client that has gone away would have been answered; no standard has a number for it.
 CLIENT_GONE = 499
 Frame = Annotated[int, Query(ge=1, description="Of a cine (DICOM), from 1.")]
+Asked = Annotated[bool, Query(description="Whether the answer holds it.")]
+EndsText = Annotated[
+    str | None,
+    Query(
+        pattern=r"^\d{1,5}(,\d{1,5}){3}((,\d{1,5}){4})?$",
+        description="Column and row, in pixels, of two opposite points of the lesion's edge, as "
+        "120,80,300,210, or of two pairs of them, the second across the first. The outline is that "
+        "of the structure between them.",
+    ),
+]
 
 
 class Problem(BaseModel):
@@ -44,7 +55,10 @@ class Health(BaseModel):
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "The picture or the form can't be read."},
+    400: {
+        "model": Problem,
+        "description": "The picture or the form can't be read, or the ends don't fit it.",
+    },
     403: {"model": Problem, "description": "The request is from a page of another site."},
     408: {"model": Problem, "description": "The picture arrived too slowly."},
     413: {"model": Problem, "description": "The picture is too large."},
@@ -96,13 +110,14 @@ def build_app(worker: Worker, uploads: Uploads) -> FastAPI:
     async def predict(
         request: Request,
         frame: Frame = 1,
-        mask: bool = False,
-        probabilities: bool = False,
-        picture: bool = False,
+        ends: EndsText = None,
+        mask: Asked = False,
+        probabilities: Asked = False,
+        picture: Asked = False,
     ) -> Response:
         """Outline the lesion in a picture, or in a frame of a cine (DICOM)."""
         worker.check_place()  # before all of it is sent in vain
-        wanted = Wanted(frame, mask, probabilities, picture)
+        wanted = Wanted(frame, _read_calipers(ends), mask, probabilities, picture)
         with uploads.count() as count:
             content = await uploads.read(request, count)
             answer = await worker.answer(content, wanted, request)
@@ -130,6 +145,18 @@ def build_app(worker: Worker, uploads: Uploads) -> FastAPI:
         return docs
 
     return app
+
+
+def _read_calipers(text: str | None) -> tuple[Ends, ...]:
+    """The pairs of points of a text that matches the pattern of `EndsText`."""
+    if text is None:
+        return ()
+    numbers = [int(number) for number in text.split(",")]
+    calipers = []
+    for first in range(0, len(numbers), 4):
+        column, row, other_column, other_row = numbers[first : first + 4]
+        calipers.append(((column, row), (other_column, other_row)))
+    return tuple(calipers)
 
 
 def _page_values(worker: Worker, uploads: Uploads) -> dict[str, object]:

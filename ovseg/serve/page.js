@@ -3,6 +3,7 @@ const element = id => document.getElementById(id);
 const hasCategories = settings.categories.length > 0;
 const canvas = element("canvas");
 let shown = null; // the picture in the viewer
+let cursor = null; // where the keyboard points in it: [column, row]
 
 // Pictures are sent one after the other, in the order in which they were chosen.
 let sending = Promise.resolve();
@@ -20,7 +21,8 @@ async function handle(file, item, batch) {
   item.textContent = `${file.name}: in work ...`;
   tell(`${file.name} is in work.`);
   try {
-    const picture = await read(await ask(file, 1), file, 1);
+    const picture = await read(file, 1, []);
+    picture.isInWork = false;
     const button = document.createElement("button");
     button.type = "button";
     picture.button = button;
@@ -38,22 +40,80 @@ async function handle(file, item, batch) {
   }
 }
 
-// Another frame of a cine takes the place of the one in the viewer.
-function changeFrame(frame) {
-  const picture = shown;
+// Another frame of a cine, or the same one with the lesion's ends marked, takes the place of the one
+// in the viewer.
+function readAgain(picture, frame, ends) {
+  const name = nameFrame(picture.file, frame, picture.answer.frames);
   element("frame").readOnly = true; // disabled, it would lose the focus
+  picture.isInWork = true;
   sending = sending.then(async () => {
-    tell(`Frame ${frame} of ${picture.file.name} is in work.`);
+    tell(`${name} is in work.`);
     try {
-      Object.assign(picture, await read(await ask(picture.file, frame), picture.file, frame));
-      picture.button.textContent = `${picture.name}: ${describeArea(picture.ownMask)}`;
-      tell(`${picture.name} is done: ${describeArea(picture.ownMask)}.`);
+      Object.assign(picture, await read(picture.file, frame, ends));
+      picture.button.textContent = `${name}: ${describeArea(picture.ownMask)}`;
+      tell(`${name} is done: ${describeArea(picture.ownMask)}.`);
     } catch (error) {
-      tell(`Frame ${frame} of ${picture.file.name}: ${error.message}`);
+      picture.clicked = picture.ends;
+      tell(`${name}: ${error.message}`);
     }
     element("frame").readOnly = false;
+    picture.isInWork = false;
     if (shown === picture) show(picture);
   });
+}
+
+function nameFrame(file, frame, frames) {
+  return frames > 1 ? `${file.name}, frame ${frame}` : file.name;
+}
+
+// An end of the lesion, [column, row]; with each second one the model is asked again. There are at
+// most two pairs, then they begin anew.
+function placeEnd(end) {
+  const picture = shown;
+  if (picture.isInWork) return;
+  picture.clicked = picture.clicked.length === 4 ? [end] : [...picture.clicked, end];
+  if (picture.clicked.length % 2 === 0) {
+    readAgain(picture, picture.frame, picture.clicked);
+  } else {
+    tell("One end is marked. Click the opposite one.");
+  }
+  draw();
+}
+
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+function listenForEnds() {
+  canvas.addEventListener("click", event => {
+    const column = Math.floor(event.offsetX * canvas.width / canvas.clientWidth);
+    const row = Math.floor(event.offsetY * canvas.height / canvas.clientHeight);
+    cursor = null; // it is the keyboard's
+    placeEnd(clampToPicture([column, row]));
+  });
+  canvas.addEventListener("keydown", event => {
+    if (event.key === "Enter" && cursor) {
+      placeEnd(cursor);
+    } else if (event.key in STEPS) {
+      event.preventDefault(); // the page would scroll
+      const length = event.shiftKey ? 10 : 1;
+      const [columns, rows] = STEPS[event.key];
+      const [column, row] = cursor ?? [Math.floor(canvas.width / 2), Math.floor(canvas.height / 2)];
+      cursor = clampToPicture([column + length * columns, row + length * rows]);
+      draw();
+    }
+  });
+  canvas.addEventListener("blur", draw); // without the cursor
+  element("clear-ends").addEventListener("click", () => {
+    if (shown.ends.length) {
+      readAgain(shown, shown.frame, []);
+    } else {
+      shown.clicked = [];
+      draw();
+    }
+  });
+}
+
+function clampToPicture([column, row]) {
+  const within = (value, size) => Math.min(Math.max(value, 0), size - 1);
+  return [within(column, canvas.width), within(row, canvas.height)];
 }
 
 function tell(text) {
@@ -61,18 +121,17 @@ function tell(text) {
 }
 
 // The server's answer; an Error with a sentence for the user if there is none.
-async function ask(file, frame) {
+async function ask(file, frame, ends) {
   if (file.size > settings.maxBytes) {
     throw new Error(`It has more than ${settings.maxBytes / 1e6} MB, the most that is taken.`);
   }
   const form = new FormData();
   form.append("file", file, "picture"); // the server needs no name
+  const query = new URLSearchParams({ frame, mask: true, probabilities: true, picture: true });
+  if (ends.length) query.set("ends", ends.join(","));
   let response;
   try {
-    response = await fetch(`predict?frame=${frame}&mask=true&probabilities=true&picture=true`, {
-      method: "POST",
-      body: form,
-    });
+    response = await fetch(`predict?${query}`, { method: "POST", body: form });
   } catch {
     throw new Error("The server does not answer. Was it stopped?");
   }
@@ -84,7 +143,8 @@ async function ask(file, frame) {
 }
 
 // An answer with its pictures decoded: masks and probabilities as one byte a pixel.
-async function read(answer, file, frame) {
+async function read(file, frame, ends) {
+  const answer = await ask(file, frame, ends);
   const mask = await decode(answer.mask);
   const probabilities = await decode(answer.probabilities);
   const ownMask = firstChannel(mask, answer);
@@ -93,7 +153,9 @@ async function read(answer, file, frame) {
     answer,
     file,
     frame,
-    name: answer.frames > 1 ? `${file.name}, frame ${frame}` : file.name,
+    ends, // of the lesion, which the model was shown: none, one pair or two
+    clicked: ends, // as they are drawn; newer while a pair is not whole, or in work
+    name: nameFrame(file, frame, answer.frames),
     ownMask,
     probabilities: firstChannel(probabilities, answer),
     image: await decode(answer.picture),
@@ -117,6 +179,7 @@ function firstChannel(image, { width, height }) {
 }
 
 function show(picture) {
+  if (picture !== shown) cursor = null;
   shown = picture;
   for (const button of document.querySelectorAll("#list button")) {
     button.setAttribute("aria-current", button === picture.button);
@@ -187,12 +250,19 @@ function draw() {
   element("opacity-value").textContent = `${opacity} %`;
   const mask = currentMask(shown);
   paint(canvas, shown, mask, opacity / 100);
+  if (!hasCategories) drawEnds();
   canvas.setAttribute("aria-label", `${shown.name} with the outline: ${describeArea(mask)}`);
   const { area_mm2: area } = shown.answer;
   const isMeasured = area !== null && isOwn(shown);
   element("area").textContent = describeArea(mask) + (isMeasured ? `, ${millimetres(area)}` : "");
   element("alarm").hidden = mask.some(id => id > 0);
   if (!hasCategories) describeThreshold();
+}
+
+function drawEnds() {
+  const pointing = document.activeElement === canvas && cursor ? [cursor] : [];
+  for (const end of [...shown.clicked, ...pointing]) drawCross(canvas, end);
+  element("clear-ends").disabled = shown.clicked.length === 0 || shown.isInWork;
 }
 
 function describeThreshold() {
@@ -205,8 +275,9 @@ function describeThreshold() {
   const cleanup = settings.cleanup.length
     ? `, without the model's clean-up (${settings.cleanup.join(", ")})`
     : "";
+  const help = shown.ends.length ? ", with the ends that you marked" : "";
   element("note").textContent = own
-    ? "This is the model's own mask."
+    ? `This is the model's own mask${help}.`
     : `Not the model's own mask: what is above ${value} in the map of probabilities` +
       `${cleanup}.`;
 }
@@ -263,6 +334,15 @@ function drawOutline(context, mask, width, height) {
   }
 }
 
+function drawCross(target, [column, row]) {
+  const unit = Math.max(target.width, target.height) / 512;
+  const [x, y] = [column + 0.5, row + 0.5]; // the middle of the pixel
+  const context = target.getContext("2d");
+  context.fillStyle = "rgb(255,255,0)";
+  context.fillRect(x - 8 * unit, y - unit, 16 * unit, 2 * unit);
+  context.fillRect(x - unit, y - 8 * unit, 2 * unit, 16 * unit);
+}
+
 // As `ovseg infer` names masks: a DICOM file such as 1.2.840.10 has no suffix.
 function stemOf(name) {
   const suffix = settings.suffixes.find(known => name.toLowerCase().endsWith(known));
@@ -314,7 +394,7 @@ element("frame").addEventListener("change", event => {
   const wanted = field.value === "" ? shown.frame : Math.round(Number(field.value));
   const frame = Math.min(Math.max(wanted, 1), shown.answer.frames);
   field.value = frame;
-  if (frame !== shown.frame) changeFrame(frame);
+  if (frame !== shown.frame) readAgain(shown, frame, []);
 });
 element("threshold").addEventListener("input", event => {
   shown.threshold = Number(event.target.value);
@@ -332,3 +412,4 @@ element("save-overlay").addEventListener("click", () => {
 element("save-probabilities").addEventListener("click", () => {
   savePng(shown.answer.probabilities, "probabilities");
 });
+if (!hasCategories) listenForEnds();

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -13,6 +13,7 @@ from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
 from ovseg.core.errors import InputError
+from ovseg.inference.guided import Ends, predict_guided
 from ovseg.inference.predictor import Prediction, Predictor
 from ovseg.serve.answer import ModelDescription, Wanted, make_answer
 from ovseg.serve.decode import decode_picture
@@ -67,15 +68,15 @@ class Worker:
 
         Args:
             content: of its file.
-            wanted: which frame, and what to answer.
+            wanted: which frame, which ends of the lesion are marked, and what to answer.
             request: whose client waits; when it goes away, its picture is dropped.
 
         Returns:
             An `ovseg.serve.answer.Answer` as JSON.
 
         Raises:
-            HTTPException: 400 for a picture that can't be read, 503 where too many wait, 504 after
-                `ANSWER_SECONDS`.
+            HTTPException: 400 for a picture that can't be read or ends that don't fit it, 503
+                where too many wait, 504 after `ANSWER_SECONDS`.
             ClientDisconnect: the client went away.
         """
         with self._take_place():
@@ -97,9 +98,11 @@ class Worker:
                 picture = await loop.run_in_executor(
                     self._pool, decode_picture, content, wanted.frame
                 )
+                prediction = await loop.run_in_executor(
+                    self._network, self._predict, picture.image, wanted.calipers
+                )
             except InputError as error:
                 raise HTTPException(400, str(error)) from None
-            prediction = await loop.run_in_executor(self._network, self._predict, picture.image)
             return await loop.run_in_executor(
                 self._pool,
                 make_answer,
@@ -110,9 +113,12 @@ class Worker:
                 wanted,
             )
 
-    def _predict(self, image: np.ndarray) -> Prediction:
+    def _predict(self, image: np.ndarray, calipers: Sequence[Ends]) -> Prediction:
         start = time.perf_counter()
-        prediction = self.predictor.predict(image)
+        if calipers:
+            prediction = predict_guided(self.predictor, image, calipers)
+        else:
+            prediction = self.predictor.predict(image)
         self._seconds = time.perf_counter() - start
         return prediction
 

@@ -10,6 +10,7 @@ from PIL import Image
 from pydicom.uid import RLELossless
 
 from dicom_files import compress, encode_dicom, make_dicom, make_region
+from ovseg import predict_guided
 from ovseg.core.checkpoints import checkpoint_digest, find_checkpoints
 from ovseg.data.pictures import FORMATS
 from ovseg.inference.postprocessing import Postprocessing
@@ -76,6 +77,27 @@ def test_answer_is_that_of_the_predictor_at_the_picture_own_size(running, bright
     assert answer["area"] == prediction.labels.sum()
     rounded = np.round(prediction.probs * 255)
     assert np.array_equal(decode_png(answer["probabilities"]), rounded)
+
+
+def test_lesion_is_outlined_between_its_ends(running, bright):
+    image = draw_square()
+    guided = predict_guided(bright, image, [((5, 20), (25, 28))])
+    answer = running.post(encode(image), f"{ALL}&ends=5,20,25,28").json()
+    assert np.array_equal(decode_png(answer["mask"]), guided.labels * 255)
+    assert np.array_equal(decode_png(answer["picture"]), image)
+
+    twice = predict_guided(bright, image, [((5, 20), (25, 28)), ((18, 20), (12, 28))])
+    assert twice.area != guided.area
+    answer = running.post(encode(image), "?ends=5,20,25,28,18,20,12,28").json()
+    assert answer["area"] == twice.area
+
+
+def test_outline_between_ends_is_not_flagged(make_running):
+    postprocessing = Postprocessing(flag_confidence=1.0)  # flags every picture
+    running = make_running(make_predictor(BrightNetwork(), postprocessing=postprocessing))
+    content = encode(draw_square())
+    assert running.post(content).json()["flag"] is True
+    assert running.post(content, "?ends=5,20,25,28").json()["flag"] is None
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "JPEG2000", "PPM", "WEBP"])
@@ -259,6 +281,23 @@ def check_refusal(response, status: int, *parts: str) -> None:
 def test_unreadable_picture(running, content, part):
     check_refusal(running.post(content), 400, "The picture ", part)
     assert running.server.worker.taken == 0
+
+
+def test_end_outside_the_picture(running):
+    response = running.post(encode(draw_square()), "?ends=5,20,32,28")
+    check_refusal(response, 400, "column 32, row 28, which lies outside the picture of 32 x 32")
+
+
+def test_ends_of_categories(make_running, colored):
+    response = make_running(colored).post(encode(draw_square()), "?ends=5,20,25,28")
+    check_refusal(response, 400, "lesion alone")
+
+
+@pytest.mark.parametrize(
+    "ends", ["5,20", "5,20,25,28,3", "5,20,25,28,3,30", "a,b,c,d", "-1,20,25,28"]
+)
+def test_ends_that_are_no_two_points(running, ends):
+    check_refusal(running.post(encode(draw_square()), f"?ends={ends}"), 422, "ends: ")
 
 
 def test_picture_of_too_many_pixels(running, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dicom_files import encode_dicom, make_dicom, make_region
+from ovseg import predict_guided
 from ovseg.data.prepare.phantoms import make_phantom
 from ovseg.inference.predictor import Predictor
 from serving import draw_square, encode, listen
@@ -184,6 +185,83 @@ def test_slider_moves_while_a_frame_is_in_work(browser, cleaned):
         visit.check()
 
 
+def test_lesion_is_outlined_anew_when_its_ends_are_clicked(browser, bright):
+    image = draw_square()
+    guided = predict_guided(bright, image, [((5, 20), (25, 28))])
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(image))
+        clear = visit.page.locator("#clear-ends")
+        assert clear.is_disabled()
+        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        assert visit.text("#status") == "One end is marked. Click the opposite one."
+        visit.page.click("#canvas", position={"x": 25.5, "y": 28.5})
+        area = sync_api.expect(visit.page.locator("#area"))
+        area.to_contain_text(f"{guided.area} pixels")
+        assert visit.text("#note").endswith("with the ends that you marked.")
+        assert np.array_equal(visit.save("mask")[1], guided.labels * 255)
+        _, overlay = visit.save("overlay")
+        assert overlay[20, 5, 2] < overlay[20, 5, 0]  # yellow
+
+        twice = predict_guided(bright, image, [((5, 20), (25, 28)), ((18, 20), (12, 28))])
+        visit.page.click("#canvas", position={"x": 18.5, "y": 20.5})
+        visit.page.click("#canvas", position={"x": 12.5, "y": 28.5})
+        area.to_contain_text(f"{twice.area} pixels")
+        clear.click()
+        area.to_contain_text("30 pixels")
+        assert visit.text("#note") == "This is the model's own mask."
+        assert clear.is_disabled()
+
+        visit.page.click("#canvas", position={"x": 9.5, "y": 9.5})
+        clear.click()  # one end alone asks nobody
+        assert np.array_equal(visit.save("overlay")[1][20:, :, :3], image[20:])
+        visit.check()
+
+
+def test_ends_that_can_not_be_are_a_sentence(browser, bright):
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(draw_square()))
+        for _ in range(2):
+            visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        status = sync_api.expect(visit.page.locator("#status"))
+        status.to_contain_text("scan.png: The two ends of the lesion are the same point")
+        assert visit.text("#area").startswith("30 pixels")
+        assert visit.page.locator("#clear-ends").is_disabled()
+
+
+def test_ends_are_marked_by_keyboard(browser, bright):
+    image = draw_square()
+    guided = predict_guided(bright, image, [((6, 16), (16, 26))])
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(image))
+        visit.move("#canvas", "Shift+ArrowLeft")  # from the middle, column 16
+        visit.move("#canvas", "Enter")
+        visit.move("#canvas", "Shift+ArrowDown")
+        visit.move("#canvas", "ArrowRight", 10)
+        visit.move("#canvas", "Enter")
+        sync_api.expect(visit.page.locator("#area")).to_contain_text(f"{guided.area} pixels")
+        assert np.array_equal(visit.save("mask")[1], guided.labels * 255)
+        visit.check()
+
+
+def test_another_frame_has_no_ends(browser, bright):
+    cine = encode_dicom(make_dicom(np.stack([draw_square(), draw_square()])))
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(**{"cine.dcm": cine})
+        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        visit.page.click("#canvas", position={"x": 25.5, "y": 28.5})
+        clear = sync_api.expect(visit.page.locator("#clear-ends"))
+        clear.to_be_enabled()
+        visit.move("#frame", "ArrowUp")
+        sync_api.expect(visit.page.locator("#name")).to_have_text("cine.dcm, frame 2")
+        assert visit.text("#area").startswith("30 pixels")
+        clear.to_be_disabled()
+        visit.check()
+
+
 def test_names_of_saved_files_lose_known_suffixes_only(browser, bright):
     dicom = encode_dicom(make_dicom(draw_square()))
     names = {
@@ -291,6 +369,7 @@ def test_categories_have_no_threshold(browser, colored):
             "cyst 64 pixels (6.3 % of the picture), teratoma 5 pixels (0.5 % of the picture)"
         )
         assert visit.page.locator("#threshold").is_hidden()
+        assert visit.page.locator("#clear-ends").count() == 0
         _, mask = visit.save("mask")
         assert (mask[0, 0], mask[10, 0], mask[20, 0]) == (1, 2, 0)
         visit.check()

@@ -1,0 +1,92 @@
+"""Scores of outlines between marked ends, on the images that a run has not seen.
+
+    python docs/guided_scores.py RUN DATA FOLD [ERROR]
+
+The ends are those of the reference: its longest diameter, and its width across that. Each is
+displaced at random, by a standard deviation of ERROR times the picture's longer side (0.006). The
+ends that a person marks may lie elsewhere. The result is in docs/recipes.md.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from ovseg import OvarianTumorDataModule, Predictor, predict_guided
+from ovseg.core.console import progress_bar
+from ovseg.core.statistics import mean_interval
+from ovseg.data.boxes import cut
+from ovseg.data.manifest import image_groups
+from ovseg.data.pairs import Pair
+from ovseg.data.pictures import read_image
+from ovseg.inference.guided import Ends, measure_distance
+
+
+def main(run: Path, data: Path, fold: int, error: float = 0.006) -> pd.DataFrame:
+    predictor = Predictor.load(run)
+    pairs = OvarianTumorDataModule(root=str(data), fold=fold).pairs("valid")
+    groups = image_groups(data)
+    rows = []
+    for number, pair in enumerate(progress_bar(pairs, "Predicting", len(pairs))):
+        image, mask = read(pair)
+        if not mask.any():
+            continue
+        length, width = find_ends(mask, error, np.random.default_rng(number))
+        row: dict[str, object] = {"group": groups.get(pair.stem, pair.stem)}
+        row["the network alone"] = dice(predictor.predict(image).labels, mask)
+        for name, calipers in (("2 ends", [length]), ("4 ends", [length, width])):
+            ellipse = measure_distance(calipers, *mask.shape) <= 1
+            row[f"the ellipse of {name} alone"] = dice(ellipse, mask)
+            row[f"the network with {name}"] = dice(
+                predict_guided(predictor, image, calipers).labels, mask
+            )
+        rows.append(row)
+
+    table = pd.DataFrame(rows)
+    for name in table.columns.drop("group"):
+        scores = table[name]
+        low, high = mean_interval(scores.to_numpy(), table["group"].to_numpy()) or (np.nan, np.nan)
+        print(
+            f"{name}: Dice {scores.mean():.3f} ({low:.3f} .. {high:.3f}), median "
+            f"{scores.median():.3f}, {(scores < 0.7).sum()} of {len(scores)} images below 0.7"
+        )
+    return table
+
+
+def read(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Image, RGB uint8 (H, W, 3), and mask, bool (H, W), without the black border."""
+    assert pair.mask_path is not None
+    image = read_image(pair.image_path)
+    mask = read_image(pair.mask_path)[..., 0] > 127
+    if pair.box is None:
+        return image, mask
+    return cut(image, pair.box), cut(mask, pair.box)
+
+
+def find_ends(mask: np.ndarray, error: float, generator: np.random.Generator) -> tuple[Ends, Ends]:
+    """The ends of the largest component's longest diameter, and of its width across that."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    corners = cv2.convexHull(max(contours, key=cv2.contourArea))[:, 0]
+    squares = ((corners[:, None] - corners[None]) ** 2).sum(-1)
+    first, last = np.unravel_index(squares.argmax(), squares.shape)
+    column, row = corners[last] - corners[first]
+    across = corners @ np.array([-row, column])
+    length = corners[[first, last]]
+    width = corners[[across.argmin(), across.argmax()]]
+    height, breadth = mask.shape
+    found = []
+    for ends in (length, width):
+        moved = ends + generator.normal(0, error * max(mask.shape), (2, 2))
+        inside = moved.round().clip(0, [breadth - 1, height - 1]).astype(int)
+        found.append(tuple(tuple(end) for end in inside.tolist()))
+    return found[0], found[1]
+
+
+def dice(pred: np.ndarray, mask: np.ndarray) -> float:
+    return float(2 * np.count_nonzero(pred & mask) / (np.count_nonzero(pred) + mask.sum()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), *map(float, sys.argv[4:]))
