@@ -4,7 +4,7 @@ What a network gets wrong most is which structure is the lesion, see docs/recipe
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,8 +21,42 @@ ASPECT = 0.73
 PULL = 12.0
 FAR = 3.0  # distance beyond which a place is as far as any
 SURE = 1e-4  # no probability of a network counts as nearer to 0 or 1
-# Of a second pair: the least width of the ellipse by its length.
+# What is refused as a slip: ends nearer to each other than this share of the picture's longer side,
+# a second pair that makes the ellipse narrower than this share of its length, and one that leaves
+# an end farther out than this, where the ellipse's edge is 1.
+LEAST_LENGTH = 0.01
 LEAST_ASPECT = 0.1
+FARTHEST_END = 1.6
+
+
+@dataclass(frozen=True)
+class Ellipse:
+    """An ellipse by its two half axes.
+
+    Attributes:
+        middle: column and row, float (2,).
+        lengthwise: unit vector along the length, float (2,).
+        length: half of it, pixels.
+        width: half of the extent across the length, pixels.
+    """
+
+    middle: np.ndarray
+    lengthwise: np.ndarray
+    length: float
+    width: float
+
+    def measure_distance(self, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Distance of points from the middle; it is 1 on the ellipse.
+
+        Args:
+            columns: of the points, float32, of any shape that goes with that of `rows`.
+            rows: of the points, float32.
+        """
+        right = columns - self.middle[0]
+        down = rows - self.middle[1]
+        along = (right * self.lengthwise[0] + down * self.lengthwise[1]) / self.length
+        across = (down * self.lengthwise[0] - right * self.lengthwise[1]) / self.width
+        return np.hypot(along, across)
 
 
 def predict_guided(predictor: Predictor, picture: Picture, calipers: Sequence[Ends]) -> Prediction:
@@ -30,22 +64,22 @@ def predict_guided(predictor: Predictor, picture: Picture, calipers: Sequence[En
 
     The network gets the picture with a yellow caliper between each pair of ends, as sonographers
     leave it. To its logits `PULL` * (1 - r) is added, where r is the distance from the middle of
-    the ellipse through the ends, 1 on its edge.
+    the ellipse of `fit_ellipse`, 1 on its edge. There is one lesion: what the network finds beyond
+    an r of 1.8 is left out, however sure it is.
 
     Args:
         predictor: of lesion alone, without categories.
         picture: see `ovseg.inference.predictor.load_picture`.
         calipers: one or two pairs of opposite points on the lesion's edge, each ((column, row),
-            (column, row)), pixels in the picture. The second pair lies across the first; without it
-            the ellipse is `ASPECT` as wide as long.
+            (column, row)), in pixels of the picture. The second pair crosses the first.
 
     Returns:
-        A prediction whose `probs`, and what is made of them, are the guided ones. Its confidence is
-        not comparable with that of other predictions.
+        A prediction whose `probs`, and what is made of them, are the guided ones. Its confidence
+        trusts the ends, and is not comparable with that of other predictions.
 
     Raises:
         InputError: the picture can't be read, the network is one for categories, or the ends are
-            not two points in the picture, or not across the others.
+            no points in the picture, too near each other, or pairs that don't cross.
     """
     if predictor.categories:
         raise InputError(
@@ -54,10 +88,13 @@ def predict_guided(predictor: Predictor, picture: Picture, calipers: Sequence[En
         )
     image = load_picture(picture)
     height, width = image.shape[:2]
-    _check_calipers(calipers, height, width)
-    distance = measure_distance(calipers, height, width)
+    pairs = _read_pairs(calipers, height, width)
+    ellipse = fit_ellipse(pairs, height, width)
+    columns = np.arange(width, dtype=np.float32)[None]
+    rows = np.arange(height, dtype=np.float32)[:, None]
+    distance = ellipse.measure_distance(columns, rows)
 
-    for ends in calipers:
+    for ends in pairs:
         image = draw_caliper(image, ends, YELLOWS[0])
     alone = predictor.predict(image)
     safe = alone.probs.clip(SURE, 1 - SURE)
@@ -72,56 +109,68 @@ def predict_guided(predictor: Predictor, picture: Picture, calipers: Sequence[En
     return replace(alone, labels=of_reported.labels(probs[None]), probs=probs)
 
 
-def measure_distance(calipers: Sequence[Ends], height: int, width: int) -> np.ndarray:
-    """Distance of each pixel from the middle of the ellipse through the ends; 1 is its edge.
+def fit_ellipse(pairs: Sequence[Ends], height: int, width: int) -> Ellipse:
+    """The ellipse that is as long as the first pair of ends, and between them.
+
+    Across its length it reaches as far as a second pair does; without one it is `ASPECT` as wide
+    as long.
 
     Args:
-        calipers: see `predict_guided`.
+        pairs: one or two, see `predict_guided`.
         height: of the picture, pixels.
         width: of the picture, pixels.
 
-    Returns:
-        float32 (height, width).
-
     Raises:
-        InputError: the ends of a pair are one point, or the second pair lies along the first.
+        InputError: the ends of a pair are too near each other, or the pairs don't cross.
     """
-    first, last = np.array(calipers[0], np.float32)
-    length = float(np.hypot(*(last - first)))
-    if length == 0:
-        raise InputError("The two ends of the lesion are the same point; mark opposite ones.")
-    along = (last - first) / length
-    across = np.array([-along[1], along[0]])
-    middle = (first + last) / 2
-    breadth = ASPECT * length
-    if len(calipers) > 1:
-        one, other = np.array(calipers[1], np.float32) @ across
-        breadth = abs(float(other - one))
-        if breadth < LEAST_ASPECT * length:
-            raise InputError(
-                "The second pair of ends lies along the first. Mark it across, where the lesion is "
-                "wide."
-            )
-        middle = middle + ((one + other) / 2 - middle @ across) * across
+    points = np.array(pairs, np.float32)
+    least = max(2.0, LEAST_LENGTH * max(height, width))
+    lengths = np.hypot(*(points[:, 1] - points[:, 0]).T)
+    if lengths.min() < least:
+        raise InputError(
+            f"Two ends of the lesion are {lengths.min():.0f} pixels from each other, expected at "
+            f"least {least:.0f}. Mark opposite ends."
+        )
+    lengthwise = (points[0, 1] - points[0, 0]) / lengths[0]
+    crosswise = np.array([-lengthwise[1], lengthwise[0]])
+    middle = points[0].mean(0)
+    half = float(lengths[0]) / 2
+    if len(pairs) == 1:
+        return Ellipse(middle, lengthwise, half, ASPECT * half)
 
-    columns = np.arange(width, dtype=np.float32)[None] - middle[0]
-    rows = np.arange(height, dtype=np.float32)[:, None] - middle[1]
-    lengthwise = (columns * along[0] + rows * along[1]) / (length / 2)
-    sideways = (columns * across[0] + rows * across[1]) / (breadth / 2)
-    return np.hypot(lengthwise, sideways)
+    offsets = (points[1] - middle) @ crosswise
+    middle = middle + offsets.mean() * crosswise
+    half_width = float(np.ptp(offsets)) / 2
+    # An ellipse without width would divide by 0.
+    ellipse = Ellipse(middle, lengthwise, half, max(half_width, LEAST_ASPECT * half))
+    farthest = ellipse.measure_distance(points[..., 0], points[..., 1]).max()
+    if half_width < LEAST_ASPECT * half or farthest > FARTHEST_END:
+        raise InputError(
+            "The second pair of ends doesn't cross the first. Mark it across, where the lesion is "
+            "wide; there is one lesion at a time."
+        )
+    return ellipse
 
 
-def _check_calipers(calipers: Sequence[Ends], height: int, width: int) -> None:
-    shapes = {np.shape(ends) for ends in calipers}
-    if shapes != {(2, 2)} or len(calipers) > MOST_CALIPERS:
+def _read_pairs(calipers: Sequence[Ends], height: int, width: int) -> list[Ends]:
+    """The ends as whole numbers."""
+    try:
+        points = np.array(calipers, float)
+    except (TypeError, ValueError):
+        points = np.zeros(0)
+    if points.shape not in ((1, 2, 2), (MOST_CALIPERS, 2, 2)):
         raise InputError(
             f"The ends of a lesion are {calipers}, expected one or two pairs of points: "
             "[((column, row), (column, row))]."
         )
-    for ends in calipers:
-        for column, row in ends:
-            if not (0 <= column < width and 0 <= row < height):
-                raise InputError(
-                    f"An end of the lesion is at column {column}, row {row}, which lies outside "
-                    f"the picture of {width} x {height} pixels."
-                )
+    inside = (points >= 0) & (points <= (width - 1, height - 1))
+    if not inside.all():
+        column, row = points[~inside.all(-1)][0]
+        raise InputError(
+            f"An end of the lesion is at column {column:g}, row {row:g}, which lies outside the "
+            f"picture of {width} x {height} pixels."
+        )
+    pairs = []
+    for (first_column, first_row), (last_column, last_row) in points.round().astype(int).tolist():
+        pairs.append(((first_column, first_row), (last_column, last_row)))
+    return pairs

@@ -64,7 +64,12 @@ class Answer(BaseModel):
     )
     confidence: float = Field(
         description="About the Dice score that the probabilities expect of the mask, 0..1. It is "
-        "not the probability that the mask is right."
+        "not the probability that the mask is right. With `ends` it trusts them, and is not "
+        "comparable."
+    )
+    ends: list[Ends] = Field(
+        description="Pairs of points [column, row] between which the outline was asked for; empty "
+        "without `ends` in the address."
     )
     flag: bool | None = Field(
         description="Whether a person should look at the mask: its confidence is among those at "
@@ -180,6 +185,7 @@ def make_answer(
         frames=sent.frames,
         category_areas=category_areas,
         confidence=confidence,
+        ends=list(wanted.calipers),
         flag=None if wanted.calipers else postprocessing.is_flagged(confidence),
         contours=[contour.tolist() for contour in prediction.contours],
         mask=_encode(prediction.grey) if wanted.mask else None,

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, Field
@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from ovseg import __version__
 from ovseg.core.drawing import PALETTE, PRED
 from ovseg.core.pages import render_page
+from ovseg.core.text import printable
 from ovseg.data.pictures import DICOM_SUFFIXES, FORMATS, SUFFIXES
 from ovseg.inference.guided import Ends
 from ovseg.serve.answer import Answer, ModelDescription, Wanted
@@ -28,14 +29,13 @@ TEMPLATES = Path(__file__).parent
 # What a client that has gone away would have been answered; no standard has a number for it.
 CLIENT_GONE = 499
 Frame = Annotated[int, Query(ge=1, description="Of a cine (DICOM), from 1.")]
-Asked = Annotated[bool, Query(description="Whether the answer holds it.")]
-EndsText = Annotated[
-    str | None,
+Asked = Annotated[bool, Query(description="Whether the answer holds this picture.")]
+EndsTexts = Annotated[
+    list[str],
     Query(
-        pattern=r"^\d{1,5}(,\d{1,5}){3}((,\d{1,5}){4})?$",
-        description="Column and row, in pixels, of two opposite points of the lesion's edge, as "
-        "120,80,300,210, or of two pairs of them, the second across the first. The outline is that "
-        "of the structure between them.",
+        description="Column and row, in pixels of the picture as it is answered, of two opposite "
+        "points of the lesion's edge, as 120,80,300,210: the outline is that of the one lesion "
+        "between them. Given twice, the second pair crosses the first.",
     ),
 ]
 
@@ -110,7 +110,7 @@ def build_app(worker: Worker, uploads: Uploads) -> FastAPI:
     async def predict(
         request: Request,
         frame: Frame = 1,
-        ends: EndsText = None,
+        ends: EndsTexts = [],  # noqa: B006 (nobody changes it)
         mask: Asked = False,
         probabilities: Asked = False,
         picture: Asked = False,
@@ -147,15 +147,18 @@ def build_app(worker: Worker, uploads: Uploads) -> FastAPI:
     return app
 
 
-def _read_calipers(text: str | None) -> tuple[Ends, ...]:
-    """The pairs of points of a text that matches the pattern of `EndsText`."""
-    if text is None:
-        return ()
-    numbers = [int(number) for number in text.split(",")]
+def _read_calipers(texts: list[str]) -> tuple[Ends, ...]:
+    """The pairs of points of the parameter `ends`; HTTPException 422 for what is none."""
     calipers = []
-    for first in range(0, len(numbers), 4):
-        column, row, other_column, other_row = numbers[first : first + 4]
-        calipers.append(((column, row), (other_column, other_row)))
+    for text in texts:
+        if not re.fullmatch(r"\d{1,5}(,\d{1,5}){3}", text, re.ASCII):
+            raise HTTPException(
+                422,
+                f"ends: {printable(text)!r} is no pair of points, expected column,row,column,row "
+                "in whole pixels, such as 120,80,300,210.",
+            )
+        first_column, first_row, last_column, last_row = map(int, text.split(","))
+        calipers.append(((first_column, first_row), (last_column, last_row)))
     return tuple(calipers)
 
 

@@ -23,6 +23,7 @@ async function handle(file, item, batch) {
   try {
     const picture = await read(file, 1, []);
     picture.isInWork = false;
+    picture.problem = ""; // why the last outline that was asked for is not there
     const button = document.createElement("button");
     button.type = "button";
     picture.button = button;
@@ -30,7 +31,7 @@ async function handle(file, item, batch) {
     button.textContent = `${file.name}: ${describeArea(picture.ownMask)}`;
     button.addEventListener("click", () => show(picture));
     item.replaceChildren(button);
-    if (!batch.isShown) show(picture);
+    if (!batch.isShown && !isMarking()) show(picture);
     batch.isShown = true;
     tell(`${file.name} is done: ${describeArea(picture.ownMask)}.`);
   } catch (error) {
@@ -44,8 +45,9 @@ async function handle(file, item, batch) {
 // in the viewer.
 function readAgain(picture, frame, ends) {
   const name = nameFrame(picture.file, frame, picture.answer.frames);
-  element("frame").readOnly = true; // disabled, it would lose the focus
   picture.isInWork = true;
+  picture.problem = "";
+  draw();
   sending = sending.then(async () => {
     tell(`${name} is in work.`);
     try {
@@ -54,9 +56,9 @@ function readAgain(picture, frame, ends) {
       tell(`${name} is done: ${describeArea(picture.ownMask)}.`);
     } catch (error) {
       picture.clicked = picture.ends;
+      picture.problem = error.message;
       tell(`${name}: ${error.message}`);
     }
-    element("frame").readOnly = false;
     picture.isInWork = false;
     if (shown === picture) show(picture);
   });
@@ -66,31 +68,48 @@ function nameFrame(file, frame, frames) {
   return frames > 1 ? `${file.name}, frame ${frame}` : file.name;
 }
 
+// Whether the person is between two clicks, or waits for what they lead to.
+function isMarking() {
+  return shown !== null && (shown.clicked.length % 2 === 1 || shown.isInWork);
+}
+
 // An end of the lesion, [column, row]; with each second one the model is asked again. There are at
 // most two pairs, then they begin anew.
 function placeEnd(end) {
-  const picture = shown;
-  if (picture.isInWork) return;
-  picture.clicked = picture.clicked.length === 4 ? [end] : [...picture.clicked, end];
-  if (picture.clicked.length % 2 === 0) {
-    readAgain(picture, picture.frame, picture.clicked);
-  } else {
-    tell("One end is marked. Click the opposite one.");
+  if (shown.isInWork) return;
+  shown.clicked = shown.clicked.length === 4 ? [end] : [...shown.clicked, end];
+  shown.problem = "";
+  if (shown.clicked.length % 2 === 0) readAgain(shown, shown.frame, shown.clicked);
+  else draw();
+}
+
+// A single end, or all of them.
+function clearEnds() {
+  if (shown.isInWork) return;
+  if (shown.clicked.length % 2 === 1) {
+    shown.clicked = shown.ends;
+    draw();
+  } else if (shown.ends.length) {
+    readAgain(shown, shown.frame, []);
   }
-  draw();
 }
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 function listenForEnds() {
   canvas.addEventListener("click", event => {
+    if (event.detail > 1) return; // the second of a double click
     const column = Math.floor(event.offsetX * canvas.width / canvas.clientWidth);
     const row = Math.floor(event.offsetY * canvas.height / canvas.clientHeight);
     cursor = null; // it is the keyboard's
     placeEnd(clampToPicture([column, row]));
   });
   canvas.addEventListener("keydown", event => {
+    if (event.repeat && event.key === "Enter") return;
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's
     if (event.key === "Enter" && cursor) {
       placeEnd(cursor);
+    } else if (event.key === "Escape") {
+      clearEnds();
     } else if (event.key in STEPS) {
       event.preventDefault(); // the page would scroll
       const length = event.shiftKey ? 10 : 1;
@@ -100,14 +119,11 @@ function listenForEnds() {
       draw();
     }
   });
-  canvas.addEventListener("blur", draw); // without the cursor
+  canvas.addEventListener("focus", draw); // with the cursor
+  canvas.addEventListener("blur", draw);
   element("clear-ends").addEventListener("click", () => {
-    if (shown.ends.length) {
-      readAgain(shown, shown.frame, []);
-    } else {
-      shown.clicked = [];
-      draw();
-    }
+    canvas.focus(); // the button will be disabled, and would lose it
+    clearEnds();
   });
 }
 
@@ -125,10 +141,18 @@ async function ask(file, frame, ends) {
   if (file.size > settings.maxBytes) {
     throw new Error(`It has more than ${settings.maxBytes / 1e6} MB, the most that is taken.`);
   }
+  let content;
+  try {
+    content = new Blob([await file.arrayBuffer()]);
+  } catch {
+    throw new Error("The file can't be read any more. Was it moved or changed?");
+  }
   const form = new FormData();
-  form.append("file", file, "picture"); // the server needs no name
+  form.append("file", content, "picture"); // the server needs no name
   const query = new URLSearchParams({ frame, mask: true, probabilities: true, picture: true });
-  if (ends.length) query.set("ends", ends.join(","));
+  for (let first = 0; first < ends.length; first += 2) {
+    query.append("ends", [ends[first], ends[first + 1]].join(","));
+  }
   let response;
   try {
     response = await fetch(`predict?${query}`, { method: "POST", body: form });
@@ -196,6 +220,7 @@ function show(picture) {
   element("calibration").textContent = describePixel(answer);
   element("size").textContent = `${answer.width} x ${answer.height} pixels`;
   element("confidence").textContent = answer.confidence.toFixed(2);
+  element("confidence-ends").hidden = picture.ends.length === 0;
   element("flag").hidden = answer.flag !== true;
   element("threshold-part").hidden = hasCategories;
   element("threshold").value = picture.threshold;
@@ -246,6 +271,7 @@ function describePixel({ pixel_height_mm: height, pixel_width_mm: width, calibra
 }
 
 function draw() {
+  element("frame").readOnly = shown.isInWork; // disabled, it would lose the focus
   const opacity = Number(element("opacity").value);
   element("opacity-value").textContent = `${opacity} %`;
   const mask = currentMask(shown);
@@ -260,9 +286,19 @@ function draw() {
 }
 
 function drawEnds() {
-  const pointing = document.activeElement === canvas && cursor ? [cursor] : [];
-  for (const end of [...shown.clicked, ...pointing]) drawCross(canvas, end);
+  for (const end of shown.clicked) drawCross(canvas, end, "yellow");
+  const isPointing = document.activeElement === canvas && cursor !== null;
+  if (isPointing) drawCross(canvas, cursor, "white");
   element("clear-ends").disabled = shown.clicked.length === 0 || shown.isInWork;
+  element("ends-status").textContent = describeEnds(isPointing);
+}
+
+function describeEnds(isPointing) {
+  if (shown.isInWork) return "The outline is in work; pictures that were chosen before come first.";
+  if (shown.problem) return shown.problem;
+  const place = isPointing ? `Column ${cursor[0]}, row ${cursor[1]}. ` : "";
+  const isHalf = shown.clicked.length % 2 === 1;
+  return place + (isHalf ? "One end is marked. Click the opposite one." : "");
 }
 
 function describeThreshold() {
@@ -278,7 +314,7 @@ function describeThreshold() {
   const help = shown.ends.length ? ", with the ends that you marked" : "";
   element("note").textContent = own
     ? `This is the model's own mask${help}.`
-    : `Not the model's own mask: what is above ${value} in the map of probabilities` +
+    : `Not the model's own mask: what is above ${value} in the map of probabilities${help}` +
       `${cleanup}.`;
 }
 
@@ -334,11 +370,11 @@ function drawOutline(context, mask, width, height) {
   }
 }
 
-function drawCross(target, [column, row]) {
-  const unit = Math.max(target.width, target.height) / 512;
+function drawCross(target, [column, row], color) {
+  const unit = Math.max(target.width / 512, target.height / 512, 0.5);
   const [x, y] = [column + 0.5, row + 0.5]; // the middle of the pixel
   const context = target.getContext("2d");
-  context.fillStyle = "rgb(255,255,0)";
+  context.fillStyle = color;
   context.fillRect(x - 8 * unit, y - unit, 16 * unit, 2 * unit);
   context.fillRect(x - unit, y - 8 * unit, 2 * unit, 16 * unit);
 }
@@ -353,7 +389,8 @@ function save(content, kind) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(content);
   const frame = shown.answer.frames > 1 ? `_${String(shown.frame).padStart(4, "0")}` : "";
-  link.download = `${stemOf(shown.file.name)}${frame}_${kind}.png`;
+  const help = shown.ends.length ? "_ends" : "";
+  link.download = `${stemOf(shown.file.name)}${frame}${help}_${kind}.png`;
   link.click();
   URL.revokeObjectURL(link.href);
 }

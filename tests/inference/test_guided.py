@@ -7,7 +7,7 @@ from torch import nn
 
 from ovseg import predict_guided
 from ovseg.core.errors import InputError
-from ovseg.inference.guided import measure_distance
+from ovseg.inference.guided import fit_ellipse
 from ovseg.inference.postprocessing import Postprocessing
 from ovseg.inference.predictor import LoadedNetwork, Predictor
 
@@ -28,8 +28,14 @@ def make_predictor(**options) -> Predictor:
     return Predictor([member], **options)
 
 
+def measure_distance(*pairs) -> np.ndarray:
+    """The distance of each pixel of 64 x 64, float32."""
+    rows, columns = np.indices((64, 64), np.float32)
+    return fit_ellipse(pairs, 64, 64).measure_distance(columns, rows)
+
+
 def test_distance_is_0_in_the_middle_and_1_at_the_ends():
-    distance = measure_distance([LEVEL], 64, 64)
+    distance = measure_distance(LEVEL)
     assert (distance.shape, distance.dtype) == ((64, 64), np.float32)
     assert distance[20, 20] == 0
     assert distance[20, [10, 30]] == pytest.approx([1, 1])
@@ -38,7 +44,7 @@ def test_distance_is_0_in_the_middle_and_1_at_the_ends():
 
 
 def test_second_pair_tells_width_and_place():
-    distance = measure_distance([LEVEL, ((18, 12), (23, 32))], 64, 64)
+    distance = measure_distance(LEVEL, ((18, 12), (23, 32)))
     assert distance[22, 20] == pytest.approx(0, abs=1e-6)
     assert distance[[12, 32], 20] == pytest.approx([1, 1])
 
@@ -46,14 +52,14 @@ def test_second_pair_tells_width_and_place():
 def test_distance_does_not_depend_on_the_order_of_ends():
     oblique = ((12, 40), (44, 16))
     across = ((20, 22), (35, 40))
-    forward = measure_distance([oblique, across], 64, 64)
-    backward = measure_distance([oblique[::-1], across[::-1]], 64, 64)
+    forward = measure_distance(oblique, across)
+    backward = measure_distance(oblique[::-1], across[::-1])
     assert np.allclose(forward, backward, atol=1e-5)
 
 
 def test_where_the_network_knows_nothing_the_ellipse_is_the_lesion():
     prediction = predict_guided(make_predictor(), GREY, [LEVEL])
-    inside = measure_distance([LEVEL], 64, 64) < 1
+    inside = measure_distance(LEVEL) < 1
     assert 220 < inside.sum() < 240  # pi * 10 * 7.3 is 229
     assert np.array_equal(prediction.labels, inside)
     assert prediction.probs.dtype == np.float32
@@ -85,8 +91,23 @@ def test_threshold_and_clean_up_are_those_of_the_run():
     image[20, 34:37] = (255, 0, 0)  # beside the ellipse
     prediction = predict_guided(predictor, image, [LEVEL])
     # A logit of -1.386, halved by the temperature, is reached where 12 (r - 1) is 0.693.
-    inside = measure_distance([LEVEL], 64, 64) < 1 + 0.693 / 12
+    inside = measure_distance(LEVEL) < 1 + 0.693 / 12
     assert np.array_equal(prediction.labels, inside)
+
+
+def test_second_pair_may_begin_on_the_first():
+    """The longest diameter of half a disc is its flat side."""
+    distance = measure_distance(LEVEL, ((20, 20), (20, 30)))
+    assert distance[[20, 25, 30], 20] == pytest.approx([1, 0, 1])
+
+
+def test_ends_may_be_fractions_of_unsigned_arrays():
+    exact = predict_guided(make_predictor(), GREY, [((30, 20), (10, 40))])
+    array = np.array([[[30, 20], [10, 40]]], np.uint16)
+    fractions = [((30.2, 19.8), (10.1, 40.4))]
+    for calipers in (array, fractions):
+        prediction = predict_guided(make_predictor(), GREY, calipers)
+        assert np.array_equal(prediction.probs, exact.probs)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +119,14 @@ def test_threshold_and_clean_up_are_those_of_the_run():
         (LEVEL, "expected one or two pairs"),
         ([LEVEL] * 3, "expected one or two pairs"),
         ([((1, 2, 3), (4, 5, 6))], "expected one or two pairs"),
-        ([((7, 8), (7, 8))], "the same point"),
-        ([LEVEL, ((12, 20), (28, 20))], "along the first"),
+        ([((1, 2), (3,))], "expected one or two pairs"),
+        ([((1, 2), None)], "expected one or two pairs"),
+        ([((7, 8), (7, 8))], "are 0 pixels from each other, expected at least 2"),
+        ([((7, 8), (8, 8))], "are 1 pixels from each other"),
+        ([LEVEL, ((12, 20), (12, 20))], "are 0 pixels from each other"),
+        ([LEVEL, ((12, 20), (28, 20))], "doesn't cross the first"),
+        ([LEVEL, ((12, 40), (12, 60))], "doesn't cross the first"),
+        ([LEVEL, ((36, 12), (36, 28))], "doesn't cross the first"),
     ],
 )
 def test_wrong_ends_are_refused(calipers, part):

@@ -194,12 +194,14 @@ def test_lesion_is_outlined_anew_when_its_ends_are_clicked(browser, bright):
         clear = visit.page.locator("#clear-ends")
         assert clear.is_disabled()
         visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
-        assert visit.text("#status") == "One end is marked. Click the opposite one."
+        assert visit.text("#ends-status") == "One end is marked. Click the opposite one."
         visit.page.click("#canvas", position={"x": 25.5, "y": 28.5})
         area = sync_api.expect(visit.page.locator("#area"))
         area.to_contain_text(f"{guided.area} pixels")
         assert visit.text("#note").endswith("with the ends that you marked.")
-        assert np.array_equal(visit.save("mask")[1], guided.labels * 255)
+        name, mask = visit.save("mask")
+        assert name == "scan_ends_mask.png"
+        assert np.array_equal(mask, guided.labels * 255)
         _, overlay = visit.save("overlay")
         assert overlay[20, 5, 2] < overlay[20, 5, 0]  # yellow
 
@@ -224,8 +226,8 @@ def test_ends_that_can_not_be_are_a_sentence(browser, bright):
         visit.choose(scan=encode(draw_square()))
         for _ in range(2):
             visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
-        status = sync_api.expect(visit.page.locator("#status"))
-        status.to_contain_text("scan.png: The two ends of the lesion are the same point")
+        status = sync_api.expect(visit.page.locator("#ends-status"))
+        status.to_contain_text("Two ends of the lesion are 0 pixels from each other")
         assert visit.text("#area").startswith("30 pixels")
         assert visit.page.locator("#clear-ends").is_disabled()
 
@@ -243,6 +245,60 @@ def test_ends_are_marked_by_keyboard(browser, bright):
         visit.move("#canvas", "Enter")
         sync_api.expect(visit.page.locator("#area")).to_contain_text(f"{guided.area} pixels")
         assert np.array_equal(visit.save("mask")[1], guided.labels * 255)
+        visit.check()
+
+
+def test_wrong_third_end_is_taken_back_alone(browser, bright):
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(scan=encode(draw_square()))
+        for x, y in ((5.5, 20.5), (25.5, 28.5)):
+            visit.page.click("#canvas", position={"x": x, "y": y})
+        note = sync_api.expect(visit.page.locator("#note"))
+        note.to_contain_text("with the ends")
+        asked = len(visit.requests)
+        for take_back in ("Escape", "button"):
+            visit.page.click("#canvas", position={"x": 9.5, "y": 9.5})
+            assert visit.text("#ends-status").startswith("One end is marked.")
+            if take_back == "Escape":
+                visit.page.keyboard.press("Escape")
+            else:
+                visit.page.click("#clear-ends")
+            assert visit.text("#ends-status") == ""
+        assert len(visit.requests) == asked
+        note.to_contain_text("with the ends")
+        visit.check()
+
+
+def test_ends_and_frames_wait_for_each_other(browser, bright):
+    cine = encode_dicom(make_dicom(np.stack([draw_square(), draw_square()])))
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(**{"cine.dcm": cine})
+        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        visit.page.click("#canvas", position={"x": 25.5, "y": 28.5})
+        clear = visit.page.locator("#clear-ends")
+        sync_api.expect(clear).to_be_enabled()
+        held: list[sync_api.Route] = []
+        visit.page.route("**/predict?frame=2*", lambda route: held.append(route))
+        with visit.page.expect_request("**/predict?frame=2*"):
+            visit.move("#frame", "ArrowUp")
+        assert clear.is_disabled()
+        assert "in work" in visit.text("#ends-status")
+        visit.page.click("#canvas", position={"x": 9.5, "y": 9.5})  # has no effect
+        held[0].continue_()
+        sync_api.expect(visit.page.locator("#name")).to_have_text("cine.dcm, frame 2")
+        assert visit.text("#ends-status") == ""
+        visit.check()
+
+
+def test_viewer_stays_while_ends_are_marked(browser, bright):
+    with listen(bright) as listening:
+        visit = Visit(browser, listening.url)
+        visit.choose(first=encode(draw_square()))
+        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        visit.choose(second=encode(draw_square()))
+        assert visit.text("#name") == "first.png"
         visit.check()
 
 
