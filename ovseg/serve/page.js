@@ -3,6 +3,7 @@ const element = id => document.getElementById(id);
 const hasCategories = settings.categories.length > 0;
 const canvas = element("canvas");
 let shown = null; // the picture in the viewer
+let painted = null; // a canvas of it with its outline
 let cursor = null; // where the keyboard points in it: [column, row]
 
 // Pictures are sent one after the other, in the order in which they were chosen.
@@ -80,7 +81,7 @@ function placeEnd(end) {
   shown.clicked = shown.clicked.length === 4 ? [end] : [...shown.clicked, end];
   shown.problem = "";
   if (shown.clicked.length % 2 === 0) readAgain(shown, shown.frame, shown.clicked);
-  else draw();
+  else drawEnds();
 }
 
 // A single end, or all of them.
@@ -88,7 +89,7 @@ function clearEnds() {
   if (shown.isInWork) return;
   if (shown.clicked.length % 2 === 1) {
     shown.clicked = shown.ends;
-    draw();
+    drawEnds();
   } else if (shown.ends.length) {
     readAgain(shown, shown.frame, []);
   }
@@ -116,11 +117,11 @@ function listenForEnds() {
       const [columns, rows] = STEPS[event.key];
       const [column, row] = cursor ?? [Math.floor(canvas.width / 2), Math.floor(canvas.height / 2)];
       cursor = clampToPicture([column + length * columns, row + length * rows]);
-      draw();
+      drawEnds();
     }
   });
-  canvas.addEventListener("focus", draw); // with the cursor
-  canvas.addEventListener("blur", draw);
+  canvas.addEventListener("focus", drawEnds); // with the cursor
+  canvas.addEventListener("blur", drawEnds);
   element("clear-ends").addEventListener("click", () => {
     canvas.focus(); // the button will be disabled, and would lose it
     clearEnds();
@@ -275,8 +276,9 @@ function draw() {
   const opacity = Number(element("opacity").value);
   element("opacity-value").textContent = `${opacity} %`;
   const mask = currentMask(shown);
-  paint(canvas, shown, mask, opacity / 100);
-  if (!hasCategories) drawEnds();
+  painted = new OffscreenCanvas(canvas.width, canvas.height);
+  paint(painted, shown, mask, opacity / 100);
+  drawEnds();
   canvas.setAttribute("aria-label", `${shown.name} with the outline: ${describeArea(mask)}`);
   const { area_mm2: area } = shown.answer;
   const isMeasured = area !== null && isOwn(shown);
@@ -285,7 +287,10 @@ function draw() {
   if (!hasCategories) describeThreshold();
 }
 
+// The ends over what is painted already, which takes long for a large picture.
 function drawEnds() {
+  canvas.getContext("2d").drawImage(painted, 0, 0);
+  if (hasCategories) return;
   for (const end of shown.clicked) drawCross(canvas, end, "yellow");
   const isPointing = document.activeElement === canvas && cursor !== null;
   if (isPointing) drawCross(canvas, cursor, "white");
