@@ -71,6 +71,11 @@ class Visit:
         for _ in range(times):
             self.page.keyboard.press(key)
 
+    def mark(self, *ends: tuple[int, int]) -> None:
+        """Click the middle of pixels, (column, row), of a picture that is shown at its own size."""
+        for column, row in ends:
+            self.page.click("#canvas", position={"x": column + 0.5, "y": row + 0.5})
+
     def check(self) -> None:
         """Nothing was asked of another place, nothing failed, and nothing is too wide."""
         inner = ("data:", "blob:", self.url)
@@ -193,9 +198,9 @@ def test_lesion_is_outlined_anew_when_its_ends_are_clicked(browser, bright):
         visit.choose(scan=encode(image))
         clear = visit.page.locator("#clear-ends")
         assert clear.is_disabled()
-        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        visit.mark((5, 20))
         assert visit.text("#ends-status") == "One end is marked. Click the opposite one."
-        visit.page.click("#canvas", position={"x": 25.5, "y": 28.5})
+        visit.mark((25, 28))
         area = sync_api.expect(visit.page.locator("#area"))
         area.to_contain_text(f"{guided.area} pixels")
         assert visit.text("#note").endswith("with the ends that you marked.")
@@ -206,15 +211,14 @@ def test_lesion_is_outlined_anew_when_its_ends_are_clicked(browser, bright):
         assert overlay[20, 5, 2] < overlay[20, 5, 0]  # yellow
 
         twice = predict_guided(bright, image, [((5, 20), (25, 28)), ((18, 20), (12, 28))])
-        visit.page.click("#canvas", position={"x": 18.5, "y": 20.5})
-        visit.page.click("#canvas", position={"x": 12.5, "y": 28.5})
+        visit.mark((18, 20), (12, 28))
         area.to_contain_text(f"{twice.area} pixels")
         clear.click()
         area.to_contain_text("30 pixels")
         assert visit.text("#note") == "This is the model's own mask."
         assert clear.is_disabled()
 
-        visit.page.click("#canvas", position={"x": 9.5, "y": 9.5})
+        visit.mark((9, 9))
         clear.click()  # one end alone asks nobody
         assert np.array_equal(visit.save("overlay")[1][20:, :, :3], image[20:])
         visit.check()
@@ -224,8 +228,7 @@ def test_ends_that_can_not_be_are_a_sentence(browser, bright):
     with listen(bright) as listening:
         visit = Visit(browser, listening.url)
         visit.choose(scan=encode(draw_square()))
-        for _ in range(2):
-            visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        visit.mark((5, 20), (5, 20))
         status = sync_api.expect(visit.page.locator("#ends-status"))
         status.to_contain_text("Two ends of the lesion are 0 pixels from each other")
         assert visit.text("#area").startswith("30 pixels")
@@ -252,13 +255,12 @@ def test_wrong_third_end_is_taken_back_alone(browser, bright):
     with listen(bright) as listening:
         visit = Visit(browser, listening.url)
         visit.choose(scan=encode(draw_square()))
-        for x, y in ((5.5, 20.5), (25.5, 28.5)):
-            visit.page.click("#canvas", position={"x": x, "y": y})
+        visit.mark((5, 20), (25, 28))
         note = sync_api.expect(visit.page.locator("#note"))
         note.to_contain_text("with the ends")
         asked = len(visit.requests)
         for take_back in ("Escape", "button"):
-            visit.page.click("#canvas", position={"x": 9.5, "y": 9.5})
+            visit.mark((9, 9))
             assert visit.text("#ends-status").startswith("One end is marked.")
             if take_back == "Escape":
                 visit.page.keyboard.press("Escape")
@@ -275,8 +277,7 @@ def test_ends_and_frames_wait_for_each_other(browser, bright):
     with listen(bright) as listening:
         visit = Visit(browser, listening.url)
         visit.choose(**{"cine.dcm": cine})
-        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
-        visit.page.click("#canvas", position={"x": 25.5, "y": 28.5})
+        visit.mark((5, 20), (25, 28))
         clear = visit.page.locator("#clear-ends")
         sync_api.expect(clear).to_be_enabled()
         held: list[sync_api.Route] = []
@@ -285,7 +286,7 @@ def test_ends_and_frames_wait_for_each_other(browser, bright):
             visit.move("#frame", "ArrowUp")
         assert clear.is_disabled()
         assert "in work" in visit.text("#ends-status")
-        visit.page.click("#canvas", position={"x": 9.5, "y": 9.5})  # has no effect
+        visit.mark((9, 9))  # has no effect
         held[0].continue_()
         sync_api.expect(visit.page.locator("#name")).to_have_text("cine.dcm, frame 2")
         assert visit.text("#ends-status") == ""
@@ -296,7 +297,7 @@ def test_viewer_stays_while_ends_are_marked(browser, bright):
     with listen(bright) as listening:
         visit = Visit(browser, listening.url)
         visit.choose(first=encode(draw_square()))
-        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
+        visit.mark((5, 20))
         visit.choose(second=encode(draw_square()))
         assert visit.text("#name") == "first.png"
         visit.check()
@@ -307,8 +308,7 @@ def test_another_frame_has_no_ends(browser, bright):
     with listen(bright) as listening:
         visit = Visit(browser, listening.url)
         visit.choose(**{"cine.dcm": cine})
-        visit.page.click("#canvas", position={"x": 5.5, "y": 20.5})
-        visit.page.click("#canvas", position={"x": 25.5, "y": 28.5})
+        visit.mark((5, 20), (25, 28))
         clear = sync_api.expect(visit.page.locator("#clear-ends"))
         clear.to_be_enabled()
         visit.move("#frame", "ArrowUp")
