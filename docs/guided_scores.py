@@ -21,8 +21,10 @@ from ovseg.core.errors import InputError
 from ovseg.core.statistics import mean_interval
 from ovseg.data.boxes import cut
 from ovseg.data.manifest import image_groups
+from ovseg.data.masks import read_mask
 from ovseg.data.pairs import Pair
 from ovseg.data.pictures import read_image
+from ovseg.inference.agreement import dice_between
 from ovseg.inference.guided import Ends, fit_ellipse
 
 DRAWS = 20  # of the ends of an image
@@ -40,11 +42,12 @@ def main(run: Path, data: Path, fold: int, error: float = 0.006) -> pd.DataFrame
             print(f"{pair.stem} has no lesion, or one too small for ends.")
             continue
         row: dict[str, object] = {"group": groups.get(pair.stem, pair.stem)}
-        row["the network alone"] = dice(predictor.predict(image).labels, mask)
+        row["the network alone"] = dice_between(predictor.predict(image).labels > 0, mask)
         for name, calipers in (("2 ends", ends[:1]), ("4 ends", ends)):
             guided = predict_guided(predictor, image, calipers)
-            row[f"the ellipse of {name} alone"] = dice(fill_ellipse(calipers, mask.shape), mask)
-            row[f"the network with {name}"] = dice(guided.labels, mask)
+            ellipse = fill_ellipse(calipers, mask.shape)
+            row[f"the ellipse of {name} alone"] = dice_between(ellipse, mask)
+            row[f"the network with {name}"] = dice_between(guided.labels > 0, mask)
         found.append(row)
 
     table = pd.DataFrame(found)
@@ -62,7 +65,7 @@ def read(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
     """Image, RGB uint8 (H, W, 3), and mask, bool (H, W), without the black border."""
     assert pair.mask_path is not None
     image = read_image(pair.image_path)
-    mask = read_image(pair.mask_path)[..., 0] > 127
+    mask = read_mask(pair.mask_path) > 0
     if pair.box is None:
         return image, mask
     return cut(image, pair.box), cut(mask, pair.box)
@@ -96,10 +99,6 @@ def fill_ellipse(pairs: list[Ends], shape: tuple[int, ...]) -> np.ndarray:
     height, width = shape
     rows, columns = np.indices(shape, np.float32)
     return fit_ellipse(pairs, height, width).measure_distance(columns, rows) <= 1
-
-
-def dice(pred: np.ndarray, mask: np.ndarray) -> float:
-    return float(2 * np.count_nonzero(pred & mask) / (np.count_nonzero(pred) + mask.sum()))
 
 
 if __name__ == "__main__":

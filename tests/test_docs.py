@@ -263,16 +263,20 @@ def load_script(name: str) -> ModuleType:
     return script
 
 
-def test_script_of_guided_scores_scores_the_fold(
-    phantom_root, make_run, run_command, tmp_path, capsys
-):
+@pytest.fixture
+def fold_data(phantom_root, run_command, tmp_path) -> Path:
+    """A dataset of three folds without test images."""
     folders = ["--images", phantom_root / "train/images", "--masks", phantom_root / "train/masks"]
     data = tmp_path / "data"
     fractions = ["--fractions", "0.8,0.2,0", "--folds", "3"]
     assert run_command("prepare_data", *folders, "--output", data, "--size", "64", *fractions) == 0
+    return data
+
+
+def test_script_of_guided_scores_scores_the_fold(fold_data, make_run, tmp_path, capsys):
     run = make_run(tmp_path / "run")
-    table = load_script("guided_scores").main(run, data, 1)
-    assert 0 < len(table) < len(json.loads((data / "manifest.json").read_text())["items"])
+    table = load_script("guided_scores").main(run, fold_data, 1)
+    assert 0 < len(table) < len(json.loads((fold_data / "manifest.json").read_text())["items"])
     # Ends of the reference tell more than a network that has hardly been trained.
     assert table["the ellipse of 2 ends alone"].mean() > 0.7
     assert table["the ellipse of 4 ends alone"].mean() > 0.8
@@ -280,19 +284,13 @@ def test_script_of_guided_scores_scores_the_fold(
     assert "the network with 4 ends: Dice 0." in capsys.readouterr().out
 
 
-def test_plain_script_writes_masks_of_the_fold_at_their_size(
-    phantom_root, run_command, tmp_path, monkeypatch
-):
-    folders = ["--images", phantom_root / "train/images", "--masks", phantom_root / "train/masks"]
-    data = tmp_path / "data"
-    fractions = ["--fractions", "0.8,0.2,0", "--folds", "3"]
-    assert run_command("prepare_data", *folders, "--output", data, "--size", "64", *fractions) == 0
+def test_plain_script_writes_masks_of_the_fold_at_their_size(fold_data, tmp_path, monkeypatch):
     monkeypatch.setattr("ovseg.models.encoder_weights.load_encoder", lambda *_: None)
     script = load_script("plain_smp")
     script.WORKERS = 0
-    script.main(data, 1, tmp_path / "masks", 0.001)
+    script.main(fold_data, 1, tmp_path / "masks", 0.001)
 
-    items = json.loads((data / "manifest.json").read_text())["items"]
+    items = json.loads((fold_data / "manifest.json").read_text())["items"]
     held_out = [item for item in items if item["fold"] == 1]
     assert {path.stem for path in (tmp_path / "masks").iterdir()} == {i["stem"] for i in held_out}
     for item in held_out:
